@@ -76,6 +76,8 @@ if [ "$(id -u)" = 0 ] && [ $# = 0 ]; then
         cargo test -p fuse-tests --locked --no-run --message-format json 2>/dev/null |
             sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' >"$dir/list"
         while read -r binary; do
+            # It reads the sources, which may lie where this user cannot look.
+            case ${binary##*/} in tidy-*) continue ;; esac
             cp "$binary" "$dir/bin/"
             printf 'suites: as an ordinary user: %s\n' "${binary##*/}"
             (cd "$dir/data" && setpriv --reuid "$user" --regid "$user" --init-groups -- \
