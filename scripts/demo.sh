@@ -174,8 +174,9 @@ mount_union() {
     mountpoint -q merged || fail "lamina ended with status 0, but nothing is mounted"
 }
 
+# Unmounts by the command given, and waits for the server to end.
 unmount_union() {
-    umount merged
+    "$@"
     local i
     for ((i = 0; i < 100; i++)); do
         [ -n "$(server_pids)" ] || return 0
@@ -309,10 +310,10 @@ read_and_change() {
 
     sync -f merged/new
     manifest merged >union-live
-    unmount_union
+    unmount_union umount merged
     mount_union
     manifest merged >union-after
-    unmount_union
+    unmount_union ./lamina unmount merged
     trap - EXIT
     without_link_counts union-live >live
     without_link_counts union-after >after
