@@ -124,7 +124,7 @@ mod tests {
     fn mount(line: &str) -> Arguments {
         match request(line).unwrap() {
             Request::Mount(arguments) => arguments,
-            other => panic!("{other:?}"),
+            other @ (Request::Help | Request::Version) => panic!("{other:?}"),
         }
     }
 
@@ -192,7 +192,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_line_panics(words in proptest::collection::vec("(-|--|f|o|d|h|V|=|/m){0,5}", 0..6)) {
-            let _ = parse(words.into_iter().map(OsString::from));
+            drop(parse(words.into_iter().map(OsString::from)));
         }
     }
 }

@@ -197,8 +197,10 @@ fn serve(spec: &MountSpec, inherited: Inherited, parent: Option<UnixStream>) -> 
         threads: options.threads.unwrap_or_else(usual_threads),
         posix_acl: options.posix_acl,
         allow_other,
+        volatile: options.volatile,
     };
-    let served = fuse::serve(device, Arc::clone(&union), &serve_options);
+    let on_ready = || info!("{}: serving", show_path(mounted.path()));
+    let served = fuse::serve(device, Arc::clone(&union), &serve_options, on_ready);
     // A server that gives up leaves no mount that nobody answers for.
     if let Err(error) = mounted.unmount(true) {
         warn!("{error}");
