@@ -206,9 +206,10 @@ impl Union {
             let dir = lock::directory(&parent)?;
             let mut names = dir.names.write();
             let mut links = links.lock();
-            let at = links.pending.iter().position(|(known, pending)| {
-                Arc::ptr_eq(known, &parent) && *pending == name
-            });
+            let at = links
+                .pending
+                .iter()
+                .position(|(known, pending)| Arc::ptr_eq(known, &parent) && *pending == name);
             // Linked, renamed or removed by another thread meanwhile.
             let Some(at) = at else { continue };
             let to = dir.upper.get().ok_or(Errno::STALE)?;
@@ -216,7 +217,8 @@ impl Union {
             let anchor = Work::anchor(node.ino);
             let from = At::new(work.as_fd(), &anchor);
             to.call("linkat", &name, |to| sys::name::link(from, to))?;
-            let stat = upper.work.dir.call("statx", &anchor, |at| sys::stat::at(at.dir, at.name))?;
+            let stat =
+                upper.work.dir.call("statx", &anchor, |at| sys::stat::at(at.dir, at.name))?;
             if let Some(listing) = &mut names.listing {
                 listing.copied_up(&name, (sys::stat::device(&stat), stat.stx_ino));
             }
@@ -276,7 +278,7 @@ impl Union {
             listing.copied_up(&name, (sys::stat::device(&made), made.stx_ino));
         }
         // Held back until the directory is there: set once, under Node::copy.
-        let _ = dir.upper.set(to.child(&name, &made));
+        drop(dir.upper.set(to.child(&name, &made)));
         node.place.write().layer = UPPER;
         Ok(())
     }
@@ -333,15 +335,12 @@ fn copy_xattrs(from: Target<'_>, to: Target<'_>) -> Result<()> {
             // The upper has no such xattrs; an ACL without which access would change is no
             // such case, nor is a capability.
             Err(Errno::OPNOTSUPP)
-                if !name.starts_with(b"system.posix_acl_")
-                    && name != b"security.capability" =>
+                if !name.starts_with(b"system.posix_acl_") && name != b"security.capability" =>
             {
                 tracing::debug!("copy-up leaves out {}", String::from_utf8_lossy(name));
             }
             // Labels and the like that only a privileged process may set.
-            Err(Errno::PERM)
-                if name.starts_with(b"security.") || name.starts_with(b"trusted.") =>
-            {
+            Err(Errno::PERM) if name.starts_with(b"security.") || name.starts_with(b"trusted.") => {
                 tracing::debug!("copy-up may not set {}", String::from_utf8_lossy(name));
             }
             Err(errno) => {
@@ -378,9 +377,10 @@ impl Copy<'_> {
     fn keep_as_anchor(&self, upper: &Upper, name: &[u8]) -> Result<(u64, u64)> {
         match self {
             Self::File(staged) => staged.link(&upper.work, name)?,
-            Self::Special(temp) => upper.work.dir.call("linkat", name, |to| {
-                sys::name::link(At::new(to.dir, &temp.name), to)
-            })?,
+            Self::Special(temp) => upper
+                .work
+                .dir
+                .call("linkat", name, |to| sys::name::link(At::new(to.dir, &temp.name), to))?,
         }
         let stat = self.stat(upper)?;
         Ok((sys::stat::device(&stat), stat.stx_ino))
@@ -395,4 +395,3 @@ impl Copy<'_> {
         Ok(Arc::new(handle))
     }
 }
-

@@ -113,7 +113,7 @@ impl Union {
     /// # Errors
     /// `ENOTTY` for other objects and where the filesystem has no flags.
     pub fn get_flags(&self, node: NodeId) -> Result<u32> {
-        self.with_flags(node, false, |fd| inode_flags::get(fd))
+        self.with_flags(node, false, inode_flags::get)
     }
 
     /// `FS_IOC_SETFLAGS`; a lower object is copied up first.
@@ -129,7 +129,7 @@ impl Union {
     /// # Errors
     /// As [`Union::get_flags`].
     pub fn get_fsxattr(&self, node: NodeId) -> Result<[u8; 28]> {
-        self.with_flags(node, false, |fd| inode_flags::get_fsxattr(fd))
+        self.with_flags(node, false, inode_flags::get_fsxattr)
     }
 
     /// `FS_IOC_FSSETXATTR`; a lower object is copied up first.
