@@ -19,7 +19,7 @@ use super::publish::Temp;
 use super::readdir::{Child, Names};
 use super::resolve::Fact;
 use super::{Union, Upper, lock};
-use crate::error::{Context, Errno, Error, Result};
+use crate::error::{Context, Errno, Result};
 use crate::layer::{self, UPPER};
 use crate::marks;
 use crate::sys;
