@@ -19,7 +19,7 @@ use super::node::Node;
 use super::publish::{Staged, Temp, Work};
 use super::{Leaf, Union, Upper, lock};
 use crate::error::{Context, Errno, Error, Result};
-use crate::layer::UPPER;
+use crate::layer::{self, UPPER};
 use crate::marks;
 use crate::sys;
 use crate::sys::name::At;
@@ -154,14 +154,14 @@ impl Union {
         };
         let to = dir.upper.get().ok_or(Errno::STALE)?;
         self.numbers.keep(object.0, object.1, node.ino);
-        let published = match copy {
+        let published = unnoticed(to, || match copy {
             Copy::File(staged) => {
                 upper.work.publish_file(staged, to, &name, false).map(|file| Some(Data::new(file)))
             }
             Copy::Special(temp) => {
                 upper.work.publish(temp, to, &name, RenameFlags::empty()).map(|()| None)
             }
-        };
+        });
         let data = published.inspect_err(|_| self.numbers.drop_kept(object.0, object.1))?;
         if let Some(listing) = &mut names.listing {
             listing.copied_up(&name, object);
@@ -216,7 +216,7 @@ impl Union {
             let work = upper.work.dir.handle()?;
             let anchor = Work::anchor(node.ino);
             let from = At::new(work.as_fd(), &anchor);
-            to.call("linkat", &name, |to| sys::name::link(from, to))?;
+            unnoticed(to, || to.call("linkat", &name, |to| sys::name::link(from, to)))?;
             let stat =
                 upper.work.dir.call("statx", &anchor, |at| sys::stat::at(at.dir, at.name))?;
             if let Some(listing) = &mut names.listing {
@@ -273,7 +273,7 @@ impl Union {
         };
         let to = above.upper.get().ok_or(Errno::STALE)?;
         let made = temp.call("statx", |at| sys::stat::at(at.dir, at.name))?;
-        upper.work.publish(temp, to, &name, RenameFlags::empty())?;
+        unnoticed(to, || upper.work.publish(temp, to, &name, RenameFlags::empty()))?;
         if let Some(listing) = &mut names.listing {
             listing.copied_up(&name, (sys::stat::device(&made), made.stx_ino));
         }
@@ -350,6 +350,19 @@ fn copy_xattrs(from: Target<'_>, to: Target<'_>) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Publishes a copy in `dir` without changing the times of `dir`: nobody changed that directory.
+///
+/// Like the kernel's, best effort: the copy is published whether or not the times can be restored.
+fn unnoticed<T>(dir: &layer::Dir, publish: impl FnOnce() -> Result<T>) -> Result<T> {
+    let before = dir.stat()?;
+    let published = publish()?;
+    let times = times_of(&before);
+    if let Err(error) = dir.with("utimensat", |dir| sys::name::set_times_handle(dir, &times)) {
+        tracing::debug!("times of a directory not restored after a copy-up: {error}");
+    }
+    Ok(published)
 }
 
 /// NFS shows its own ACLs as an xattr, which no other filesystem takes.
