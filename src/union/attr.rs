@@ -215,7 +215,8 @@ impl Union {
     /// Completes what statx(2) says of the object of `node`.
     pub(super) fn attr_from(&self, node: &Node, stat: &Statx) -> Attr {
         let nlink = match (&node.dir, node.links.get()) {
-            (Some(dir), _) if dir.is_merged() && !node.place.read().gone => 1,
+            _ if node.place.read().gone => 0,
+            (Some(dir), _) if dir.is_merged() => 1,
             (None, Some(links)) => links.lock().count,
             _ => stat.stx_nlink,
         };

@@ -191,10 +191,12 @@ impl Union {
     ) -> Result<bool> {
         if names.listing.is_some() || dir.is_merged() {
             let listing = self.load(dir, names)?;
-            if listing.find(name).is_some() {
-                return Err(Errno::EXIST.into());
-            }
-            return Ok(listing.has_whiteout(name));
+            let Some(child) = listing.find(name) else { return Ok(listing.has_whiteout(name)) };
+            // An xattr whiteout in a directory that is not marked is listed, but hides.
+            return match self.find_child(dir, child)? {
+                Some(_) => Err(Errno::EXIST.into()),
+                None => Ok(child.top == UPPER),
+            };
         }
         match to.find(name)? {
             None => Ok(false),

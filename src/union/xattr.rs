@@ -68,12 +68,12 @@ impl Union {
     /// `EROFS` without an upper; `ENODATA`; those of the copy-up and of removexattr(2).
     pub fn removexattr(&self, node: NodeId, name: &[u8]) -> Result<()> {
         self.writable()?;
-        if self.getxattr(node, name)?.is_none() {
-            // To remove an ACL means to have none afterwards.
-            let is_acl = name.starts_with(b"system.posix_acl_");
-            return if is_acl { Ok(()) } else { Err(Errno::NODATA.into()) };
-        }
+        let id = node;
         let node = self.node(node)?;
+        // Nothing to remove is no reason to copy up.
+        if !node.is_upper() && self.getxattr(id, name)?.is_none() {
+            return Err(Errno::NODATA.into());
+        }
         let stored = marks::stored_name(name).ok_or(Errno::NODATA)?;
         self.change_xattrs(&node, "removexattr", |target| xattr::remove(target, &stored))
     }
