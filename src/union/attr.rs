@@ -272,6 +272,20 @@ impl Union {
         sys::data::truncate(data.file.as_fd(), size).at("ftruncate", || "a file in upper")
     }
 
+    /// Clears setuid and setgid of a file that somebody unprivileged is about to change.
+    ///
+    /// # Errors
+    /// `EROFS` without an upper; those of the copy-up and of chmod(2).
+    pub fn drop_privileges(&self, node: NodeId) -> Result<()> {
+        let node = self.node(node)?;
+        if node.unprivileged.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        self.copy_up(&node, Extent::All)?;
+        let data = self.writable_data(&node)?;
+        self.kill_privileges(&node, &data)
+    }
+
     /// Clears what a write by somebody unprivileged must clear: setuid, and setgid of a program.
     pub(super) fn kill_privileges(&self, node: &Node, data: &super::file::Data) -> Result<()> {
         if node.unprivileged.load(Ordering::Relaxed) {
