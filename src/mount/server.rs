@@ -88,11 +88,13 @@ pub fn start(spec: &MountSpec, inherited: Inherited) -> std::result::Result<(), 
 /// Is the daemon; returns its exit code.
 fn run_child(spec: &MountSpec, inherited: Inherited, socket: UnixStream) -> i32 {
     let Ok(told) = socket.try_clone() else { return 1 };
-    let result = leave_caller().and_then(|()| serve(spec, inherited, Some(socket)));
+    let result = leave_caller().and_then(|()| {
+        // What fails before, on the caller's stderr, is said by the parent alone.
+        serve(spec, inherited, Some(socket)).inspect_err(|failure| error!("{failure}"))
+    });
     match result {
         Ok(()) => 0,
         Err(failure) => {
-            error!("{failure}");
             let mut message = vec![FAILED];
             message.extend_from_slice(failure.to_string().as_bytes());
             // Nobody listens any more once the mount has been accepted.
@@ -106,7 +108,7 @@ fn run_child(spec: &MountSpec, inherited: Inherited, socket: UnixStream) -> i32 
 fn leave_caller() -> Result<()> {
     setsid().at("setsid", || "server")?;
     let null = openat(CWD, "/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
-        .at("open", || "/dev/null")?;
+        .map_err(|errno| refuse("/dev/null", "open", errno, "create it, or use -f"))?;
     rustix::stdio::dup2_stdin(&null).at("dup2", || "stdin")?;
     rustix::stdio::dup2_stdout(&null).at("dup2", || "stdout")?;
     rustix::stdio::dup2_stderr(&null).at("dup2", || "stderr")
@@ -188,6 +190,7 @@ fn serve(spec: &MountSpec, inherited: Inherited, parent: Option<UnixStream>) -> 
     let union = Arc::new(Union::open(config)?);
     let NewMount { device, mounted, allow_other } = fuse_mount::mount(device, &merged.path, spec)?;
     let mounted = Arc::new(mounted);
+    let guard = UnmountGuard(Some(Arc::clone(&mounted)));
     end_on_signal(signals, Arc::clone(&mounted))?;
     if let Some(parent) = parent {
         report(parent, Arc::clone(&mounted))?;
@@ -201,9 +204,9 @@ fn serve(spec: &MountSpec, inherited: Inherited, parent: Option<UnixStream>) -> 
     };
     let on_ready = || info!("{}: serving", show_path(mounted.path()));
     let served = fuse::serve(device, Arc::clone(&union), &serve_options, on_ready);
-    // A server that gives up leaves no mount that nobody answers for.
-    if let Err(error) = mounted.unmount(true) {
-        warn!("{error}");
+    match &served {
+        Ok(()) => guard.disarm(),
+        Err(_) => drop(guard),
     }
     // From here on another server may have the upper; syncing it harms nobody.
     drop(locks);
@@ -213,6 +216,31 @@ fn serve(spec: &MountSpec, inherited: Inherited, parent: Option<UnixStream>) -> 
     info!("{}: ended", show_path(mounted.path()));
     drop(merged);
     served
+}
+
+/// Unmounts when dropped: neither an error nor a panic leaves a mount that nobody answers for.
+#[derive(Debug)]
+struct UnmountGuard(Option<Arc<Mounted>>);
+
+impl UnmountGuard {
+    /// Ends the guard after the kernel said that the mount is gone.
+    fn disarm(mut self) {
+        if let Some(mounted) = self.0.take()
+            && let Err(error) = mounted.remove_if_dead()
+        {
+            warn!("{error}");
+        }
+    }
+}
+
+impl Drop for UnmountGuard {
+    fn drop(&mut self) {
+        if let Some(mounted) = &self.0
+            && let Err(error) = mounted.unmount(true)
+        {
+            warn!("{error}");
+        }
+    }
 }
 
 /// Starts the thread that unmounts when a signal asks for the end.
