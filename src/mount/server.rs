@@ -1,8 +1,8 @@
 //! The life of the server: made ready, reported to whoever started it, ended with its mount.
 //!
 //! As a daemon it is the child of the process that was started. The two talk over a socket:
-//! the child sends [`MOUNTED`] or [`FAILED`] and a sentence; the parent then asks the mount
-//! itself and sends [`ACCEPTED`]. A parent that is gone before that has told its caller nothing,
+//! the child sends `MOUNTED` or `FAILED` and a sentence; the parent then asks the mount
+//! itself and sends `ACCEPTED`. A parent that is gone before that has told its caller nothing,
 //! so the child unmounts and ends. Descriptors 0 to 2 are let go first thing: callers read the
 //! pipe behind 2 to its end.
 
@@ -11,16 +11,17 @@ use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustix::fs::{CWD, Dir, Mode, OFlags, fstat, fstatfs, openat};
 use rustix::process::{
-    Resource, Rlimit, WaitOptions, chdir, getrlimit, setrlimit, setsid, umask, waitpid,
+    Pid, Resource, Rlimit, WaitOptions, chdir, getrlimit, setrlimit, setsid, umask, waitpid,
 };
 use tracing::{debug, error, info, warn};
 
 use super::fuse_mount::{self, Device, Mounted, NewMount};
 use super::stack::Stack;
-use super::{MountSpec, refuse};
+use super::{MountSpec, refuse, unmount};
 use crate::error::{Context, Errno, Error, Result};
 use crate::fuse::{self, ServeOptions};
 use crate::options::show_path;
@@ -31,6 +32,9 @@ use crate::union::Union;
 const FUSE_SUPER_MAGIC: i64 = 0x6573_5546;
 /// Threads beyond which a FUSE connection gains nothing.
 const THREADS_USUAL: usize = 8;
+
+/// How long a server that was not accepted may take to end by itself.
+const UNACCEPTED_WAIT: Duration = Duration::from_secs(1);
 
 /// First byte of a message of the child: the mount is made, ask it.
 const MOUNTED: u8 = b'M';
@@ -64,25 +68,31 @@ pub fn start(spec: &MountSpec, inherited: Inherited) -> std::result::Result<(), 
         }
         Fork::Parent(child) => {
             drop(theirs);
-            await_ready(spec.merged(), ours).map_err(|sentence| {
-                // The child has closed its end: it is ending or has ended.
-                match waitpid(Some(child), WaitOptions::empty()) {
-                    Ok(Some((_, status))) => sentence.unwrap_or_else(|| {
-                        let how = match status.terminating_signal() {
-                            Some(signal) => format!("by signal {signal}"),
-                            None => "early".to_owned(),
-                        };
-                        format!(
-                            "{}: the server ended {how} before the mount answered; \
-                             see its log (-f -o log_level=debug)",
-                            show_path(spec.merged())
-                        )
-                    }),
-                    other => sentence.unwrap_or_else(|| format!("waitpid: {other:?}; try -f")),
-                }
-            })
+            await_ready(spec.merged(), ours).map_err(|sentence| give_up(spec, child, sentence))
         }
     }
+}
+
+/// Waits in the parent for a child that failed, and returns the sentence to print.
+fn give_up(spec: &MountSpec, child: Pid, sentence: Option<String>) -> String {
+    let merged = show_path(spec.merged());
+    let ended = match waitpid(Some(child), WaitOptions::empty()) {
+        Ok(Some((_, status))) => status.terminating_signal(),
+        Ok(None) => None,
+        Err(errno) => return format!("{merged}: waitpid: {}; try -f", Error::from(errno)),
+    };
+    if let Some(signal) = ended {
+        // Killed, it could not clean up.
+        if let Err(error) = unmount::remove_dead(spec.merged()) {
+            return format!("{merged}: the server was ended by signal {signal}; {error}");
+        }
+        return format!(
+            "{merged}: the server was ended by signal {signal} before the mount answered; try again"
+        );
+    }
+    sentence.unwrap_or_else(|| {
+        format!("{merged}: the server ended before the mount answered; see its log (-f -d)")
+    })
 }
 
 /// Is the daemon; returns its exit code.
@@ -280,6 +290,9 @@ fn report(mut parent: UnixStream, mounted: Arc<Mounted>) -> Result<()> {
             if let Err(error) = mounted.unmount(true) {
                 error!("{error}");
             }
+            // The connection may live on in a copy of the mount elsewhere, and the parent waits.
+            std::thread::sleep(UNACCEPTED_WAIT);
+            std::process::exit(1);
         }
     })
 }

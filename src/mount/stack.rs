@@ -236,6 +236,7 @@ fn cure(role: Role, errno: Errno) -> &'static str {
              (podman unshare)"
         }
         (Errno::NOTCONN, _) => "it is a mount whose server has died; remove it with lamina unmount",
+        (Errno::MFILE, _) => "allow more open files (ulimit -Hn), or merge some layers first",
         _ => "check the path and its filesystem",
     }
 }
