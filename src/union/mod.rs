@@ -92,6 +92,8 @@ pub struct Union {
     numbers: Numbers,
     upper: Option<Upper>,
     volatile: bool,
+    /// The bottom of the stack.
+    lowest: layer::Index,
     /// See [`lock`].
     rename: RwLock<()>,
     handles: Arc<HandleCache>,
@@ -151,6 +153,7 @@ impl Union {
             numbers,
             upper,
             volatile: config.volatile,
+            lowest: lowers.last().map_or(UPPER, |lower| lower.layer.index),
             rename: RwLock::new(()),
             handles,
             idle: Mutex::new(LruCache::new(idle)),
