@@ -231,9 +231,9 @@ impl Dir {
                     continue;
                 }
                 let value = xattr::get(dir, name)?;
-                match value.as_deref().map_or(marks::Opaque::No, marks::Opaque::from_value) {
-                    marks::Opaque::No => {}
-                    opaque => return Ok(opaque),
+                let opaque = value.as_deref().map_or(marks::Opaque::No, marks::Opaque::from_value);
+                if opaque != marks::Opaque::No {
+                    return Ok(opaque);
                 }
             }
             Ok(marks::Opaque::No)
