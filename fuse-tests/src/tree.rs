@@ -3,7 +3,7 @@
 //! The walk is relative to descriptors, so depth and path length have no limit but the number of open files.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::ffi::CStr;
+use std::ffi::{CStr, OsStr, OsString};
 use std::fmt::Write as _;
 use std::fs;
 use std::hash::Hasher;
@@ -124,10 +124,13 @@ struct Walk {
 
 impl Walk {
     fn list(&mut self, dir: &OwnedFd, path: &Path, entry: &mut Entry) {
-        let children = match read_names(dir) {
-            Ok(children) => children,
+        let (children, dots) = match read_names(dir) {
+            Ok(listing) => listing,
             Err(e) => return entry.set("list", e.to_string()),
         };
+        if dots != 2 {
+            entry.set("dots", format!("{dots} of . and .. listed"));
+        }
         let mut seen = HashSet::new();
         for (name, kind, ino) in children {
             if !seen.insert(name.clone()) {
@@ -143,7 +146,7 @@ impl Walk {
     fn object(
         &mut self,
         dir: &OwnedFd,
-        name: &std::ffi::OsStr,
+        name: &OsStr,
         path: &Path,
         kind: FileType,
         ino: u64,
@@ -156,7 +159,7 @@ impl Walk {
                 return entry;
             }
         };
-        let mut place = std::ffi::OsString::from(format!("/proc/self/fd/{}/", dir.as_raw_fd()));
+        let mut place = OsString::from(format!("/proc/self/fd/{}/", dir.as_raw_fd()));
         place.push(name);
         let mut entry = self.describe(&stat, &place);
         let real = FileType::from_raw_mode(stat.st_mode);
@@ -255,11 +258,12 @@ pub fn now() -> i128 {
     i128::try_from(now.as_nanos()).unwrap()
 }
 
-/// Names, types and inode numbers of a directory; `.` and `..` must be there and are left out.
+/// Names, types and inode numbers of a directory without `.` and `..`, and how many of those two were listed.
 ///
 /// # Errors
 /// What getdents(2) says.
-pub fn read_names(dir: &OwnedFd) -> io::Result<Vec<(std::ffi::OsString, FileType, u64)>> {
+#[allow(clippy::type_complexity, reason = "taken apart at once by the callers")]
+pub fn read_names(dir: &OwnedFd) -> io::Result<(Vec<(OsString, FileType, u64)>, usize)> {
     let mut names = Vec::new();
     let mut dots = 0;
     for child in Dir::read_from(dir.as_fd())? {
@@ -269,14 +273,11 @@ pub fn read_names(dir: &OwnedFd) -> io::Result<Vec<(std::ffi::OsString, FileType
             dots += 1;
             continue;
         }
-        let name = std::ffi::OsString::from_vec(name.to_bytes().to_vec());
+        let name = OsString::from_vec(name.to_bytes().to_vec());
         names.push((name, child.file_type(), child.ino()));
     }
-    if dots != 2 {
-        return Err(io::Error::other(format!("{dots} of . and .. listed")));
-    }
     names.sort_by(|a, b| a.0.cmp(&b.0));
-    Ok(names)
+    Ok((names, dots))
 }
 
 /// Length and hash of all that can be read from `file`.
