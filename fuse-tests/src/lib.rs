@@ -3,4 +3,6 @@
 
 pub mod env;
 pub mod fixture;
+pub mod ops;
+pub mod run;
 pub mod tree;

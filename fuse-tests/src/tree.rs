@@ -24,7 +24,7 @@ pub struct Options {
     pub dir_times: bool,
     /// Include inode numbers and change times: for layers that must not be touched at all.
     pub identity: bool,
-    /// A modification time between this one (ns since 1970) and a minute from then on is given as `recent`.
+    /// A modification time between this one (ns since 1970) and an hour from then on is given as `recent`.
     pub recent: Option<i128>,
     /// Check that directory listings agree with `stat` on inode numbers.
     pub check_ino: bool,
@@ -245,7 +245,7 @@ pub fn show_mtime(stat: &Stat, recent: Option<i128>) -> String {
     let time = i128::from(stat.st_mtime) * 1_000_000_000 + i128::from(stat.st_mtime_nsec);
     match recent {
         // A coarse clock may lag a little behind the one that the start was taken from.
-        Some(start) if (start - 20_000_000..start + 60_000_000_000).contains(&time) => {
+        Some(start) if (start - 20_000_000..start + 3_600_000_000_000).contains(&time) => {
             "recent".into()
         }
         _ => format!("{}.{:09}", stat.st_mtime, stat.st_mtime_nsec),
