@@ -485,15 +485,25 @@ const OLD: i64 = 1_000_000_000;
 /// # Panics
 /// If a line is wrong or cannot be done.
 pub fn fill(root: &Path, text: &str) {
+    try_fill(root, text).unwrap_or_else(|problem| panic!("{problem}"));
+}
+
+/// Makes the objects that `text` tells of in `root`.
+///
+/// # Errors
+/// The line that is wrong or cannot be done, and why.
+pub fn try_fill(root: &Path, text: &str) -> Result<(), String> {
     let mut filler = Filler { root, dated: Vec::new() };
     for line in text.lines().map(str::trim).filter(|l| !l.is_empty() && !l.starts_with('#')) {
-        filler.line(line).unwrap_or_else(|e| panic!("layer line {line:?}: {e}"));
+        filler.line(line).map_err(|e| format!("layer line {line:?}: {e}"))?;
     }
     // Last, because making a child changes the time of its parent; what was dated by a line comes later in the list.
+    filler.dated.push((root.to_path_buf(), OLD, 0));
     for (path, seconds, nanoseconds) in filler.dated {
-        set_mtime(&path, seconds, nanoseconds).unwrap();
+        set_mtime(&path, seconds, nanoseconds)
+            .map_err(|e| format!("time of {}: {e}", path.display()))?;
     }
-    set_mtime(root, OLD, 0).unwrap();
+    Ok(())
 }
 
 /// Sets the modification time of an object, symlinks not followed.

@@ -88,7 +88,7 @@ fn an_injected_fault_is_found_and_shrunk() {
     let failure = std::panic::catch_unwind(|| run::run_many(seed(4), 20, &config)).unwrap_err();
     let text = failure.downcast_ref::<String>().unwrap();
     assert!(text.contains("mode: left \"0644\", right \"0777\""), "{text}");
-    let case = Case::parse(text.split_once("FUSE_TESTS_REPLAY:\n").unwrap().1).unwrap();
+    let case = Case::parse(text.split_once(run::CASE_FOLLOWS).unwrap().1).unwrap();
     let lines = case.ops.len() + case.layers.iter().map(Vec::len).sum::<usize>();
     assert_eq!(lines, 1, "one line that makes a symlink is enough: {text}");
 }
