@@ -63,6 +63,7 @@ const SEAL: tree::Options = tree::Options {
     identity: true,
     recent: None,
     check_ino: false,
+    check_dots: false,
 };
 
 impl Seals {
