@@ -326,7 +326,7 @@ fn try_overlay(dir: &Path) -> Result<(), String> {
         fs::create_dir_all(name).map_err(|e| e.to_string())?;
     }
     let [lower, upper, work, merged] = &names;
-    let mut options = overlay_options(&[lower.clone()], Some((upper, work)));
+    let mut options = overlay_options(std::slice::from_ref(lower), Some((upper, work)));
     if !is_machine_root() {
         options.push(",userxattr");
     }

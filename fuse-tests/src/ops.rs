@@ -59,7 +59,8 @@ pub const PATHS: &[&str] =
     &["a", "b", "c", "a/a", "a/b", "a/c", "b/a", "b/b", "b/c", "a/b/a", "a/b/b", "b/a/a", "b/a/c"];
 const SIZES: &[usize] = &[0, 5, 5000, 70_000];
 const OFFSETS: &[u64] = &[0, 3, 4096, 66_000];
-const MODES: &[u32] = &[0o644, 0o600, 0o755, 0o444, 0o666, 0o777, 0o2755, 0o4755, 0o1777, 0o000];
+const MODES: &[u32] =
+    &[0o644, 0o600, 0o755, 0o444, 0o666, 0o777, 0o2755, 0o4755, 0o1777, 0o6777, 0o2777, 0o000];
 const TARGETS: &[&str] = &["a", "b", "a/b", "nowhere/x", "c"];
 const OWNERS: &[(Option<u32>, Option<u32>)] =
     &[(Some(0), Some(0)), (Some(1000), Some(1000)), (Some(1000), None), (None, Some(2000))];
@@ -74,6 +75,8 @@ const ACL_VALUES: &[&[u8]] = &[
       \x10\0\x07\0\xff\xff\xff\xff\x20\0\x04\0\xff\xff\xff\xff",
     b"\x02\0\0\0\x01\0\x07\0\xff\xff\xff\xff\x04\0\x05\0\xff\xff\xff\xff\x20\0\0\0\xff\xff\xff\xff",
 ];
+/// `cap_net_raw=ep`.
+const CAPABILITIES: &[u8] = b"\x01\0\0\x02\0\x20\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
 /// Who acts when an operation is not done as root.
 const USER: u32 = 1000;
 /// How many open files an operation sequence can hold.
@@ -118,6 +121,7 @@ verbs! {
     removexattr 2 "pn" "Removes an xattr.",
     setacl 2 "pn" "Sets an ACL.",
     removeacl 1 "pn" "Removes an ACL.",
+    setcap 1 "p" "Sets file capabilities, which a write or chown clears.",
     listxattr 2 "p" "Reads all xattrs.",
     read 5 "p" "Reads a file by a fresh descriptor.",
     readlink 2 "p" "Reads a symbolic link.",
@@ -137,7 +141,11 @@ verbs! {
     hsetxattr 1 "sn" "Sets an xattr of the open file.",
     hlink 1 "ps" "Gives the open file a name.",
     hsync 1 "s" "fsync(2) of the open file.",
+    hseek 1 "sn" "Asks for data and holes of the open file.",
     hclose 3 "s" "Closes the slot.",
+    opendir 2 "ps" "Opens a directory into a slot; stat, chmod and so on of the open file then take it.",
+    hlist 2 "s" "Lists the open directory.",
+    hmkdir 1 "sn" "Makes a directory in the open directory, which may be removed meanwhile.",
     drop_caches 1 "" "Drops the kernel's cached names and inodes.",
     remount 1 "" "Closes all slots, unmounts and mounts again.",
 }
@@ -360,6 +368,11 @@ impl Target {
             Verb::removeacl => {
                 rustix::fs::lremovexattr(self.place(path), ACLS[n % ACLS.len()])?;
             }
+            Verb::setcap => {
+                let name = "security.capability";
+                let flags = XattrFlags::empty();
+                rustix::fs::lsetxattr(self.place(path), name, CAPABILITIES, flags)?;
+            }
             Verb::listxattr => {
                 // A name that is not there has no xattrs to some calls and an error to others.
                 rustix::fs::statat(&self.root, path, nofollow)?;
@@ -430,6 +443,23 @@ impl Target {
                 rustix::fs::linkat(CWD, from, &self.root, path, flags)?;
             }
             Verb::hsync => rustix::fs::fsync(self.slot(op)?)?,
+            Verb::hseek => {
+                let from = if n.is_multiple_of(2) {
+                    rustix::fs::SeekFrom::Data(offset)
+                } else {
+                    rustix::fs::SeekFrom::Hole(offset)
+                };
+                return Ok(format!("at {}", rustix::fs::seek(self.slot(op)?, from)?));
+            }
+            Verb::opendir => {
+                let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+                self.slots[op.slot] = Some(self.open(path, flags, 0)?);
+            }
+            Verb::hlist => return self.show_names(self.slot(op)?.try_clone()?.into()),
+            Verb::hmkdir => {
+                let name = PATHS[n % 3];
+                rustix::fs::mkdirat(self.slot(op)?, name, Mode::from_raw_mode(mode))?;
+            }
             Verb::hclose => self.slots[op.slot] = None,
             // Both sides are served by one kernel: done once, by the runner.
             Verb::drop_caches | Verb::remount => {}
@@ -443,7 +473,10 @@ impl Target {
 
     fn list(&self, path: &str) -> Outcome {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY;
-        let dir: OwnedFd = self.open(path, flags, 0)?.into();
+        self.show_names(self.open(path, flags, 0)?.into())
+    }
+
+    fn show_names(&self, dir: OwnedFd) -> Outcome {
         let (names, dots) = tree::read_names(&dir)?;
         let mut text = format!("{dots} dots");
         for (name, kind, _) in names {

@@ -139,7 +139,7 @@ fn generate_layer(rng: &mut Rng, level: usize, style: Style) -> Vec<String> {
         }
         let has_children = PATHS.iter().any(|other| other.starts_with(&format!("{path}/")));
         let kind = rng.below(100);
-        let mode = *rng.pick(&["644", "600", "755", "444", "777"]);
+        let mode = *rng.pick(&["644", "600", "755", "444", "777", "4755", "6777"]);
         match kind {
             _ if has_children && kind < 70 => {
                 let mode = *rng.pick(&["755", "700", "1777", "2775"]);
@@ -150,8 +150,9 @@ fn generate_layer(rng: &mut Rng, level: usize, style: Style) -> Vec<String> {
                 }
             }
             0..40 => {
-                let size = rng.pick(&[0, 5, 5000, 70_000]);
-                lines.push(format!("file {path} {mode} size:{size}"));
+                let content =
+                    rng.pick(&["size:0", "size:5", "size:5000", "size:70000", "hole:70000"]);
+                lines.push(format!("file {path} {mode} {content}"));
                 files.push((*path).to_owned());
             }
             40..50 if style.links && !files.is_empty() => {
@@ -181,6 +182,10 @@ fn generate_layer(rng: &mut Rng, level: usize, style: Style) -> Vec<String> {
         let plain = lines.last().is_some_and(|l| l.starts_with("file") || l.starts_with("dir"));
         if plain && rng.chance(15) {
             lines.push(format!("xattr {path} user.a lower{level}"));
+        }
+        if rng.chance(10) {
+            let time = rng.pick(&["-1", "-2147483649.999999999", "5000000000.5", "0"]);
+            lines.push(format!("mtime {path} {time}"));
         }
     }
     lines
@@ -259,12 +264,53 @@ pub fn run_batch(cases: &[Case], config: &Config) -> Result<(), Failure> {
         compare(&pair, "after a remount", true)?;
         // Each on the upper layer of the other.
         drop((pair.ours.take(), pair.kernel.take()));
+        if let Some((upper, work)) = &ours.upper {
+            check_upper(&sandbox, upper, work).map_err(|text| Failure { case: None, text })?;
+        }
         let crossed = |spec: &Spec, other: &Spec| spec.clone().on_upper_of(other).mount();
         let (a, b) = (crossed(&ours, &kernel), crossed(&kernel, &ours));
         let pair = Pair { ours: Some(a), kernel: Some(b) };
         compare(&pair, "each on the upper layer of the other", false)?;
     }
     Ok(())
+}
+
+/// What must hold in an upper layer that is not mounted: a whiteout only where it hides something (so none in an opaque
+/// directory), no names that the kernel would show, nothing left in the work directory.
+fn check_upper(sandbox: &Sandbox, upper: &Path, work: &Path) -> Result<(), String> {
+    let options = Options { private_xattrs: true, check_ino: false, ..Options::default() };
+    let tree = tree::snapshot_with(upper, options);
+    let mut lowers = sandbox.side(Kind::Kernel, "lowers").read_only();
+    if lowers.lowers.len() == 1 {
+        // The kernel refuses a single layer.
+        let empty = sandbox.root().join("empty");
+        std::fs::create_dir_all(&empty).unwrap();
+        lowers.lowers.push(empty);
+    }
+    let lowers = lowers.mount();
+    let opaque = format!("xattr {}opaque", env::overlay_prefix());
+    let mut problems = String::new();
+    for (path, entry) in &tree.entries {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if name.starts_with(".wh.") {
+            problems += &format!("{}: the kernel would show this\n", path.display());
+        }
+        if entry.get("device") == "0:0" {
+            let hidden = std::fs::symlink_metadata(lowers.path().join(path)).is_ok();
+            let apart = path.ancestors().any(|dir| {
+                tree.get(dir).is_some_and(|dir| dir.get(&opaque) == "y" && dir != entry)
+            });
+            if !hidden || apart {
+                problems += &format!("{}: a whiteout that hides nothing\n", path.display());
+            }
+        }
+    }
+    drop(lowers);
+    let left = tree::snapshot_with(work, options);
+    for path in left.entries.keys().filter(|path| path.components().count() > 1) {
+        problems += &format!("left in the work directory: {}\n", path.display());
+    }
+    if problems.is_empty() { Ok(()) } else { Err(format!("upper layer: {problems}")) }
 }
 
 struct Run<'a> {
@@ -456,6 +502,10 @@ fn kind_of(text: &str) -> String {
             text.lines().skip(1).filter_map(|line| line.split(": ").nth(1)).collect();
         return format!("{when}: {fields:?}");
     }
+    let first = match first.strip_prefix("upper layer: ") {
+        Some(problem) => problem.rsplit(": ").next().unwrap_or_default(),
+        None => first,
+    };
     first.chars().filter(|c| !c.is_ascii_digit()).collect()
 }
 

@@ -112,7 +112,7 @@ pub fn snapshot_with(root: impl AsRef<Path>, options: Options) -> Snapshot {
         .unwrap_or_else(|e| panic!("open {}: {e}", root.display()));
     let mut walk = Walk { options, tree: Snapshot::default(), links: HashMap::new() };
     let stat = rustix::fs::fstat(&fd).unwrap();
-    let mut entry = walk.describe(&stat, &format!("/proc/self/fd/{}/.", fd.as_raw_fd()));
+    let mut entry = walk.describe(&stat, format!("/proc/self/fd/{}/.", fd.as_raw_fd()));
     walk.list(&fd, Path::new(""), &mut entry);
     walk.tree.entries.insert(".".into(), entry);
     walk.tree
