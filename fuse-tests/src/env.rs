@@ -157,17 +157,28 @@ pub fn no_kernel_overlay() -> Option<String> {
         .clone()
 }
 
-/// Why no user namespace with a range of ids can be made here, if so.
+/// Why no user namespace with a range of ids can be made here, if so. Tried once.
 pub fn no_user_namespace() -> Option<String> {
-    if is_machine_root() {
-        return None;
-    }
-    if !is_initial_namespace() {
-        return Some("already in a user namespace".into());
-    }
-    let found = std::env::var_os("PATH")
-        .is_some_and(|path| std::env::split_paths(&path).any(|p| p.join("newuidmap").is_file()));
-    (!found).then(|| "newuidmap is not installed".into())
+    static REASON: OnceLock<Option<String>> = OnceLock::new();
+    REASON
+        .get_or_init(|| {
+            if !is_initial_namespace() {
+                return Some("already in a user namespace".into());
+            }
+            let mut command = Command::new("unshare");
+            command.args(["--user", "--mount"]);
+            if !is_root() {
+                // Needs newuidmap and a range in /etc/subuid.
+                command.args(["--map-root-user", "--map-auto"]);
+            }
+            let output = match command.arg("true").stdin(Stdio::null()).output() {
+                Ok(output) => output,
+                Err(e) => return Some(format!("unshare(1) cannot be run: {e}")),
+            };
+            let text = String::from_utf8_lossy(&output.stderr);
+            (!output.status.success()).then(|| format!("no user namespace: {}", text.trim()))
+        })
+        .clone()
 }
 
 /// First id of the range that is mapped into the user namespace made by root.

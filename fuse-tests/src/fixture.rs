@@ -23,7 +23,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
 use rustix::fs::{AtFlags, CWD, FileType, Mode, Timespec, Timestamps, XattrFlags};
@@ -34,6 +34,10 @@ use crate::tree::{self, Snapshot};
 
 /// How long a mount program may take to start, and to end after its mount is gone.
 const BOUND: Duration = Duration::from_secs(20);
+
+/// How long a mount may live. After that its program is killed, so that a test that waits for an answer fails instead of
+/// waiting for ever.
+const LIFE: Duration = Duration::from_secs(600);
 
 /// Who serves a mount.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -333,7 +337,7 @@ impl Spec {
         command.stdout(file.try_clone().unwrap()).stderr(file);
         let status = command.status().unwrap_or_else(|e| panic!("{command:?}: {e}"));
         if status.success() {
-            return Ok(Mount { spec: self.clone(), mounted: true, ended: false });
+            return Ok(Mount::new(self));
         }
         let stderr = fs::read(&log).unwrap();
         Err(Output { status, stdout: Vec::new(), stderr })
@@ -365,7 +369,7 @@ impl Spec {
                 env::mount_overlay(&options, &self.merged).unwrap_or_else(|e| {
                     panic!("mount -t overlay -o {} : {e}", options.to_string_lossy())
                 });
-                Mount { spec: self.clone(), mounted: true, ended: false }
+                Mount::new(self)
             }
         }
     }
@@ -377,9 +381,25 @@ pub struct Mount {
     spec: Spec,
     mounted: bool,
     ended: bool,
+    /// Closing it ends the watch.
+    _watch: mpsc::Sender<()>,
 }
 
 impl Mount {
+    fn new(spec: &Spec) -> Mount {
+        let (watch, closed) = mpsc::channel();
+        if spec.kind == Kind::Lamina {
+            let merged = spec.merged.clone();
+            std::thread::spawn(move || {
+                if closed.recv_timeout(LIFE) == Err(mpsc::RecvTimeoutError::Timeout) {
+                    eprintln!("{} is stuck: killing who serves it", merged.display());
+                    kill(&env::processes_with_argument(&merged));
+                }
+            });
+        }
+        Mount { spec: spec.clone(), mounted: true, ended: false, _watch: watch }
+    }
+
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.spec.merged
@@ -451,11 +471,7 @@ impl Mount {
                 let pids = self.pids();
                 problem +=
                     &format!("{} still served by {pids:?} {BOUND:?} later", merged.display());
-                for pid in pids.iter().filter_map(|pid| i32::try_from(*pid).ok()) {
-                    if let Some(pid) = rustix::process::Pid::from_raw(pid) {
-                        let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
-                    }
-                }
+                kill(&pids);
                 break;
             }
             std::thread::sleep(Duration::from_millis(2));
@@ -474,6 +490,14 @@ impl Drop for Mount {
             && let Err(text) = self.end()
         {
             complain(&text);
+        }
+    }
+}
+
+fn kill(pids: &[u32]) {
+    for pid in pids.iter().filter_map(|pid| i32::try_from(*pid).ok()) {
+        if let Some(pid) = rustix::process::Pid::from_raw(pid) {
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
         }
     }
 }
