@@ -190,7 +190,11 @@ impl Sandbox {
         let [upper, work, merged] =
             ["upper", "work", "merged"].map(|d| self.root.join(format!("{d}-{name}")));
         for dir in [&upper, &work, &merged] {
-            fs::create_dir_all(dir).unwrap();
+            if !dir.is_dir() {
+                fs::create_dir(dir).unwrap();
+                // The root of the merged tree has the time of the upper directory, which two sides should share.
+                fill(dir, "");
+            }
         }
         let mut spec = self.spec(kind);
         spec.upper = Some((upper, work));
