@@ -1,1 +1,766 @@
-//! Stub.
+//! The mount option grammar: one comma list to a [`MountOptions`] and back. Pure.
+//!
+//! The grammar is the kernel's: `,` ends an option, `:` ends a lower, and a backslash takes the
+//! meaning from the character after it, once. Every name that kernel overlayfs, fuse-overlayfs or
+//! mount(8) accepts has a line in one table: it acts, it is ignored because it would change
+//! nothing here, or it is refused because it would.
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+
+use tracing::level_filters::LevelFilter;
+
+use crate::error::{Error, Result};
+
+/// Most lowers of one mount, the kernel's `OVL_MAX_STACK`.
+pub const LOWERS_MAX: usize = 500;
+/// Most worker threads that can be asked for.
+pub const THREADS_MAX: usize = 256;
+
+/// Propagation of the finished mount, mount(8) "shared subtree operations".
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Propagation {
+    /// Mounts made in it stay in this namespace.
+    Private,
+    /// Mounts made in it are seen by its peers and the reverse.
+    Shared,
+    /// Mounts of its master are seen here, not the reverse.
+    Slave,
+    /// Private, and cannot be bound elsewhere.
+    Unbindable,
+}
+
+/// What the options of one mount ask for.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct MountOptions {
+    /// Lower directories, topmost first.
+    pub lowers: Vec<PathBuf>,
+    /// Upper directory; `None` makes a read-only mount.
+    pub upper: Option<PathBuf>,
+    /// Work directory, beside the upper.
+    pub work: Option<PathBuf>,
+    /// Syncs are skipped.
+    pub volatile: bool,
+    /// Marks are kept in `user.overlay.*`.
+    pub userxattr: bool,
+    /// The mount is read-only whatever the upper.
+    pub read_only: bool,
+    /// Device nodes work.
+    pub dev: bool,
+    /// Set-user-id bits work.
+    pub suid: bool,
+    /// Programs may be executed.
+    pub exec: bool,
+    /// Propagation of the mount, when one was asked for.
+    pub propagation: Option<Propagation>,
+    /// Other users may enter; without effect where the mount needs no helper, which always allows it.
+    pub allow_other: bool,
+    /// POSIX ACLs are honoured.
+    pub posix_acl: bool,
+    /// Each request is logged, and the server stays in the foreground.
+    pub debug: bool,
+    /// Worker threads, when a number was asked for.
+    pub threads: Option<usize>,
+    /// Source shown in the mount table.
+    pub fsname: Option<OsString>,
+    /// Shown in the mount table as the type `fuse.SUBTYPE`.
+    pub subtype: Option<OsString>,
+    /// How much is logged.
+    pub log_level: Option<LevelFilter>,
+    /// Where it is logged to.
+    pub log_file: Option<PathBuf>,
+}
+
+impl Default for MountOptions {
+    fn default() -> Self {
+        Self {
+            lowers: Vec::new(),
+            upper: None,
+            work: None,
+            volatile: false,
+            userxattr: false,
+            read_only: false,
+            dev: false,
+            suid: true,
+            exec: true,
+            propagation: None,
+            allow_other: false,
+            posix_acl: true,
+            debug: false,
+            threads: None,
+            fsname: None,
+            subtype: None,
+            log_level: None,
+            log_file: None,
+        }
+    }
+}
+
+/// An option that was accepted and changes nothing, and why not.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Ignored {
+    /// The option as the user wrote it.
+    pub option: String,
+    /// Why leaving it out is true to its meaning.
+    pub why: &'static str,
+}
+
+/// What happens to an option that does not act.
+enum Rule {
+    /// Accepted with any value.
+    Ignored(&'static str),
+    /// Accepted with one of these values, else refused; the reasons for both.
+    Only(&'static str, &'static str, &'static str),
+    /// Refused with any value.
+    Refused(&'static str),
+}
+
+use Rule::{Ignored as Skip, Only, Refused as No};
+
+/// Names that act; [`MountOptions::act`] has the meaning of each.
+const ACTING: &str = "lowerdir lowerdir+ upperdir workdir volatile userxattr ro rw dev nodev suid \
+     nosuid exec noexec private rprivate shared rshared slave rslave unbindable runbindable \
+     allow_other noacl debug threads fsname subtype log_level log_file";
+
+/// Values that turn something off.
+const OFF: &str = "0 off no false";
+const DEFAULT: &str = "is the default";
+const ATIME: &str = "access times are kept by the filesystems of the layers";
+const FSTAB: &str = "is a note to mount(8), which has acted on it";
+const TUNING: &str = "tunes speed only";
+const IDS: &str = "ids are not translated";
+
+/// Every name that does not act and that other programs accept; names of one rule in one string.
+const PASSIVE: &[(&str, Rule)] = &[
+    // mount(8)
+    ("defaults async nomand noiversion symfollow", Skip(DEFAULT)),
+    ("noatime", Skip("is always set")),
+    (
+        "atime diratime nodiratime relatime norelatime nostrictatime lazytime nolazytime",
+        Skip(ATIME),
+    ),
+    ("auto noauto nofail _netdev comment", Skip(FSTAB)),
+    ("user nouser users nousers owner noowner group nogroup", Skip(FSTAB)),
+    ("silent loud", Skip("concerns kernel messages only")),
+    ("strictatime", No(ATIME)),
+    ("sync dirsync", No("changes are not made synchronous; use fsync(2)")),
+    ("mand", No("mandatory locks are gone from the kernel")),
+    ("iversion", No("change counters are not kept")),
+    ("nosymfollow", No("symbolic links are always followed")),
+    ("remount", No("unmount and mount again")),
+    ("bind rbind move", No("use mount(8) on the merged directory")),
+    ("context fscontext defcontext rootcontext", No("security labels cannot be chosen")),
+    // kernel overlayfs
+    ("redirect_dir", Only("off nofollow", "redirects are not written", "say off or leave it out")),
+    ("metacopy", Only(OFF, "files are copied up whole", "say off or leave it out")),
+    ("index", Only(OFF, "no index is kept", "say off or leave it out")),
+    ("nfs_export", Only(OFF, "no file handles are given out", "say off or leave it out")),
+    ("verity", Only(OFF, "digests are not checked", "say off or leave it out")),
+    ("xino", Only("off auto", "inode numbers are unique anyway", "say auto or leave it out")),
+    ("uuid", Only("off null auto", "the mount has no uuid", "say auto or leave it out")),
+    ("datadir+", No("data-only layers are not supported yet")),
+    // fuse-overlayfs
+    ("uidmapping gidmapping squash_to_uid squash_to_gid", No(IDS)),
+    ("squash_to_root", Only(OFF, IDS, IDS)),
+    ("xattr_permissions", Only(OFF, DEFAULT, "owners and modes are those of the files themselves")),
+    ("noxattrs", Only(OFF, DEFAULT, "extended attributes are always served")),
+    ("ino32_t", Only(OFF, DEFAULT, "inode numbers have 64 bits")),
+    ("plugins", Only("", "names no plugin", "layers are plain directories")),
+    ("fsync", Skip("syncs are made unless volatile is given")),
+    ("timeout", Skip("caches are exact and need no limit")),
+    ("static_nlink", Skip("link counts are true and cost nothing")),
+    ("fast_ino writeback", Skip(TUNING)),
+    // libfuse
+    ("default_permissions", Skip("is always set")),
+    ("threaded max_idle_threads max_threads", Skip("threads= sets the number of threads")),
+    ("clone_fd max_read max_write max_readahead max_background", Skip(TUNING)),
+    ("congestion_threshold async_read sync_read", Skip(TUNING)),
+    ("splice_read splice_write splice_move", Skip(TUNING)),
+    ("no_splice_read no_splice_write no_splice_move", Skip(TUNING)),
+    ("big_writes nonempty", Skip(DEFAULT)),
+    ("allow_root", No("use allow_other")),
+    ("auto_unmount", No("the server unmounts when it ends, but not when it is killed")),
+    ("blkdev", No("layers are directories")),
+];
+
+/// Returns the rule for a name of [`PASSIVE`].
+fn rule_for(key: &str) -> Option<&'static Rule> {
+    PASSIVE.iter().find(|(names, _)| names.split(' ').any(|name| name == key)).map(|(_, rule)| rule)
+}
+
+/// Names whose value may stand in double quotes and hold commas then.
+const QUOTED: &[&[u8]] = &[b"context", b"fscontext", b"defcontext", b"rootcontext"];
+
+impl MountOptions {
+    /// Parses option lists, as given by one or more `-o`; where two contradict, the later wins.
+    ///
+    /// Returns the options and those that were ignored, to be said at debug level.
+    ///
+    /// # Errors
+    /// `Invalid`, naming the option: unknown, not supported, or with a value that cannot be used.
+    pub fn parse<S: AsRef<OsStr>>(lists: &[S]) -> Result<(Self, Vec<Ignored>)> {
+        let mut options = Self::default();
+        let mut ignored = Vec::new();
+        for list in lists {
+            for item in split_items(list.as_ref().as_bytes()) {
+                options.apply(item, &mut ignored)?;
+            }
+        }
+        Ok((options, ignored))
+    }
+
+    /// Prints the options so that [`MountOptions::parse`] gives them again.
+    pub fn print(&self) -> OsString {
+        let mut items: Vec<Vec<u8>> = Vec::new();
+        let mut flag = |on: bool, name: &str| {
+            if on {
+                items.push(name.as_bytes().to_vec());
+            }
+        };
+        flag(self.volatile, "volatile");
+        flag(self.userxattr, "userxattr");
+        flag(self.read_only, "ro");
+        flag(self.dev, "dev");
+        flag(!self.suid, "nosuid");
+        flag(!self.exec, "noexec");
+        flag(self.allow_other, "allow_other");
+        flag(!self.posix_acl, "noacl");
+        flag(self.debug, "debug");
+        match self.propagation {
+            None => (),
+            Some(Propagation::Private) => flag(true, "private"),
+            Some(Propagation::Shared) => flag(true, "shared"),
+            Some(Propagation::Slave) => flag(true, "slave"),
+            Some(Propagation::Unbindable) => flag(true, "unbindable"),
+        }
+        if let Some(threads) = self.threads {
+            items.push(format!("threads={threads}").into_bytes());
+        }
+        if let Some(level) = self.log_level {
+            items.push(format!("log_level={level}").into_bytes());
+        }
+        let mut value = |name: &str, value: &OsStr| {
+            items.push([name.as_bytes(), b"=", &escape(value.as_bytes(), b"\\,")].concat());
+        };
+        for (name, text) in [("fsname", &self.fsname), ("subtype", &self.subtype)] {
+            if let Some(text) = text {
+                value(name, text);
+            }
+        }
+        for (name, path) in
+            [("log_file", &self.log_file), ("upperdir", &self.upper), ("workdir", &self.work)]
+        {
+            if let Some(path) = path {
+                value(name, path.as_os_str());
+            }
+        }
+        if !self.lowers.is_empty() {
+            let lowers: Vec<Vec<u8>> = self
+                .lowers
+                .iter()
+                .map(|path| escape(path.as_os_str().as_bytes(), b"\\,:"))
+                .collect();
+            items.push([b"lowerdir=".as_slice(), &lowers.join(&b':')].concat());
+        }
+        OsString::from_vec(items.join(&b','))
+    }
+
+    /// Takes one option, not empty, into account.
+    fn apply(&mut self, item: &[u8], ignored: &mut Vec<Ignored>) -> Result<()> {
+        let (key, value) = match item.iter().position(|&byte| byte == b'=') {
+            Some(at) => (item.get(..at).unwrap_or_default(), item.get(at + 1..)),
+            None => (item, None),
+        };
+        let Ok(key) = std::str::from_utf8(key) else { return Err(unknown(item)) };
+        if ACTING.split(' ').any(|name| name == key) {
+            self.act(key, value)
+        } else {
+            pass(key, value, item, ignored)
+        }
+    }
+
+    /// Carries out one option of [`ACTING`].
+    fn act(&mut self, key: &str, value: Option<&[u8]>) -> Result<()> {
+        match key {
+            "lowerdir" => self.lowers = parse_lowers(needed(key, value)?)?,
+            "lowerdir+" => self.lowers.push(PathBuf::from(OsStr::from_bytes(needed(key, value)?))),
+            "upperdir" => self.upper = Some(path(key, value)?),
+            "workdir" => self.work = Some(path(key, value)?),
+            "log_file" => self.log_file = Some(path(key, value)?),
+            "fsname" => self.fsname = Some(path(key, value)?.into_os_string()),
+            "subtype" => self.subtype = Some(path(key, value)?.into_os_string()),
+            "log_level" => self.log_level = Some(parse_level(&text(needed(key, value)?))?),
+            "threads" => self.threads = Some(parse_threads(&text(needed(key, value)?))?),
+            flag => {
+                if let Some(value) = value {
+                    return Err(Error::invalid(
+                        format!("{flag}={}", text(value)),
+                        format!("{flag} takes no value; write just {flag}"),
+                    ));
+                }
+                match flag {
+                    "volatile" => self.volatile = true,
+                    "userxattr" => self.userxattr = true,
+                    "ro" => self.read_only = true,
+                    "rw" => self.read_only = false,
+                    "dev" => self.dev = true,
+                    "nodev" => self.dev = false,
+                    "suid" => self.suid = true,
+                    "nosuid" => self.suid = false,
+                    "exec" => self.exec = true,
+                    "noexec" => self.exec = false,
+                    "private" | "rprivate" => self.propagation = Some(Propagation::Private),
+                    "shared" | "rshared" => self.propagation = Some(Propagation::Shared),
+                    "slave" | "rslave" => self.propagation = Some(Propagation::Slave),
+                    "unbindable" | "runbindable" => {
+                        self.propagation = Some(Propagation::Unbindable);
+                    }
+                    "allow_other" => self.allow_other = true,
+                    "noacl" => self.posix_acl = false,
+                    "debug" => self.debug = true,
+                    other => return Err(unknown(other.as_bytes())),
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Parses the name of a log level.
+///
+/// # Errors
+/// `Invalid`, listing the names there are.
+pub fn parse_level(name: &str) -> Result<LevelFilter> {
+    match name {
+        "off" => Ok(LevelFilter::OFF),
+        "error" => Ok(LevelFilter::ERROR),
+        "warn" => Ok(LevelFilter::WARN),
+        "info" => Ok(LevelFilter::INFO),
+        "debug" => Ok(LevelFilter::DEBUG),
+        "trace" => Ok(LevelFilter::TRACE),
+        other => Err(Error::invalid(
+            format!("log level {other}"),
+            "is none of off, error, warn, info, debug, trace",
+        )),
+    }
+}
+
+/// Parses a number of worker threads.
+///
+/// # Errors
+/// `Invalid` unless it lies between 1 and [`THREADS_MAX`].
+pub fn parse_threads(number: &str) -> Result<usize> {
+    match number.parse() {
+        Ok(threads) if (1..=THREADS_MAX).contains(&threads) => Ok(threads),
+        _ => Err(Error::invalid(
+            format!("threads={number}"),
+            format!("is no number of threads; use 1 to {THREADS_MAX}"),
+        )),
+    }
+}
+
+/// Splits a list at its commas, leaving out empty items; escapes stay as they are.
+fn split_items(list: &[u8]) -> Vec<&[u8]> {
+    let mut items = Vec::new();
+    let mut rest = list;
+    while !rest.is_empty() {
+        let end = item_end(rest);
+        let (item, tail) = rest.split_at(end);
+        if !item.is_empty() {
+            items.push(item);
+        }
+        rest = tail.get(1..).unwrap_or_default();
+    }
+    items
+}
+
+/// Returns where the first item of `list` ends: at a comma, or at the end.
+fn item_end(list: &[u8]) -> usize {
+    for key in QUOTED {
+        let Some(value) = list.strip_prefix(*key).and_then(|tail| tail.strip_prefix(b"=\"")) else {
+            continue;
+        };
+        if let Some(quote) = value.iter().position(|&byte| byte == b'"') {
+            let end = key.len() + 2 + quote + 1;
+            if list.get(end).is_none_or(|&byte| byte == b',') {
+                return end;
+            }
+        }
+    }
+    let mut escaped = false;
+    for (at, &byte) in list.iter().enumerate() {
+        if escaped {
+            escaped = false;
+        } else if byte == b'\\' {
+            escaped = true;
+        } else if byte == b',' {
+            return at;
+        }
+    }
+    list.len()
+}
+
+/// Splits `lowerdir` at its colons and takes the escapes away.
+///
+/// A colon at either end is skipped: engines join lists that may be empty.
+fn parse_lowers(value: &[u8]) -> Result<Vec<PathBuf>> {
+    let mut lowers = Vec::new();
+    let mut current = Vec::new();
+    let mut colons = 0;
+    let mut bytes = value.iter();
+    loop {
+        match bytes.next() {
+            Some(b':') => {
+                colons += 1;
+                if colons == 2 {
+                    return Err(Error::invalid(
+                        format!("lowerdir={}", text(value)),
+                        "data-only layers (after ::) are not supported yet; separate layers by one colon",
+                    ));
+                }
+                if !current.is_empty() {
+                    lowers.push(PathBuf::from(OsString::from_vec(std::mem::take(&mut current))));
+                }
+            }
+            Some(b'\\') => {
+                colons = 0;
+                current.extend(bytes.next());
+            }
+            Some(&byte) => {
+                colons = 0;
+                current.push(byte);
+            }
+            None => break,
+        }
+    }
+    if !current.is_empty() {
+        lowers.push(PathBuf::from(OsString::from_vec(current)));
+    }
+    Ok(lowers)
+}
+
+/// Decides on an option that does not act.
+fn pass(key: &str, value: Option<&[u8]>, item: &[u8], ignored: &mut Vec<Ignored>) -> Result<()> {
+    let skip = |why| Ignored { option: text(item), why };
+    let refuse = |why: &str| {
+        Err(Error::invalid(text(item), format!("not supported by this version: {why}")))
+    };
+    if key.starts_with("x-") || key.starts_with("X-") {
+        ignored.push(skip(FSTAB));
+        return Ok(());
+    }
+    match rule_for(key) {
+        Some(Skip(why)) => ignored.push(skip(why)),
+        Some(No(why)) => return refuse(why),
+        Some(Only(values, why, why_not)) => {
+            if values.split(' ').any(|known| known.as_bytes() == value.unwrap_or_default()) {
+                ignored.push(skip(why));
+            } else {
+                return refuse(why_not);
+            }
+        }
+        None => return Err(unknown(item)),
+    }
+    Ok(())
+}
+
+/// Returns the error for an option that nobody knows.
+fn unknown(item: &[u8]) -> Error {
+    let accepted: Vec<&str> = PASSIVE
+        .iter()
+        .filter(|(_, rule)| !matches!(rule, No(_)))
+        .map(|(names, _)| *names)
+        .collect();
+    Error::invalid(
+        text(item),
+        format!(
+            "unknown mount option; known are {ACTING}; accepted without effect {}; \
+             a comma in a path is written \\,",
+            accepted.join(" ")
+        ),
+    )
+}
+
+/// Returns the value of an option that needs one.
+fn needed<'a>(key: &str, value: Option<&'a [u8]>) -> Result<&'a [u8]> {
+    match value {
+        Some(value) if !value.is_empty() => Ok(value),
+        // An empty list resets the layers, as fsconfig does.
+        Some(value) if key == "lowerdir" => Ok(value),
+        _ => Err(Error::invalid(key.to_owned(), format!("needs a value; write {key}=VALUE"))),
+    }
+}
+
+/// Returns the value of an option that names a path, escapes taken away.
+fn path(key: &str, value: Option<&[u8]>) -> Result<PathBuf> {
+    let value = needed(key, value)?;
+    let mut plain = Vec::with_capacity(value.len());
+    let mut bytes = value.iter();
+    while let Some(&byte) = bytes.next() {
+        if byte == b'\\' {
+            plain.extend(bytes.next());
+        } else {
+            plain.push(byte);
+        }
+    }
+    if plain.is_empty() {
+        return Err(Error::invalid(key.to_owned(), format!("needs a value; write {key}=VALUE")));
+    }
+    Ok(PathBuf::from(OsString::from_vec(plain)))
+}
+
+/// Puts a backslash before each of `special`.
+fn escape(value: &[u8], special: &[u8]) -> Vec<u8> {
+    let mut escaped = Vec::with_capacity(value.len());
+    for &byte in value {
+        if special.contains(&byte) {
+            escaped.push(b'\\');
+        }
+        escaped.push(byte);
+    }
+    escaped
+}
+
+/// Returns bytes as one line for a message.
+fn text(bytes: &[u8]) -> String {
+    show_path(Path::new(OsStr::from_bytes(bytes)))
+}
+
+/// Returns a path for a message: one line, whatever bytes it holds.
+pub fn show_path(path: &Path) -> String {
+    let mut shown = String::new();
+    for c in path.to_string_lossy().chars() {
+        if c.is_control() { shown.extend(c.escape_default()) } else { shown.push(c) }
+    }
+    shown
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn parse(list: &str) -> MountOptions {
+        MountOptions::parse(&[list]).unwrap().0
+    }
+
+    fn refusal(list: &str) -> String {
+        MountOptions::parse(&[list]).unwrap_err().to_string()
+    }
+
+    fn paths(list: &[&str]) -> Vec<PathBuf> {
+        list.iter().map(PathBuf::from).collect()
+    }
+
+    #[test]
+    fn lowerdir_follows_the_kernels_escapes() {
+        for (value, expected) in [
+            ("/a", &["/a"][..]),
+            ("/a:/b:c", &["/a", "/b", "c"]),
+            (r"/a\:b:/c", &["/a:b", "/c"]),
+            (r"/a\\:/b", &[r"/a\", "/b"]),
+            (r"/a\,b:/c", &["/a,b", "/c"]),
+            (r"/a\b", &["/ab"]),
+            (r"/a\:\:b", &["/a::b"]),
+            (":/a:", &["/a"]),
+            ("/l/LINK/../diff1:/l/X", &["/l/LINK/../diff1", "/l/X"]),
+            ("/a=b", &["/a=b"]),
+            ("/a\\", &["/a"]),
+            ("", &[]),
+        ] {
+            assert_eq!(parse(&format!("lowerdir={value}")).lowers, paths(expected), "{value}");
+        }
+        assert_eq!(parse("lowerdir=/a,lowerdir+=/b:c").lowers, paths(&["/a", "/b:c"]));
+        assert_eq!(parse("lowerdir=/a,lowerdir=/b").lowers, paths(&["/b"]));
+    }
+
+    #[test]
+    fn data_only_layers_are_refused_by_name() {
+        for list in ["lowerdir=/a::/d", "lowerdir=::/d", "datadir+=/d"] {
+            assert!(refusal(list).contains("data-only layers"), "{list}");
+        }
+    }
+
+    #[test]
+    fn lines_of_real_engines_are_accepted() {
+        for tail in [
+            "",
+            ",",
+            ",,volatile",
+            ",volatile",
+            ",nodev,volatile",
+            ",private",
+            ",dev,suid",
+            ",ro,dev,suid",
+            ",rw,relatime,defaults",
+            ",xino=off,metacopy=off,redirect_dir=nofollow",
+            ",index=off,userxattr",
+            ",fsync=0,timeout=3600,threaded=1,fast_ino=1,writeback=0",
+            ",static_nlink,plugins=,noxattrs=0,squash_to_root=0,x-gvfs-hide",
+        ] {
+            let options = parse(&format!("lowerdir=/l/A:/l/B,upperdir=/u,workdir=/w{tail}"));
+            assert_eq!(options.lowers, paths(&["/l/A", "/l/B"]), "{tail}");
+            assert_eq!(options.upper, Some("/u".into()));
+            assert_eq!(options.work, Some("/w".into()));
+            assert_eq!(options.volatile, tail.contains("volatile"));
+        }
+    }
+
+    #[test]
+    fn what_would_change_the_result_is_refused() {
+        let options = "uidmapping=:0:300000:65536 gidmapping=0:1:1 squash_to_uid=0 squash_to_gid=0 \
+             squash_to_root xattr_permissions=2 metacopy=on redirect_dir=on redirect_dir=follow \
+             index=on xino=on nfs_export=on verity=require ino32_t=1 noxattrs=1 plugins=a.so sync \
+             strictatime allow_root auto_unmount remount uuid=on";
+        for option in options.split_whitespace() {
+            let list = format!("lowerdir=/a,{option},volatile");
+            let message = refusal(&list);
+            assert!(
+                message.starts_with(&format!("{option}: not supported by this version: ")),
+                "{message}"
+            );
+            assert_eq!(message.lines().count(), 1);
+        }
+    }
+
+    #[test]
+    fn quoted_context_holds_its_commas() {
+        let message = refusal(r#"lowerdir=/a,context="system_u:object_r:x:s0:c1,c2",volatile"#);
+        let option = r#"context="system_u:object_r:x:s0:c1,c2": not supported"#;
+        assert!(message.starts_with(option), "{message}");
+        // An unclosed quote does not swallow the list.
+        assert!(refusal("context=\"a,b").starts_with("context=\"a: not supported"));
+    }
+
+    #[test]
+    fn ignored_options_are_reported_with_a_reason() {
+        let (_, ignored) = MountOptions::parse(&["rw,xino=auto,defaults", "timeout=9"]).unwrap();
+        let names: Vec<&str> = ignored.iter().map(|ignored| ignored.option.as_str()).collect();
+        assert_eq!(names, ["xino=auto", "defaults", "timeout=9"]);
+    }
+
+    #[test]
+    fn unknown_options_are_named_on_one_line() {
+        for (list, name) in
+            [("lowerdir=/a,frobnicate=7", "frobnicate=7"), ("low\ner", "low\\ner"), ("=x", "=x")]
+        {
+            let message = refusal(list);
+            assert!(message.starts_with(&format!("{name}: unknown mount option")), "{message}");
+            assert!(message.contains("lowerdir"));
+            assert_eq!(message.lines().count(), 1);
+        }
+        let message = MountOptions::parse(&[OsStr::from_bytes(b"\xff\xfe=1")]).unwrap_err();
+        assert!(message.to_string().contains("unknown mount option"));
+    }
+
+    #[test]
+    fn values_are_checked() {
+        let lists = "upperdir= upperdir workdir= threads=0 threads=x threads=100000 log_level=loud \
+             volatile=1 ro= lowerdir lowerdir+= upperdir=\\";
+        for list in lists.split_whitespace() {
+            assert!(MountOptions::parse(&[list]).is_err(), "{list}");
+        }
+        assert_eq!(parse("threads=3,log_level=debug").threads, Some(3));
+    }
+
+    #[test]
+    fn later_flags_win() {
+        let options = parse("ro,nosuid,noexec,dev,rw,suid,exec,nodev,private,rshared");
+        let expected =
+            MountOptions { propagation: Some(Propagation::Shared), ..Default::default() };
+        assert_eq!(options, expected);
+    }
+
+    #[test]
+    fn no_name_is_in_both_tables_or_twice() {
+        let passive = PASSIVE.iter().flat_map(|(names, _)| names.split(' '));
+        let mut names: Vec<&str> = passive.chain(ACTING.split(' ')).collect();
+        names.sort_unstable();
+        let count = names.len();
+        names.dedup();
+        assert_eq!(names.len(), count);
+    }
+
+    fn any_path() -> impl Strategy<Value = PathBuf> {
+        let byte = prop_oneof![
+            Just(b','),
+            Just(b':'),
+            Just(b'\\'),
+            Just(b'"'),
+            Just(b'='),
+            Just(b'/'),
+            1u8..=255
+        ];
+        proptest::collection::vec(byte, 1..12).prop_map(|bytes| OsString::from_vec(bytes).into())
+    }
+
+    fn any_options() -> impl Strategy<Value = MountOptions> {
+        let paths = (
+            proptest::collection::vec(any_path(), 0..4),
+            proptest::option::of(any_path()),
+            proptest::option::of(any_path()),
+            proptest::option::of(any_path()),
+            proptest::option::of(any_path()),
+            proptest::option::of(any_path()),
+        );
+        let levels = proptest::option::of(prop_oneof![
+            Just(LevelFilter::OFF),
+            Just(LevelFilter::WARN),
+            Just(LevelFilter::TRACE)
+        ]);
+        let propagation = proptest::option::of(prop_oneof![
+            Just(Propagation::Private),
+            Just(Propagation::Shared),
+            Just(Propagation::Slave),
+            Just(Propagation::Unbindable)
+        ]);
+        let rest = (proptest::option::of(1..=THREADS_MAX), levels, propagation);
+        (paths, proptest::array::uniform9(any::<bool>()), rest).prop_map(|(paths, flags, rest)| {
+            let [volatile, userxattr, read_only, dev, suid, exec, allow_other, posix_acl, debug] =
+                flags;
+            let (lowers, upper, work, log_file, fsname, subtype) = paths;
+            let (threads, log_level, propagation) = rest;
+            MountOptions {
+                lowers,
+                upper,
+                work,
+                volatile,
+                userxattr,
+                read_only,
+                dev,
+                suid,
+                exec,
+                propagation,
+                allow_other,
+                posix_acl,
+                debug,
+                threads,
+                log_level,
+                log_file,
+                fsname: fsname.map(PathBuf::into_os_string),
+                subtype: subtype.map(PathBuf::into_os_string),
+            }
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn printed_options_parse_to_the_same(options in any_options()) {
+            let printed = options.print();
+            let (parsed, ignored) = MountOptions::parse(&[&printed]).unwrap();
+            prop_assert_eq!(parsed, options);
+            prop_assert!(ignored.is_empty());
+        }
+
+        #[test]
+        fn no_list_panics(bytes in proptest::collection::vec(any::<u8>(), 0..64)) {
+            drop(MountOptions::parse(&[OsString::from_vec(bytes)]));
+        }
+
+        #[test]
+        fn near_misses_do_not_panic(list in r#"(lowerdir=|context="|,|:|\\|"|a|=|ro){0,20}"#) {
+            drop(MountOptions::parse(&[list]));
+        }
+    }
+}

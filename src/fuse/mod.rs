@@ -1,4 +1,16 @@
-//! Stub.
+//! The FUSE server: carries the kernel's requests to a union and its answers back.
+//!
+//! In three parts, so that what carries a request and what it means stay apart: a transport
+//! (`transport_fuser` is the one there is) decodes and encodes; `dispatch` calls the union,
+//! survives its bugs and decides what the kernel may cache; `convert` has the pure conversions.
+//!
+//! Knows nothing of layers or of what a union is made of, and neither mounts nor unmounts. Takes no
+//! lock. A crash leaves the mount without a server: its users get `ENOTCONN` until it is unmounted.
+
+mod convert;
+mod dispatch;
+mod transport_fuser;
+
 use crate::error::Result;
 use crate::union::Union;
 use std::os::fd::OwnedFd;
@@ -12,14 +24,29 @@ pub struct ServeOptions {
     /// Whether POSIX ACLs are negotiated.
     pub posix_acl: bool,
     /// Whether other users than the one who mounted may use the mount.
+    ///
+    /// The kernel alone enforces it, from the mount option of that name; told here for the log.
     pub allow_other: bool,
+    /// Whether the kernel is told not to send syncs, since nobody wants them.
+    pub volatile: bool,
 }
 
-/// Answers the kernel's INIT on `device` and serves requests until the mount is gone.
+/// Answers the kernel's INIT on `device`, which is mounted already, and serves requests until the
+/// mount is gone; then syncs the union.
+///
+/// Calls `on_ready` once between the two: from then on no request waits in vain. Blocks; requests
+/// are served by `options.threads` threads of their own.
 ///
 /// # Errors
-/// When the handshake fails.
-pub fn serve(device: OwnedFd, union: Arc<Union>, options: &ServeOptions) -> Result<()> {
-    let _ = (device, union, options);
-    Ok(())
+/// When the handshake fails, which it also does if the mount is gone before it; when the device
+/// fails otherwise than by the end of the mount; when the last sync fails.
+pub fn serve(
+    device: OwnedFd,
+    union: Arc<Union>,
+    options: &ServeOptions,
+    on_ready: impl FnOnce() + Send,
+) -> Result<()> {
+    let served = transport_fuser::serve(device, Arc::clone(&union), options, on_ready);
+    let synced = if options.volatile { Ok(()) } else { union.sync_all() };
+    served.and(synced)
 }

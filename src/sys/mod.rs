@@ -1,1 +1,13 @@
-//! Stub.
+//! Typed system calls: what the layers above use instead of raw descriptors and paths.
+//!
+//! Every wrapper takes a directory handle and one name, follows no symlink, retries `EINTR` and
+//! returns the bare errno; context is added above, where the layer is known. `unsafe` code stands
+//! below this module only.
+
+pub mod data;
+pub mod inode_flags;
+pub mod name;
+pub mod open;
+pub mod process;
+pub mod stat;
+pub mod xattr;

@@ -1,70 +1,383 @@
-//! Stub with the public API only.
-#![allow(missing_docs, unused_variables)]
-use crate::error::{Errno, Result};
-use std::os::fd::OwnedFd;
+//! The union: what kernel overlayfs does with a stack of layers, without a kernel and without FUSE.
+//!
+//! Knows nothing of requests and replies; a server, a test or a library user calls it alike. Every
+//! method takes `&self` and may be called from any thread; [`lock`] has the order of locks. Every
+//! change is prepared out of sight and published by one rename or link, so that whatever stops the
+//! process leaves the tree before or after the operation.
+
+mod acl;
+mod attr;
+mod copy_up;
+mod create;
+mod file;
+mod ino;
+mod link;
+mod lock;
+mod lookup;
+mod node;
+mod publish;
+mod readdir;
+mod remove;
+mod rename;
+mod resolve;
+mod xattr;
+
+use std::num::NonZeroUsize;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
-pub use rustix::fs::{RenameFlags, XattrFlags, StatVfs};
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)] pub struct NodeId(pub u64);
-impl NodeId { pub const ROOT: Self = Self(1); }
-#[derive(Clone, Copy, Debug, PartialEq, Eq)] pub struct Time { pub sec: i64, pub nsec: u32 }
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum FileType { Regular, Directory, Symlink, Fifo, Socket, CharDevice, BlockDevice }
-#[derive(Clone, Debug)]
-pub struct Attr { pub ino: u64, pub size: u64, pub blocks: u64, pub blksize: u32, pub mode: u32, pub nlink: u32, pub uid: u32, pub gid: u32, pub rdev_major: u32, pub rdev_minor: u32, pub atime: Time, pub mtime: Time, pub ctime: Time, pub btime: Time }
-impl Attr { pub fn kind(&self) -> FileType { FileType::Regular } }
-#[derive(Clone, Debug)] pub struct Entry { pub node: NodeId, pub attr: Attr }
-#[derive(Clone, Copy, Debug)] pub struct Caller { pub uid: u32, pub gid: u32, pub umask: u32 }
-#[derive(Clone, Copy, Debug)] pub enum SetTime { Now, At(Time) }
-#[derive(Default, Clone, Debug)]
-pub struct SetAttr { pub mode: Option<u32>, pub uid: Option<u32>, pub gid: Option<u32>, pub size: Option<u64>, pub atime: Option<SetTime>, pub mtime: Option<SetTime>, pub kill_privileges: bool }
-pub struct DirEntry<'a> { pub name: &'a [u8], pub ino: u64, pub kind: FileType, pub offset: u64 }
-#[derive(Clone, Copy, PartialEq, Eq, Debug)] pub enum Visit { Taken, Full }
-#[derive(Clone, Copy, PartialEq, Eq, Debug)] pub enum Whence { Data, Hole }
-pub struct Config { pub lowers: Vec<LayerSpec>, pub upper: Option<UpperSpec>, pub volatile: bool, pub userxattr: bool }
-pub struct LayerSpec { pub dir: OwnedFd, pub path: PathBuf }
-pub struct UpperSpec { pub dir: OwnedFd, pub work: OwnedFd, pub path: PathBuf, pub work_path: PathBuf }
-pub struct Union {}
-type VisitPlain<'a> = &'a mut dyn FnMut(DirEntry<'_>) -> Visit;
-type VisitPlus<'a> = &'a mut dyn FnMut(DirEntry<'_>, Option<&Entry>) -> Visit;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use lru::LruCache;
+use parking_lot::{Mutex, RwLock};
+pub use rustix::fs::{RenameFlags, StatVfs, XattrFlags};
+
+pub use self::attr::{Attr, FileType, SetAttr, SetTime, Time};
+pub use self::create::Caller;
+pub use self::file::Whence;
+pub use self::lookup::Entry;
+pub use self::node::NodeId;
+pub use self::readdir::{DirEntry, Visit};
+use self::ino::Numbers;
+use self::node::{Dir, Node, Place, Table};
+use self::publish::Work;
+use crate::error::{Context, Errno, Error, Result};
+use crate::layer::cache::HandleCache;
+use crate::layer::{self, UPPER};
+use crate::sys;
+use crate::sys::name::At;
+
+/// Names remembered in listings before those of released directories are given up.
+const LISTED_MAX: usize = 1_000_000;
+
+/// What a union is made of.
+#[derive(Debug)]
+pub struct Config {
+    /// Read-only layers, topmost first; at least one.
+    pub lowers: Vec<LayerSpec>,
+    /// The writable layer; without one the union is read-only.
+    pub upper: Option<UpperSpec>,
+    /// Nothing is made durable: no sync before a copy-up is published, none on request.
+    pub volatile: bool,
+    /// Opaque marks are written as `user.overlay.`, even where `trusted.overlay.` could be.
+    pub userxattr: bool,
+}
+
+/// A layer that is only read.
+#[derive(Debug)]
+pub struct LayerSpec {
+    /// Its top directory.
+    pub dir: OwnedFd,
+    /// How the user named it; for messages only.
+    pub path: PathBuf,
+}
+
+/// The layer that takes all changes.
+#[derive(Debug)]
+pub struct UpperSpec {
+    /// Its top directory.
+    pub dir: OwnedFd,
+    /// The workdir, on the same filesystem; `work` is made in it.
+    pub work: OwnedFd,
+    /// How the user named the upper; for messages only.
+    pub path: PathBuf,
+    /// How the user named the workdir; for messages only.
+    pub work_path: PathBuf,
+}
+
+/// A stack of layers shown as one tree.
+#[derive(Debug)]
+pub struct Union {
+    table: Table,
+    numbers: Numbers,
+    upper: Option<Upper>,
+    volatile: bool,
+    /// See [`lock`].
+    rename: RwLock<()>,
+    handles: Arc<HandleCache>,
+    /// Nodes with a data handle that is kept though nobody may have the file open.
+    idle: Mutex<LruCache<NodeId, ()>>,
+    /// Names in all listings, about.
+    listed: AtomicUsize,
+    poisoned: AtomicBool,
+    uid: u32,
+    gid: u32,
+}
+
+/// The writable side.
+#[derive(Debug)]
+struct Upper {
+    root: Arc<layer::Dir>,
+    work: Work,
+}
+
+/// Where the object of a node that is no directory is reached.
+enum Leaf<'a> {
+    Handle(BorrowedFd<'a>),
+    Name(At<'a>),
+}
+
 impl Union {
-    pub fn open(config: Config) -> Result<Union> { Err(Errno::NOSYS.into()) }
-    pub fn lookup(&self, parent: NodeId, name: &[u8]) -> Result<Option<Entry>> { Err(Errno::NOSYS.into()) }
-    pub fn forget(&self, node: NodeId, count: u64) {  }
-    pub fn node_by_ino(&self, ino: u64) -> Option<NodeId> { None }
-    pub fn getattr(&self, node: NodeId) -> Result<Attr> { Err(Errno::NOSYS.into()) }
-    pub fn setattr(&self, node: NodeId, set: &SetAttr) -> Result<Attr> { Err(Errno::NOSYS.into()) }
-    pub fn readlink(&self, node: NodeId) -> Result<Vec<u8>> { Err(Errno::NOSYS.into()) }
-    pub fn mknod(&self, caller: &Caller, parent: NodeId, name: &[u8], mode: u32 , rdev: (u32 , u32 )) -> Result<Entry> { Err(Errno::NOSYS.into()) }
-    pub fn mkdir(&self, caller: &Caller, parent: NodeId, name: &[u8], mode: u32) -> Result<Entry> { Err(Errno::NOSYS.into()) }
-    pub fn symlink(&self, caller: &Caller, parent: NodeId, name: &[u8], target: &[u8]) -> Result<Entry> { Err(Errno::NOSYS.into()) }
-    pub fn link(&self, node: NodeId, new_parent: NodeId, new_name: &[u8]) -> Result<Entry> { Err(Errno::NOSYS.into()) }
-    pub fn unlink(&self, parent: NodeId, name: &[u8]) -> Result<()> { Err(Errno::NOSYS.into()) }
-    pub fn rmdir(&self, parent: NodeId, name: &[u8]) -> Result<()> { Err(Errno::NOSYS.into()) }
-    pub fn rename(&self, parent: NodeId, name: &[u8], new_parent: NodeId, new_name: &[u8], flags: RenameFlags) -> Result<()> { Err(Errno::NOSYS.into()) }
-    pub fn open_file(&self, node: NodeId, write: bool) -> Result<()> { Err(Errno::NOSYS.into()) }
-    pub fn release_file(&self, node: NodeId) {  }
-    pub fn create(&self, caller: &Caller, parent: NodeId, name: &[u8], mode: u32) -> Result<Entry> { Err(Errno::NOSYS.into()) }
-    pub fn read(&self, node: NodeId, offset: u64, buf: &mut [u8]) -> Result<usize> { Err(Errno::NOSYS.into()) }
-    pub fn write(&self, node: NodeId, offset: u64, data: &[u8], kill_privileges: bool) -> Result<usize> { Err(Errno::NOSYS.into()) }
-    pub fn fsync(&self, node: NodeId, data_only: bool) -> Result<()> { Err(Errno::NOSYS.into()) }
-    pub fn flush(&self, node: NodeId) -> Result<()> { Err(Errno::NOSYS.into()) }
-    pub fn fallocate(&self, node: NodeId, mode: u32, offset: u64, len: u64) -> Result<()> { Err(Errno::NOSYS.into()) }
-    pub fn lseek(&self, node: NodeId, offset: u64, whence: Whence ) -> Result<u64> { Err(Errno::NOSYS.into()) }
-    pub fn copy_file_range(&self, from: NodeId, from_offset: u64, to: NodeId, to_offset: u64, len: u64) -> Result<usize> { Err(Errno::NOSYS.into()) }
-    pub fn open_dir(&self, node: NodeId) -> Result<()> { Err(Errno::NOSYS.into()) }
-    pub fn release_dir(&self, node: NodeId) {  }
-    pub fn readdir(&self, node: NodeId, offset: u64, visit: VisitPlain<'_>) -> Result<()> { Err(Errno::NOSYS.into()) }
-    pub fn readdirplus(&self, node: NodeId, offset: u64, visit: VisitPlus<'_>) -> Result<()> { Err(Errno::NOSYS.into()) }
-    pub fn sync_dir(&self, node: NodeId) -> Result<()> { Err(Errno::NOSYS.into()) }
-    pub fn statfs(&self) -> Result<StatVfs> { Err(Errno::NOSYS.into()) }
-    pub fn getxattr(&self, node: NodeId, name: &[u8]) -> Result<Option<Vec<u8>>> { Err(Errno::NOSYS.into()) }
-    pub fn listxattr(&self, node: NodeId) -> Result<Vec<u8>> { Err(Errno::NOSYS.into()) }
-    pub fn setxattr(&self, node: NodeId, name: &[u8], value: &[u8], flags: XattrFlags) -> Result<()> { Err(Errno::NOSYS.into()) }
-    pub fn removexattr(&self, node: NodeId, name: &[u8]) -> Result<()> { Err(Errno::NOSYS.into()) }
-    pub fn get_flags(&self, node: NodeId) -> Result<u32> { Err(Errno::NOSYS.into()) }
-    pub fn set_flags(&self, node: NodeId, flags: u32) -> Result<()> { Err(Errno::NOSYS.into()) }
-    pub fn get_fsxattr(&self, node: NodeId) -> Result<[u8; 28]> { Err(Errno::NOSYS.into()) }
-    pub fn set_fsxattr(&self, node: NodeId, raw: &[u8; 28]) -> Result<()> { Err(Errno::NOSYS.into()) }
-    pub fn sync_all(&self) -> Result<()> { Err(Errno::NOSYS.into()) }
-    pub fn poison(&self) {  }
+    /// Opens a stack. Empties the work directory and probes what the upper's filesystem can do.
+    ///
+    /// # Errors
+    /// `Invalid` without a lower or with more than 500; `Unsupported` for an upper that cannot hold
+    /// the format; `Busy` for a workdir that a volatile mount left behind.
+    pub fn open(config: Config) -> Result<Self> {
+        if config.lowers.is_empty() {
+            return Err(Error::invalid("lowerdir", "at least one layer is needed"));
+        }
+        let files = descriptor_limit();
+        let handles = Arc::new(HandleCache::new(files / 2));
+        let numbers = Numbers::default();
+        let upper = match config.upper {
+            Some(upper) => {
+                let root = layer::Dir::root(UPPER, upper.dir, upper.path, &handles)?;
+                numbers.register(root.device);
+                let work =
+                    open_work(upper.work, upper.work_path, &handles, config.volatile)?;
+                Some(Upper { root, work: Work::open(work, config.userxattr)? })
+            }
+            None => None,
+        };
+        let mut lowers = Vec::with_capacity(config.lowers.len());
+        for (index, lower) in (1..).zip(config.lowers) {
+            let root = layer::Dir::root(index, lower.dir, lower.path, &handles)?;
+            numbers.register(root.device);
+            lowers.push(root);
+        }
+        let idle = NonZeroUsize::new(files / 8).unwrap_or(NonZeroUsize::MIN);
+        let union = Self {
+            table: Table::default(),
+            numbers,
+            upper,
+            volatile: config.volatile,
+            rename: RwLock::new(()),
+            handles,
+            idle: Mutex::new(LruCache::new(idle)),
+            listed: AtomicUsize::new(0),
+            poisoned: AtomicBool::new(false),
+            uid: rustix::process::geteuid().as_raw(),
+            gid: rustix::process::getegid().as_raw(),
+        };
+        union.table.set_root(Arc::new(union.root(lowers)?));
+        Ok(union)
+    }
+
+    fn root(&self, mut lowers: Vec<Arc<layer::Dir>>) -> Result<Node> {
+        let upper = self.upper.as_ref().map(|upper| Arc::clone(&upper.root));
+        // An opaque mark on the root of a layer ends the stack there, as on any directory.
+        let mut closed = match &upper {
+            Some(upper) => lookup::is_closed(upper)?,
+            None => false,
+        };
+        let mut taking_part = 0;
+        for lower in &lowers {
+            if closed {
+                break;
+            }
+            taking_part += 1;
+            closed = lookup::is_closed(lower)?;
+        }
+        lowers.truncate(taking_part);
+        let top = lowers.first().or(upper.as_ref()).ok_or(Errno::STALE)?;
+        let ino = self.numbers.of(top.device, top.inode);
+        let layer = if upper.is_some() { UPPER } else { 1 };
+        let place = Place { parent: None, name: Box::default(), layer, gone: false, held: None };
+        let dir = Dir::new(upper, lowers);
+        Ok(Node::new(NodeId::ROOT, ino, FileType::Directory, place).with_dir(dir))
+    }
+
+    /// Refuses every later change, because a request ended in a way nobody foresaw.
+    pub fn poison(&self) {
+        self.poisoned.store(true, Ordering::Release);
+    }
+
+    /// Makes everything durable that was written, unless the union is volatile.
+    ///
+    /// # Errors
+    /// Those of syncfs(2).
+    pub fn sync_all(&self) -> Result<()> {
+        match &self.upper {
+            Some(upper) if !self.volatile => {
+                upper.root.with("syncfs", |dir| {
+                    let dir = sys::open::directory(dir, b".")?;
+                    rustix::fs::syncfs(dir.as_fd())
+                })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Tidies the work directory, when the last request has been answered.
+    ///
+    /// # Errors
+    /// Those of listing and unlinking there.
+    pub fn close(&self) -> Result<()> {
+        match &self.upper {
+            Some(upper) if !self.volatile => upper.work.empty(),
+            _ => Ok(()),
+        }
+    }
+
+    fn writable(&self) -> Result<&Upper> {
+        if self.poisoned.load(Ordering::Acquire) {
+            return Err(Errno::ROFS.into());
+        }
+        self.upper.as_ref().ok_or_else(|| Errno::ROFS.into())
+    }
+
+    fn node(&self, id: NodeId) -> Result<Arc<Node>> {
+        self.table.get(id).ok_or_else(|| Errno::STALE.into())
+    }
+
+    /// Counts `n` users of a node less, and ends what only they needed.
+    fn release(&self, node: &Arc<Node>, n: u64) {
+        for freed in self.table.release(node, n) {
+            if let Some(dir) = &freed.dir {
+                // Nobody else has it any more but, perhaps, the thread that is here.
+                let names = dir.names.try_read();
+                let listing = names.as_ref().and_then(|names| names.listing.as_ref());
+                self.unlisted(listing.map_or(0, readdir::Listing::len));
+            }
+            let held = {
+                let mut place = freed.place.write();
+                if place.gone { place.held.take() } else { None }
+            };
+            // The inode number is free to be used again once we let go.
+            if let Some(stat) = held.and_then(|held| sys::stat::of(&held).ok()) {
+                self.numbers.drop_kept(sys::stat::device(&stat), stat.stx_ino);
+            }
+        }
+    }
+
+    fn unlisted(&self, names: usize) {
+        let before = self.listed.load(Ordering::Relaxed);
+        self.listed.fetch_sub(names.min(before), Ordering::Relaxed);
+    }
+
+    /// Calls `call` with the object of a node that is no directory, while no rename can move it.
+    ///
+    /// Not to be called with the names of its parent locked for writing.
+    fn with_leaf<T>(
+        &self,
+        node: &Arc<Node>,
+        op: &'static str,
+        call: impl FnOnce(Leaf<'_>) -> std::result::Result<T, Errno>,
+    ) -> Result<T> {
+        if node.links.get().is_some_and(|links| links.lock().anchored) {
+            let upper = self.upper.as_ref().ok_or(Errno::ROFS)?;
+            return upper.work.dir.call(op, &Work::anchor(node.ino), |at| call(Leaf::Name(at)));
+        }
+        loop {
+            let (held, parent) = {
+                let place = node.place.read();
+                (place.held.clone(), place.parent.clone())
+            };
+            if let Some(held) = held {
+                return call(Leaf::Handle(held.as_fd())).at(op, || "an object without a name");
+            }
+            let parent = parent.ok_or(Errno::STALE)?;
+            let dir = lock::directory(&parent)?;
+            let _names = dir.names.read();
+            let (part, name) = {
+                let place = node.place.read();
+                let moved = !place.parent.as_ref().is_some_and(|now| Arc::ptr_eq(now, &parent));
+                if moved || place.held.is_some() {
+                    continue;
+                }
+                (dir.part(place.layer).ok_or(Errno::STALE)?, place.name.clone())
+            };
+            return part.call(op, &name, |at| call(Leaf::Name(at)));
+        }
+    }
+
+    /// Calls `call` with a handle of an upper object, and whether it is a symlink.
+    fn with_upper_handle<T>(
+        &self,
+        node: &Arc<Node>,
+        op: &'static str,
+        call: impl FnOnce(BorrowedFd<'_>, bool) -> std::result::Result<T, Errno>,
+    ) -> Result<T> {
+        if let Some(dir) = &node.dir {
+            let upper = dir.upper.get().ok_or(Errno::ROFS)?;
+            return upper.with(op, |dir| call(dir, false));
+        }
+        let is_symlink = node.kind == FileType::Symlink;
+        let data = node.data.lock().clone();
+        if let Some(data) = data {
+            return call(data.file.as_fd(), false).at(op, || "an open file");
+        }
+        self.with_leaf(node, op, |leaf| match leaf {
+            Leaf::Handle(fd) => call(fd, is_symlink),
+            Leaf::Name(at) => {
+                let handle = sys::open::handle(at.dir, at.name)?;
+                call(handle.as_fd(), is_symlink)
+            }
+        })
+    }
+
+    /// Returns where a symlink points.
+    ///
+    /// # Errors
+    /// `EINVAL` if it is none; those of readlinkat(2).
+    pub fn readlink(&self, node: NodeId) -> Result<Vec<u8>> {
+        let node = self.node(node)?;
+        if node.kind != FileType::Symlink {
+            return Err(Errno::INVAL.into());
+        }
+        self.with_leaf(&node, "readlinkat", |leaf| match leaf {
+            Leaf::Handle(fd) => sys::name::readlink(At::new(fd, b"")),
+            Leaf::Name(at) => sys::name::readlink(at),
+        })
+    }
+}
+
+/// How many descriptors the process may have open; a share of it is used for caches.
+fn descriptor_limit() -> usize {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    limit.and_then(|limit| usize::try_from(limit).ok()).map_or(1 << 16, |limit| limit.min(1 << 16))
+}
+
+/// Makes `work` in the workdir, as the kernel does, and refuses what a volatile mount left.
+fn open_work(
+    workdir: OwnedFd,
+    path: PathBuf,
+    handles: &Arc<HandleCache>,
+    volatile: bool,
+) -> Result<Arc<layer::Dir>> {
+    const WORK: &[u8] = b"work";
+    const MARKER: &[&[u8]] = &[b"incompat", b"volatile"];
+    let dir = layer::Dir::root(UPPER, workdir, path.clone(), handles)?;
+    if dir.find(WORK)?.is_none() {
+        dir.call("mkdirat", WORK, |at| sys::name::mkdir(at, 0o700))?;
+    }
+    let handle = dir.call("openat", WORK, |at| {
+        // The kernel makes it without permissions, which not every owner may ignore.
+        let handle = sys::open::handle(at.dir, at.name)?;
+        sys::name::chmod_handle(&handle, 0o700)?;
+        sys::open::directory(at.dir, at.name)
+    })?;
+    let work = layer::Dir::root(UPPER, handle, path.join("work"), handles)?;
+    let marker = work.with("statx", |work| {
+        let [incompat, marker] = MARKER else { return Ok(None) };
+        match sys::open::directory(work, incompat) {
+            Ok(incompat) => sys::stat::find(incompat.as_fd(), marker),
+            Err(Errno::NOENT) => Ok(None),
+            Err(errno) => Err(errno),
+        }
+    })?;
+    if marker.is_some() {
+        return Err(Error::Busy {
+            what: format!(
+                "workdir: {}/work/incompat/volatile exists: the last mount was volatile, so its \
+                 upper layer may be incomplete; discard upperdir and workdir, or remove that \
+                 directory to use them all the same",
+                path.display()
+            )
+            .into(),
+        });
+    }
+    let _ = volatile;
+    Ok(work)
 }

@@ -1,0 +1,287 @@
+//! A directory of a layer: where it lies, and its handle when needed.
+//!
+//! Locks: `Dir::place`, held over no system call.
+
+use std::borrow::Cow;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use parking_lot::RwLock;
+use rustix::fs::FileType;
+
+use super::Index;
+use super::cache::HandleCache;
+use crate::error::{Context, Errno, Error, Result};
+use crate::marks;
+use crate::sys::name::At;
+use crate::sys::stat::Statx;
+use crate::sys::xattr::{self, Target};
+use crate::sys::{self, open};
+
+/// What all directories of one layer share.
+#[derive(Debug)]
+pub struct Layer {
+    /// Its position in the stack.
+    pub index: Index,
+    /// How the user named it; for messages only.
+    pub path: PathBuf,
+    handles: Arc<HandleCache>,
+}
+
+/// Where a directory lies in its layer.
+#[derive(Debug)]
+pub struct Place {
+    /// The directory above.
+    pub parent: Arc<Dir>,
+    /// Its name there.
+    pub name: Box<[u8]>,
+}
+
+/// A directory of a layer.
+#[derive(Debug)]
+pub struct Dir {
+    /// The layer it belongs to.
+    pub layer: Arc<Layer>,
+    /// Device number of the filesystem that holds it.
+    pub device: u64,
+    /// Inode number in that filesystem.
+    pub inode: u64,
+    id: u64,
+    /// `None` for the root of the layer. Changed by a rename in the upper only.
+    place: RwLock<Option<Place>>,
+    /// Set for the root, and for a directory removed while somebody still uses it.
+    pinned: OnceLock<Arc<OwnedFd>>,
+}
+
+/// How often a walk is begun again because a rename crossed it.
+const RENAME_TRIES: u32 = 3;
+
+static NEXT_ID: AtomicU64 = AtomicU64::new(1);
+
+impl Dir {
+    /// Makes `handle` the root of a layer.
+    ///
+    /// # Errors
+    /// Those of statx(2).
+    pub fn root(
+        index: Index,
+        handle: OwnedFd,
+        path: PathBuf,
+        handles: &Arc<HandleCache>,
+    ) -> Result<Arc<Self>> {
+        let stat = sys::stat::of(&handle).at("statx", || path.display().to_string())?;
+        let layer = Arc::new(Layer { index, path, handles: Arc::clone(handles) });
+        let dir = Self::new(layer, &stat, None);
+        // Empty until now, so it cannot fail.
+        let _ = dir.pinned.set(Arc::new(handle));
+        Ok(Arc::new(dir))
+    }
+
+    fn new(layer: Arc<Layer>, stat: &Statx, place: Option<Place>) -> Self {
+        Self {
+            layer,
+            device: sys::stat::device(stat),
+            inode: stat.stx_ino,
+            id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
+            place: RwLock::new(place),
+            pinned: OnceLock::new(),
+        }
+    }
+
+    /// Returns the directory `name` beneath this one, whose attributes are `stat`.
+    pub fn child(self: &Arc<Self>, name: &[u8], stat: &Statx) -> Arc<Self> {
+        let place = Place { parent: Arc::clone(self), name: name.into() };
+        Arc::new(Self::new(Arc::clone(&self.layer), stat, Some(place)))
+    }
+
+    /// Returns an open handle, opening what is missing on the way from the root.
+    ///
+    /// # Errors
+    /// Those of openat(2); `ESTALE` where another directory lies at the place now.
+    pub fn handle(&self) -> Result<Arc<OwnedFd>> {
+        let mut tries = 0;
+        loop {
+            match self.try_handle() {
+                Ok(handle) => return Ok(handle),
+                Err(Errno::MFILE | Errno::NFILE) if tries == 0 => self.layer.handles.shrink(),
+                // A directory on the way was renamed meanwhile.
+                Err(Errno::NOENT | Errno::STALE) if tries < RENAME_TRIES => {}
+                Err(errno) => return Err(Error::sys("openat", self.describe(b""), errno)),
+            }
+            tries += 1;
+        }
+    }
+
+    fn try_handle(&self) -> std::result::Result<Arc<OwnedFd>, Errno> {
+        if let Some(open) = self.open_handle() {
+            return Ok(open);
+        }
+        // A stack of its own: directories may lie deeper than the thread's stack is long.
+        let mut missing = Vec::new();
+        let mut above = self.above();
+        let mut open = loop {
+            let Some((parent, name)) = above else { return Err(Errno::STALE) };
+            let found = parent.open_handle();
+            above = parent.above();
+            missing.push((parent, name));
+            if let Some(open) = found {
+                break open;
+            }
+        };
+        let mut names = missing.into_iter().rev().map(|(dir, name)| (Some(dir), name)).peekable();
+        while let Some((_, name)) = names.next() {
+            let below = names.peek().and_then(|(dir, _)| dir.clone());
+            let target = below.as_deref().unwrap_or(self);
+            open = target.keep(open::directory(open.as_fd(), &name)?)?;
+        }
+        Ok(open)
+    }
+
+    fn keep(&self, handle: OwnedFd) -> std::result::Result<Arc<OwnedFd>, Errno> {
+        let stat = sys::stat::of(&handle)?;
+        if stat.stx_ino != self.inode || sys::stat::device(&stat) != self.device {
+            return Err(Errno::STALE);
+        }
+        Ok(self.layer.handles.put(self.id, handle))
+    }
+
+    /// Hands over a handle opened by the caller, so that it need not be opened again.
+    pub fn adopt(&self, handle: OwnedFd) -> Arc<OwnedFd> {
+        self.layer.handles.put(self.id, handle)
+    }
+
+    fn open_handle(&self) -> Option<Arc<OwnedFd>> {
+        self.pinned.get().cloned().or_else(|| self.layer.handles.get(self.id))
+    }
+
+    fn above(&self) -> Option<(Arc<Self>, Box<[u8]>)> {
+        let place = self.place.read();
+        place.as_ref().map(|place| (Arc::clone(&place.parent), place.name.clone()))
+    }
+
+    /// Keeps the handle open from now on, because the name is about to go.
+    ///
+    /// # Errors
+    /// Those of [`Dir::handle`].
+    pub fn pin(&self) -> Result<()> {
+        let handle = self.handle()?;
+        // Pinned before is as good.
+        let _ = self.pinned.set(handle);
+        Ok(())
+    }
+
+    /// Takes note of a rename in the upper.
+    pub fn moved(&self, parent: &Arc<Self>, name: &[u8]) {
+        let place = Place { parent: Arc::clone(parent), name: name.into() };
+        let old = self.place.write().replace(place);
+        drop(old);
+    }
+
+    /// Returns layer and path for a message. Never used to reach anything.
+    pub fn describe(&self, name: &[u8]) -> Cow<'static, str> {
+        let mut names = vec![String::from_utf8_lossy(name).into_owned()];
+        let mut above = self.above();
+        while let Some((parent, name)) = above {
+            names.push(String::from_utf8_lossy(&name).into_owned());
+            above = parent.above();
+        }
+        let which = if self.layer.index == super::UPPER { "upper" } else { "lower" };
+        let mut path = self.layer.path.display().to_string();
+        for name in names.iter().rev().filter(|name| !name.is_empty()) {
+            path.push('/');
+            path.push_str(name);
+        }
+        format!("{which} layer, {path}").into()
+    }
+
+    /// Returns the attributes of `name`, or `None` if there is no such name.
+    ///
+    /// # Errors
+    /// Those of statx(2) but `ENOENT`.
+    pub fn find(&self, name: &[u8]) -> Result<Option<Statx>> {
+        let handle = self.handle()?;
+        sys::stat::find(handle.as_fd(), name).at("statx", || self.describe(name))
+    }
+
+    /// Returns the attributes of the directory itself.
+    ///
+    /// # Errors
+    /// Those of statx(2).
+    pub fn stat(&self) -> Result<Statx> {
+        let handle = self.handle()?;
+        sys::stat::of(&handle).at("statx", || self.describe(b""))
+    }
+
+    /// Tells what the opaque mark of the directory says, in whichever namespace it stands.
+    ///
+    /// # Errors
+    /// Those of getxattr(2) but absence; `EACCES` and `EPERM` are errors, never "not opaque".
+    pub fn opaque(&self) -> Result<marks::Opaque> {
+        let handle = self.handle()?;
+        for name in marks::OPAQUE_XATTRS {
+            let value = xattr::get(Target::Handle(handle.as_fd()), name)
+                .at("getxattr", || self.describe(b""))?;
+            if let Some(value) = value {
+                let opaque = marks::Opaque::from_value(&value);
+                if opaque != marks::Opaque::No {
+                    return Ok(opaque);
+                }
+            }
+        }
+        Ok(marks::Opaque::No)
+    }
+
+    /// Calls `visit` with each name, its inode number and `d_type`.
+    ///
+    /// # Errors
+    /// Those of getdents64(2) and of `visit`.
+    pub fn list(
+        &self,
+        visit: impl FnMut(&[u8], u64, FileType) -> std::result::Result<(), Errno>,
+    ) -> Result<()> {
+        let handle = self.handle()?;
+        sys::name::list(handle.as_fd(), visit).at("getdents64", || self.describe(b""))
+    }
+
+    /// Runs one system call on `name`, naming it in an error.
+    ///
+    /// # Errors
+    /// That of the call, with its place.
+    pub fn call<T>(
+        &self,
+        op: &'static str,
+        name: &[u8],
+        call: impl FnOnce(At<'_>) -> std::result::Result<T, Errno>,
+    ) -> Result<T> {
+        let handle = self.handle()?;
+        call(At::new(handle.as_fd(), name)).at(op, || self.describe(name))
+    }
+
+    /// Runs one system call on the open directory.
+    ///
+    /// # Errors
+    /// That of the call, with its place.
+    pub fn with<T>(
+        &self,
+        op: &'static str,
+        call: impl FnOnce(BorrowedFd<'_>) -> std::result::Result<T, Errno>,
+    ) -> Result<T> {
+        let handle = self.handle()?;
+        call(handle.as_fd()).at(op, || self.describe(b""))
+    }
+}
+
+impl Drop for Dir {
+    fn drop(&mut self) {
+        self.layer.handles.remove(self.id);
+        // Unlinks the chain of parents one by one: dropping it recursively could need more stack
+        // than a thread has.
+        let mut above = self.place.get_mut().take().map(|place| place.parent);
+        while let Some(parent) = above {
+            above = Arc::into_inner(parent)
+                .and_then(|mut dir| dir.place.get_mut().take().map(|place| place.parent));
+        }
+    }
+}

@@ -1,0 +1,359 @@
+//! Makes and removes one FUSE mount: by mount(2) where that is allowed, else by fusermount3.
+
+use std::ffi::{CString, OsStr, OsString};
+use std::io::ErrorKind;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::io::{FdFlags, fcntl_setfd};
+use rustix::mount::{
+    MountFlags, MountPropagationFlags, UnmountFlags, mount as sys_mount, mount_change, unmount,
+};
+use rustix::process::{getegid, geteuid};
+use tracing::{debug, warn};
+
+use super::mountinfo::{self, MountEntry};
+use super::{MountSpec, refuse};
+use crate::error::{Errno, Error, Result};
+use crate::options::{MountOptions, Propagation, show_path};
+use crate::sys::process::receive_descriptor;
+
+const DEVICE: &str = "/dev/fuse";
+/// Names under which the set-user-id helper is looked for.
+const HELPERS: [&str; 3] = ["fusermount3", "/usr/bin/fusermount3", "fusermount"];
+const NO_PRIVILEGE: &str = "run as root, in a user namespace of your own (unshare -Urm, \
+     podman unshare), or install fusermount3 (package fuse3)";
+
+/// A mount of ours; removed when dropped.
+#[derive(Debug)]
+pub struct Mounted {
+    path: PathBuf,
+    /// Its device number, by which it is told from another mount at the same place.
+    device: Option<(u32, u32)>,
+}
+
+/// A fresh mount and the descriptor to serve it by.
+#[derive(Debug)]
+pub struct NewMount {
+    /// Where requests come from.
+    pub device: OwnedFd,
+    /// The mount.
+    pub mounted: Mounted,
+    /// Whether other users may enter.
+    pub allow_other: bool,
+}
+
+/// The FUSE device, or why it could not be opened: the helper may still be able to.
+#[derive(Debug)]
+pub struct Device(std::result::Result<OwnedFd, Errno>);
+
+impl Device {
+    /// Opens /dev/fuse.
+    ///
+    /// # Errors
+    /// `Invalid` if there is no such device.
+    pub fn open() -> Result<Self> {
+        match openat(CWD, DEVICE, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()) {
+            Ok(device) => Ok(Self(Ok(device))),
+            Err(errno @ (Errno::ACCESS | Errno::PERM)) => Ok(Self(Err(errno))),
+            Err(errno) => Err(refuse(
+                DEVICE,
+                "open",
+                errno,
+                "load the module (modprobe fuse), or pass the device to the container \
+                 (--device /dev/fuse)",
+            )),
+        }
+    }
+}
+
+/// Mounts at `path`, an absolute path without symlinks.
+///
+/// # Errors
+/// One sentence with the path, the system call and the cure; nothing is mounted then.
+pub fn mount(device: Device, path: &Path, spec: &MountSpec) -> Result<NewMount> {
+    let options = spec.options();
+    let by_helper = |error| {
+        let device = mount_by_helper(path, spec, error)?;
+        Ok(NewMount { device, mounted: Mounted::find(path), allow_other: options.allow_other })
+    };
+    let device = match device.0 {
+        Ok(device) => device,
+        Err(errno) => {
+            return by_helper(refuse(
+                DEVICE,
+                "open",
+                errno,
+                "allow it (chmod 0666 /dev/fuse), or pass the device to the container \
+                 (--device /dev/fuse)",
+            ));
+        }
+    };
+    match mount_by_call(&device, path, spec) {
+        Ok(()) => {
+            let mounted = Mounted::find(path);
+            if let Some(propagation) = options.propagation {
+                let flags = match propagation {
+                    Propagation::Private => MountPropagationFlags::PRIVATE,
+                    Propagation::Shared => MountPropagationFlags::SHARED,
+                    Propagation::Slave => MountPropagationFlags::DOWNSTREAM,
+                    Propagation::Unbindable => MountPropagationFlags::UNBINDABLE,
+                };
+                mount_change(path, flags).map_err(|errno| {
+                    refuse(
+                        show_path(path),
+                        "mount (propagation)",
+                        errno,
+                        "leave the propagation option out",
+                    )
+                })?;
+            }
+            Ok(NewMount { device, mounted, allow_other: true })
+        }
+        Err(errno @ (Errno::PERM | Errno::ACCESS)) => {
+            by_helper(refuse(show_path(path), "mount", errno, NO_PRIVILEGE))
+        }
+        Err(errno) => {
+            let cure = match errno {
+                Errno::NODEV => "load the module (modprobe fuse)",
+                Errno::BUSY => "unmount what is mounted there",
+                _ => "see the kernel log (dmesg)",
+            };
+            Err(refuse(show_path(path), "mount", errno, cure))
+        }
+    }
+}
+
+fn mount_by_call(
+    device: &OwnedFd,
+    path: &Path,
+    spec: &MountSpec,
+) -> std::result::Result<(), Errno> {
+    let options = spec.options();
+    let mut flags = MountFlags::NOATIME;
+    for (wanted, flag) in [
+        (!options.dev, MountFlags::NODEV),
+        (!options.suid, MountFlags::NOSUID),
+        (!options.exec, MountFlags::NOEXEC),
+        (spec.is_read_only(), MountFlags::RDONLY),
+    ] {
+        flags.set(flag, wanted);
+    }
+    let data = format!(
+        "fd={},rootmode=40000,user_id={},group_id={},default_permissions,allow_other",
+        device.as_raw_fd(),
+        geteuid().as_raw(),
+        getegid().as_raw()
+    );
+    let data = CString::new(data).map_err(|_nul| Errno::INVAL)?;
+    let kind = [b"fuse.", subtype(options).as_bytes()].concat();
+    sys_mount(fsname(options), path, OsStr::from_bytes(&kind), flags, data.as_c_str())
+}
+
+fn fsname(options: &MountOptions) -> &OsStr {
+    options.fsname.as_deref().unwrap_or(OsStr::new("lamina"))
+}
+
+fn subtype(options: &MountOptions) -> &OsStr {
+    options.subtype.as_deref().unwrap_or(OsStr::new("lamina"))
+}
+
+/// Returns the options for the helper; it adds the descriptor and the ids itself.
+fn helper_options(spec: &MountSpec) -> OsString {
+    let options = spec.options();
+    let mut list = b"default_permissions,noatime,nosuid,nodev".to_vec();
+    for (wanted, name) in [
+        (spec.is_read_only(), ",ro"),
+        (!options.exec, ",noexec"),
+        (options.allow_other, ",allow_other"),
+    ] {
+        if wanted {
+            list.extend_from_slice(name.as_bytes());
+        }
+    }
+    for (name, value) in [(",fsname=", fsname(options)), (",subtype=", subtype(options))] {
+        list.extend_from_slice(name.as_bytes());
+        for &byte in value.as_bytes() {
+            if matches!(byte, b',' | b'\\') {
+                list.push(b'\\');
+            }
+            list.push(byte);
+        }
+    }
+    OsString::from_vec(list)
+}
+
+/// Lets fusermount3 mount and returns the descriptor it sends.
+///
+/// `error` is why it could not be done without, returned if there is no helper.
+fn mount_by_helper(path: &Path, spec: &MountSpec, error: Error) -> Result<OwnedFd> {
+    let failed = |op, error: std::io::Error| {
+        Error::sys(op, show_path(path), Errno::from_io_error(&error).unwrap_or(Errno::IO))
+    };
+    if spec.options().dev {
+        return Err(Error::invalid(
+            "dev",
+            format!("device nodes need a mount by root, and {error}"),
+        ));
+    }
+    for helper in HELPERS {
+        let (ours, theirs) = UnixStream::pair().map_err(|error| failed("socketpair", error))?;
+        fcntl_setfd(&theirs, FdFlags::empty())
+            .map_err(|errno| Error::sys("fcntl", "socket", errno))?;
+        let started = Command::new(helper)
+            .arg("-o")
+            .arg(helper_options(spec))
+            .arg("--")
+            .arg(path)
+            .env("_FUSE_COMMFD", theirs.as_raw_fd().to_string())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn();
+        let child = match started {
+            Ok(child) => child,
+            Err(error) if error.kind() == ErrorKind::NotFound => continue,
+            Err(error) => return Err(failed("execve fusermount3", error)),
+        };
+        drop(theirs);
+        let device = receive_descriptor(ours.as_fd())?;
+        let output = child.wait_with_output().map_err(|error| failed("wait fusermount3", error))?;
+        return match device {
+            Some(device) => Ok(device),
+            None => Err(add_helper(&error, helper, &output.stderr)),
+        };
+    }
+    Err(error)
+}
+
+/// Puts what the helper said into the sentence about why it was needed.
+fn add_helper(error: &Error, helper: &str, stderr: &[u8]) -> Error {
+    let said = String::from_utf8_lossy(stderr);
+    let said: Vec<&str> = said.split_whitespace().collect();
+    let sentence = error.to_string();
+    let (what, cure) = sentence.split_once("; ").unwrap_or((&sentence, NO_PRIVILEGE));
+    let (arg, why) = what.split_once(": ").unwrap_or(("mount", what));
+    Error::invalid(
+        arg.to_owned(),
+        format!("{why}, and {helper} failed too ({}); {cure}", said.join(" ")),
+    )
+}
+
+impl Mounted {
+    /// Notes the mount that is topmost at `path`, just made.
+    fn find(path: &Path) -> Self {
+        let device = match mountinfo::load() {
+            Ok(entries) => mountinfo::find_top(&entries, path).map(|entry| entry.device),
+            Err(error) => {
+                warn!("{error}");
+                None
+            }
+        };
+        Self { path: path.to_owned(), device }
+    }
+
+    /// Returns where it is mounted.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Removes the mount, or just its name when `lazy`; one that is gone already is no error.
+    ///
+    /// # Errors
+    /// `EBUSY` while files in it are open or something is mounted over it.
+    pub fn unmount(&self, lazy: bool) -> Result<()> {
+        if let (Some(device), Ok(entries)) = (self.device, mountinfo::load()) {
+            let is_ours = |entry: &MountEntry| entry.device == device;
+            match mountinfo::find_top(&entries, &self.path) {
+                Some(top) if is_ours(top) => (),
+                _ if entries
+                    .iter()
+                    .any(|entry| is_ours(entry) && entry.mount_point == self.path) =>
+                {
+                    return Err(Error::sys(
+                        "umount2",
+                        format!("{}: another mount lies over it", show_path(&self.path)),
+                        Errno::BUSY,
+                    ));
+                }
+                _ => return Ok(()),
+            }
+        }
+        remove(&self.path, lazy)
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        if let Err(error) = self.unmount(true) {
+            warn!("{error}");
+        }
+    }
+}
+
+/// Removes the topmost mount at `path`: by umount2(2) where that is allowed, else by fusermount3.
+///
+/// # Errors
+/// Those of umount2(2), or what the helper said.
+pub fn remove(path: &Path, lazy: bool) -> Result<()> {
+    let mut flags = UnmountFlags::NOFOLLOW;
+    flags.set(UnmountFlags::DETACH, lazy);
+    match unmount(path, flags) {
+        Ok(()) => Ok(()),
+        Err(Errno::PERM) => remove_by_helper(path, lazy),
+        Err(errno) => {
+            let cure = match errno {
+                Errno::BUSY => "close what uses it (shown by fuser -vm), or use --lazy",
+                Errno::INVAL => "unmount it in the mount namespace that made it",
+                _ => "see the kernel log (dmesg)",
+            };
+            Err(refuse(show_path(path), "umount2", errno, cure))
+        }
+    }
+}
+
+fn remove_by_helper(path: &Path, lazy: bool) -> Result<()> {
+    let mode = if lazy { "-uz" } else { "-u" };
+    for helper in HELPERS {
+        let output = Command::new(helper)
+            .arg(mode)
+            .arg("--")
+            .arg(path)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .output();
+        match output {
+            Ok(output) if output.status.success() => return Ok(()),
+            Ok(output) => {
+                let said = String::from_utf8_lossy(&output.stderr);
+                let said: Vec<&str> = said.split_whitespace().collect();
+                let said = said.join(" ");
+                debug!("{helper} {mode}: {said}");
+                return Err(Error::Busy {
+                    what: format!(
+                        "{}: {helper} {mode}: {said}; close what uses it (shown by fuser -vm), \
+                         or unmount it as the user who mounted it",
+                        show_path(path)
+                    )
+                    .into(),
+                });
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound => (),
+            Err(error) => {
+                let errno = Errno::from_io_error(&error).unwrap_or(Errno::IO);
+                return Err(Error::sys("execve fusermount3", show_path(path), errno));
+            }
+        }
+    }
+    Err(refuse(
+        show_path(path),
+        "umount2",
+        Errno::PERM,
+        "unmount it as root or in the namespace that made it, or install fusermount3 \
+         (package fuse3)",
+    ))
+}

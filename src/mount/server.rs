@@ -1,0 +1,280 @@
+//! The life of the server: made ready, reported to whoever started it, ended with its mount.
+//!
+//! As a daemon it is the child of the process that was started. The two talk over a socket:
+//! the child sends [`MOUNTED`] or [`FAILED`] and a sentence; the parent then asks the mount
+//! itself and sends [`ACCEPTED`]. A parent that is gone before that has told its caller nothing,
+//! so the child unmounts and ends. Descriptors 0 to 2 are let go first thing: callers read the
+//! pipe behind 2 to its end.
+
+use std::io::{Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::Arc;
+
+use rustix::fs::{CWD, Dir, Mode, OFlags, fstat, fstatfs, openat};
+use rustix::process::{
+    Resource, Rlimit, WaitOptions, chdir, getrlimit, setrlimit, setsid, umask, waitpid,
+};
+use tracing::{debug, error, info, warn};
+
+use super::fuse_mount::{self, Device, Mounted, NewMount};
+use super::stack::Stack;
+use super::{MountSpec, refuse};
+use crate::error::{Context, Errno, Error, Result};
+use crate::fuse::{self, ServeOptions};
+use crate::options::show_path;
+use crate::sys::process::{EndSignals, Fork, Inherited, fork};
+use crate::union::Union;
+
+/// `statfs` type of a FUSE mount.
+const FUSE_SUPER_MAGIC: i64 = 0x6573_5546;
+/// Threads beyond which a FUSE connection gains nothing.
+const THREADS_USUAL: usize = 8;
+
+/// First byte of a message of the child: the mount is made, ask it.
+const MOUNTED: u8 = b'M';
+/// First byte of a message of the child: there is no mount, the sentence follows.
+const FAILED: u8 = b'E';
+/// What the parent sends once the mount has answered.
+const ACCEPTED: u8 = b'K';
+
+/// Mounts and serves in this process until the mount is gone.
+///
+/// # Errors
+/// Why it could not be mounted or served.
+pub fn run(spec: &MountSpec) -> Result<()> {
+    serve(spec, Inherited::default(), None)
+}
+
+/// Starts a daemon that serves the mount, and returns when the mount answers.
+///
+/// Returns in the caller's process only. To be called before any thread is started.
+///
+/// # Errors
+/// The sentence that tells why; there is no mount then.
+pub fn start(spec: &MountSpec, inherited: Inherited) -> std::result::Result<(), String> {
+    let (ours, theirs) =
+        UnixStream::pair().map_err(|error| format!("socketpair: {error}; try again"))?;
+    match fork().map_err(|error| error.to_string())? {
+        Fork::Child => {
+            drop(ours);
+            let code = run_child(spec, inherited, theirs);
+            std::process::exit(code);
+        }
+        Fork::Parent(child) => {
+            drop(theirs);
+            await_ready(spec.merged(), ours).map_err(|sentence| {
+                // The child has closed its end: it is ending or has ended.
+                match waitpid(Some(child), WaitOptions::empty()) {
+                    Ok(Some((_, status))) => sentence.unwrap_or_else(|| {
+                        let how = match status.terminating_signal() {
+                            Some(signal) => format!("by signal {signal}"),
+                            None => "early".to_owned(),
+                        };
+                        format!(
+                            "{}: the server ended {how} before the mount answered; \
+                             see its log (-f -o log_level=debug)",
+                            show_path(spec.merged())
+                        )
+                    }),
+                    other => sentence.unwrap_or_else(|| format!("waitpid: {other:?}; try -f")),
+                }
+            })
+        }
+    }
+}
+
+/// Is the daemon; returns its exit code.
+fn run_child(spec: &MountSpec, inherited: Inherited, socket: UnixStream) -> i32 {
+    let Ok(told) = socket.try_clone() else { return 1 };
+    let result = leave_caller().and_then(|()| serve(spec, inherited, Some(socket)));
+    match result {
+        Ok(()) => 0,
+        Err(failure) => {
+            error!("{failure}");
+            let mut message = vec![FAILED];
+            message.extend_from_slice(failure.to_string().as_bytes());
+            // Nobody listens any more once the mount has been accepted.
+            drop((&told).write_all(&message));
+            1
+        }
+    }
+}
+
+/// Leaves the caller's session and its standard descriptors.
+fn leave_caller() -> Result<()> {
+    setsid().at("setsid", || "server")?;
+    let null = openat(CWD, "/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
+        .at("open", || "/dev/null")?;
+    rustix::stdio::dup2_stdin(&null).at("dup2", || "stdin")?;
+    rustix::stdio::dup2_stdout(&null).at("dup2", || "stdout")?;
+    rustix::stdio::dup2_stderr(&null).at("dup2", || "stderr")
+}
+
+/// Waits in the parent until the mount answers; the sentence is absent if the child left none.
+fn await_ready(merged: &Path, mut socket: UnixStream) -> std::result::Result<(), Option<String>> {
+    let mut kind = [0u8; 1];
+    let mut failure = None;
+    if socket.read_exact(&mut kind).is_ok() {
+        if kind == [MOUNTED] {
+            match check_answers(merged) {
+                Ok(()) if socket.write_all(&[ACCEPTED]).is_ok() => return Ok(()),
+                Ok(()) => (),
+                Err(error) => failure = Some(error.to_string()),
+            }
+            // Nothing accepted: the child unmounts.
+            drop(socket.shutdown(Shutdown::Write));
+            if socket.read_exact(&mut kind).is_err() {
+                return Err(failure);
+            }
+        }
+        let mut sentence = Vec::new();
+        // What the child wrote before it ended is what there is.
+        drop(socket.read_to_end(&mut sentence));
+        if !sentence.is_empty() {
+            failure = Some(String::from_utf8_lossy(&sentence).into_owned());
+        }
+    }
+    Err(failure)
+}
+
+/// Asks the mount for its root and the first name in it.
+///
+/// Whether the caller may read the root does not matter: a refusal is an answer too.
+///
+/// # Errors
+/// What the mount answered instead.
+pub fn check_answers(merged: &Path) -> Result<()> {
+    let failed = |op: &'static str| {
+        move |errno| refuse(show_path(merged), op, errno, "see the server's log")
+    };
+    let flags = OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let root = openat(CWD, merged, flags | OFlags::PATH, Mode::empty()).map_err(failed("open"))?;
+    if fstatfs(&root).map_err(failed("fstatfs"))?.f_type != FUSE_SUPER_MAGIC {
+        return Err(Error::invalid(
+            show_path(merged),
+            "the mount was removed before it answered; try again",
+        ));
+    }
+    fstat(&root).map_err(failed("fstat"))?;
+    match openat(CWD, merged, flags | OFlags::RDONLY, Mode::empty()) {
+        Ok(root) => {
+            let mut dir = Dir::new(root).map_err(failed("open"))?;
+            if let Some(entry) = dir.next() {
+                entry.map_err(failed("getdents64"))?;
+            }
+            Ok(())
+        }
+        Err(Errno::ACCESS | Errno::PERM) => Ok(()),
+        Err(errno) => Err(failed("open")(errno)),
+    }
+}
+
+/// Mounts and serves until the mount is gone.
+fn serve(spec: &MountSpec, inherited: Inherited, parent: Option<UnixStream>) -> Result<()> {
+    // Before anything is mounted, so that no signal leaves a mount without its server.
+    let signals = EndSignals::block()?;
+    raise_descriptor_limit();
+    umask(Mode::empty());
+    let stack = Stack::open(spec)?;
+    inherited.close();
+    chdir("/").at("chdir", || "/")?;
+    let locks = stack.lock()?;
+    let device = Device::open()?;
+    let options = spec.options();
+    let (config, merged) = stack.into_config(spec);
+    let syncs = config.upper.is_some() && !options.volatile;
+    let union = Arc::new(Union::open(config)?);
+    let NewMount { device, mounted, allow_other } = fuse_mount::mount(device, &merged.path, spec)?;
+    let mounted = Arc::new(mounted);
+    end_on_signal(signals, Arc::clone(&mounted))?;
+    if let Some(parent) = parent {
+        report(parent, Arc::clone(&mounted))?;
+    }
+    info!("{}: mounted", show_path(mounted.path()));
+    let serve_options = ServeOptions {
+        threads: options.threads.unwrap_or_else(usual_threads),
+        posix_acl: options.posix_acl,
+        allow_other,
+        volatile: options.volatile,
+    };
+    let on_ready = || info!("{}: serving", show_path(mounted.path()));
+    let served = fuse::serve(device, Arc::clone(&union), &serve_options, on_ready);
+    // A server that gives up leaves no mount that nobody answers for.
+    if let Err(error) = mounted.unmount(true) {
+        warn!("{error}");
+    }
+    // From here on another server may have the upper; syncing it harms nobody.
+    drop(locks);
+    if syncs {
+        union.sync_all()?;
+    }
+    info!("{}: ended", show_path(mounted.path()));
+    drop(merged);
+    served
+}
+
+/// Starts the thread that unmounts when a signal asks for the end.
+fn end_on_signal(signals: EndSignals, mounted: Arc<Mounted>) -> Result<()> {
+    spawn("signals", move || {
+        let path = show_path(mounted.path());
+        match signals.wait() {
+            Ok(name) => info!("{path}: {name}, unmounting"),
+            Err(error) => return error!("{error}"),
+        }
+        if let Err(error) = mounted.unmount(false) {
+            warn!("{error}; detaching it, the server ends with the last open file");
+            if let Err(error) = mounted.unmount(true) {
+                error!("{error}");
+            }
+        }
+        match signals.wait() {
+            Ok(name) => warn!("{path}: {name} again, ending at once"),
+            Err(error) => error!("{error}"),
+        }
+        drop(mounted.unmount(true));
+        std::process::exit(1);
+    })
+}
+
+/// Tells the parent that there is a mount, and starts the thread that waits for its verdict.
+fn report(mut parent: UnixStream, mounted: Arc<Mounted>) -> Result<()> {
+    spawn("report", move || {
+        let mut verdict = [0u8; 1];
+        let accepted = parent.write_all(&[MOUNTED]).is_ok()
+            && parent.read_exact(&mut verdict).is_ok()
+            && verdict == [ACCEPTED];
+        if accepted {
+            debug!("{}: answers", show_path(mounted.path()));
+        } else {
+            error!("{}: not accepted by whoever started it, unmounting", show_path(mounted.path()));
+            if let Err(error) = mounted.unmount(true) {
+                error!("{error}");
+            }
+        }
+    })
+}
+
+fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<()> {
+    match std::thread::Builder::new().name(name.to_owned()).spawn(work) {
+        Ok(_detached) => Ok(()),
+        Err(error) => {
+            let errno = Errno::from_io_error(&error).unwrap_or(Errno::AGAIN);
+            Err(Error::sys("clone", format!("thread {name}"), errno))
+        }
+    }
+}
+
+fn usual_threads() -> usize {
+    std::thread::available_parallelism().map_or(2, usize::from).clamp(2, THREADS_USUAL)
+}
+
+/// Allows as many descriptors as this process may have; layers are held open by them.
+fn raise_descriptor_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if let Err(errno) = setrlimit(Resource::Nofile, raised) {
+        warn!("setrlimit RLIMIT_NOFILE: {}", Error::from(errno));
+    }
+}

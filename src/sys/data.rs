@@ -1,0 +1,181 @@
+//! File data: whole copies by the cheapest way that the two filesystems share.
+
+use std::os::fd::BorrowedFd;
+
+use rustix::fs::SeekFrom;
+use rustix::io::{Errno, retry_on_intr};
+
+/// Bytes copied at a time where the data must pass through memory.
+const CHUNK: usize = 1024 * 1024;
+
+/// Copies the first `len` bytes of `from` to the empty file `to`, holes kept.
+///
+/// A clone (FICLONE) if `whole`, else copy_file_range(2) of each extent, else read and write.
+/// Leaves `to` at exactly `len` bytes, or fewer if `from` is shorter.
+///
+/// # Errors
+/// `ENOSPC`, `EDQUOT`, `EIO` and whatever else the calls report.
+pub fn copy(
+    from: BorrowedFd<'_>,
+    to: BorrowedFd<'_>,
+    len: u64,
+    whole: bool,
+) -> Result<(), Errno> {
+    if len == 0 {
+        return Ok(());
+    }
+    if whole && rustix::fs::ioctl_ficlone(to, from).is_ok() {
+        return Ok(());
+    }
+    let mut offset = 0;
+    let mut in_kernel = true;
+    while offset < len {
+        let Some(start) = seek(from, SeekFrom::Data(offset), len)? else { break };
+        let end = seek(from, SeekFrom::Hole(start), len)?.unwrap_or(len);
+        let mut done = start;
+        while done < end {
+            let copied = if in_kernel {
+                match copy_in_kernel(from, to, done, end - done) {
+                    Err(Errno::XDEV | Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => {
+                        in_kernel = false;
+                        continue;
+                    }
+                    copied => copied?,
+                }
+            } else {
+                copy_through_memory(from, to, done, end - done)?
+            };
+            if copied == 0 {
+                break;
+            }
+            done += copied;
+        }
+        if done < end {
+            // The source ends here, whatever its size said.
+            return retry_on_intr(|| rustix::fs::ftruncate(to, done));
+        }
+        offset = end;
+    }
+    retry_on_intr(|| rustix::fs::ftruncate(to, len))
+}
+
+/// Returns the next data or hole before `end`; `None` past the last data.
+fn seek(file: BorrowedFd<'_>, to: SeekFrom, end: u64) -> Result<Option<u64>, Errno> {
+    match rustix::fs::seek(file, to) {
+        Ok(at) => Ok((at < end).then_some(at)),
+        Err(Errno::NXIO) => Ok(None),
+        // No notion of holes: all of it is data.
+        Err(Errno::INVAL | Errno::OPNOTSUPP) => Ok(match to {
+            SeekFrom::Data(at) => Some(at),
+            _ => None,
+        }),
+        Err(errno) => Err(errno),
+    }
+}
+
+fn copy_in_kernel(
+    from: BorrowedFd<'_>,
+    to: BorrowedFd<'_>,
+    offset: u64,
+    len: u64,
+) -> Result<u64, Errno> {
+    let len = usize::try_from(len).unwrap_or(usize::MAX).min(1 << 30);
+    in_kernel((from, offset), (to, offset), len).map(|copied| copied as u64)
+}
+
+/// copy_file_range(2) between two (file, offset) pairs.
+fn in_kernel(
+    from: (BorrowedFd<'_>, u64),
+    to: (BorrowedFd<'_>, u64),
+    len: usize,
+) -> Result<usize, Errno> {
+    let (mut source, mut target) = (from.1, to.1);
+    retry_on_intr(|| {
+        rustix::fs::copy_file_range(from.0, Some(&mut source), to.0, Some(&mut target), len)
+    })
+}
+
+/// Copies up to `len` bytes between two (file, offset) pairs; returns how many, 0 at the end.
+///
+/// # Errors
+/// Those of copy_file_range(2), or of reading and writing where that has no way.
+pub fn copy_range(
+    from: (BorrowedFd<'_>, u64),
+    to: (BorrowedFd<'_>, u64),
+    len: usize,
+) -> Result<usize, Errno> {
+    match in_kernel(from, to, len) {
+        Err(Errno::XDEV | Errno::OPNOTSUPP | Errno::NOSYS) => {
+            let mut buffer = vec![0; len.min(CHUNK)];
+            let got = read_at(from.0, &mut buffer, from.1)?;
+            write_at(to.0, buffer.get(..got).unwrap_or_default(), to.1)
+        }
+        copied => copied,
+    }
+}
+
+fn copy_through_memory(
+    from: BorrowedFd<'_>,
+    to: BorrowedFd<'_>,
+    offset: u64,
+    len: u64,
+) -> Result<u64, Errno> {
+    let want = usize::try_from(len).unwrap_or(usize::MAX).min(CHUNK);
+    let mut buffer = vec![0; want];
+    let got = read_at(from, &mut buffer, offset)?;
+    let put = write_at(to, buffer.get(..got).unwrap_or_default(), offset)?;
+    Ok(put as u64)
+}
+
+/// Reads until `buffer` is full or the file ends; returns the bytes read.
+///
+/// # Errors
+/// Those of pread(2), if nothing was read before.
+pub fn read_at(file: BorrowedFd<'_>, buffer: &mut [u8], offset: u64) -> Result<usize, Errno> {
+    let mut done = 0;
+    while let Some(rest) = buffer.get_mut(done..).filter(|rest| !rest.is_empty()) {
+        match retry_on_intr(|| rustix::io::pread(file, &mut *rest, offset + done as u64)) {
+            Ok(0) => break,
+            Ok(got) => done += got,
+            Err(_) if done > 0 => break,
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(done)
+}
+
+/// Writes all of `data`; returns the bytes written, fewer only where the next one failed.
+///
+/// # Errors
+/// Those of pwrite(2), if nothing was written before.
+pub fn write_at(file: BorrowedFd<'_>, data: &[u8], offset: u64) -> Result<usize, Errno> {
+    let mut done = 0;
+    while let Some(rest) = data.get(done..).filter(|rest| !rest.is_empty()) {
+        match retry_on_intr(|| rustix::io::pwrite(file, rest, offset + done as u64)) {
+            Ok(0) => break,
+            Ok(put) => done += put,
+            Err(_) if done > 0 => break,
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(done)
+}
+
+/// ftruncate(2).
+///
+/// # Errors
+/// Those of the call.
+pub fn truncate(file: BorrowedFd<'_>, size: u64) -> Result<(), Errno> {
+    retry_on_intr(|| rustix::fs::ftruncate(file, size))
+}
+
+/// fsync(2), or fdatasync(2).
+///
+/// # Errors
+/// Those of the call.
+pub fn sync(file: BorrowedFd<'_>, data_only: bool) -> Result<(), Errno> {
+    if data_only {
+        return retry_on_intr(|| rustix::fs::fdatasync(file));
+    }
+    retry_on_intr(|| rustix::fs::fsync(file))
+}

@@ -1,0 +1,52 @@
+//! The inode-flag ioctls: `FS_IOC_GETFLAGS`, `FS_IOC_SETFLAGS`, `FS_IOC_FSGETXATTR`,
+//! `FS_IOC_FSSETXATTR` (ioctl_iflags(2), ioctl_xfs_fsgetxattr(2)).
+#![allow(unsafe_code)]
+
+use std::os::fd::BorrowedFd;
+
+use rustix::io::Errno;
+use rustix::ioctl::{Getter, Setter, ioctl, opcode};
+
+/// `struct fsxattr`: flags, extent size, extents, project, CoW extent size, 8 bytes of padding.
+type FsXattr = [u8; 28];
+
+const GET_FLAGS: u32 = opcode::read::<std::ffi::c_long>(b'f', 1);
+const SET_FLAGS: u32 = opcode::write::<std::ffi::c_long>(b'f', 2);
+const GET_FSXATTR: u32 = opcode::read::<FsXattr>(b'X', 31);
+const SET_FSXATTR: u32 = opcode::write::<FsXattr>(b'X', 32);
+
+/// Returns the inode flags.
+///
+/// # Errors
+/// `ENOTTY` where the filesystem has none.
+pub fn get(file: BorrowedFd<'_>) -> Result<u32, Errno> {
+    // SAFETY: the ioctl writes one int at the pointer, whatever the size in its number says.
+    unsafe { ioctl(file, Getter::<GET_FLAGS, u32>::new()) }
+}
+
+/// Sets the inode flags.
+///
+/// # Errors
+/// `ENOTTY` where the filesystem has none; `EPERM` without privilege; `EOPNOTSUPP` for a flag.
+pub fn set(file: BorrowedFd<'_>, flags: u32) -> Result<(), Errno> {
+    // SAFETY: the ioctl reads one int at the pointer.
+    unsafe { ioctl(file, Setter::<SET_FLAGS, u32>::new(flags)) }
+}
+
+/// Returns `struct fsxattr`, raw.
+///
+/// # Errors
+/// `ENOTTY` where the filesystem has none.
+pub fn get_fsxattr(file: BorrowedFd<'_>) -> Result<FsXattr, Errno> {
+    // SAFETY: the ioctl writes one struct fsxattr, which is 28 bytes and may lie anywhere.
+    unsafe { ioctl(file, Getter::<GET_FSXATTR, FsXattr>::new()) }
+}
+
+/// Sets `struct fsxattr`, raw.
+///
+/// # Errors
+/// As [`set`].
+pub fn set_fsxattr(file: BorrowedFd<'_>, raw: &FsXattr) -> Result<(), Errno> {
+    // SAFETY: the ioctl reads one struct fsxattr of 28 bytes.
+    unsafe { ioctl(file, Setter::<SET_FSXATTR, FsXattr>::new(*raw)) }
+}

@@ -1,0 +1,160 @@
+//! Processes, signals and descriptors that come from outside: what a daemon needs of the system.
+
+#![allow(unsafe_code)]
+
+use std::io::IoSliceMut;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, UnixAddr, recvmsg};
+use nix::unistd::ForkResult;
+use rustix::process::Pid;
+
+use crate::error::{Errno, Error, Result};
+
+/// Which of the two processes after a fork this is.
+#[derive(Debug)]
+pub enum Fork {
+    /// The one that called; the pid is the new one's.
+    Parent(Pid),
+    /// The new one.
+    Child,
+}
+
+/// Makes a second process, fork(2).
+///
+/// # Errors
+/// `EDEADLK` if this process has more than one thread: the child would inherit locks that nobody
+/// unlocks.
+pub fn fork() -> Result<Fork> {
+    if thread_count().is_some_and(|count| count != 1) {
+        return Err(Error::sys("fork", "process with threads", Errno::DEADLK));
+    }
+    // SAFETY: fork(2) asks that the child of a process with several threads call only
+    // async-signal-safe functions; there is one thread.
+    match unsafe { nix::unistd::fork() } {
+        Ok(ForkResult::Child) => Ok(Fork::Child),
+        Ok(ForkResult::Parent { child }) => match Pid::from_raw(child.as_raw()) {
+            Some(pid) => Ok(Fork::Parent(pid)),
+            None => Err(Error::sys("fork", "process", Errno::INVAL)),
+        },
+        Err(errno) => Err(from_nix("fork", "process", errno)),
+    }
+}
+
+/// Returns how many threads the process has, `None` without /proc.
+fn thread_count() -> Option<usize> {
+    Some(std::fs::read_dir("/proc/self/task").ok()?.count())
+}
+
+/// Returns the descriptors above 2 that are open now.
+///
+/// Called first thing in `main`, all it finds were inherited.
+fn open_descriptors() -> Vec<RawFd> {
+    let Ok(entries) = std::fs::read_dir("/proc/self/fd") else { return Vec::new() };
+    let numbers: Vec<RawFd> = entries
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .filter(|&fd| fd > 2)
+        .collect();
+    // The listing's own descriptor was among them and is closed by now.
+    numbers.into_iter().filter(|&fd| is_open(fd)).collect()
+}
+
+fn is_open(fd: RawFd) -> bool {
+    // SAFETY: fcntl(2) with F_GETFD takes any number and changes nothing.
+    unsafe { libc::fcntl(fd, libc::F_GETFD) != -1 }
+}
+
+/// Descriptors that this process was started with and does not know.
+#[derive(Debug, Default)]
+pub struct Inherited(Vec<RawFd>);
+
+impl Inherited {
+    /// Notes what is open; to be called once, before anything else opens a descriptor.
+    pub fn note() -> Self {
+        Self(open_descriptors())
+    }
+
+    /// Closes them all.
+    pub fn close(self) {
+        for fd in self.0 {
+            // SAFETY: close(2) of a number that was open before `main` opened anything; no value
+            // of this program owns it.
+            unsafe { libc::close(fd) };
+        }
+    }
+}
+
+/// Signals that end the server.
+const ENDING: [Signal; 3] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP];
+
+/// The signals that end the server, blocked in this thread and those it starts.
+#[derive(Debug)]
+pub struct EndSignals(SigSet);
+
+impl EndSignals {
+    /// Blocks them; to be called before any thread is started.
+    ///
+    /// # Errors
+    /// None known.
+    pub fn block() -> Result<Self> {
+        let mut set = SigSet::empty();
+        for signal in ENDING {
+            set.add(signal);
+        }
+        set.thread_block().map_err(|errno| from_nix("pthread_sigmask", "server", errno))?;
+        Ok(Self(set))
+    }
+
+    /// Waits for the next of them and returns its name.
+    ///
+    /// # Errors
+    /// None known.
+    pub fn wait(&self) -> Result<&'static str> {
+        loop {
+            match self.0.wait() {
+                Ok(signal) => return Ok(signal.as_str()),
+                Err(nix::errno::Errno::EINTR) => (),
+                Err(errno) => return Err(from_nix("sigwait", "server", errno)),
+            }
+        }
+    }
+}
+
+/// Receives one descriptor that the peer of `socket` sends, unix(7) `SCM_RIGHTS`.
+///
+/// Returns `None` if the peer closes without sending one.
+///
+/// # Errors
+/// Those of recvmsg(2).
+pub fn receive_descriptor(socket: BorrowedFd<'_>) -> Result<Option<OwnedFd>> {
+    let mut byte = [0u8; 1];
+    let mut space = nix::cmsg_space!([RawFd; 1]);
+    loop {
+        let mut parts = [IoSliceMut::new(&mut byte)];
+        let received = match recvmsg::<UnixAddr>(
+            socket.as_raw_fd(),
+            &mut parts,
+            Some(&mut space),
+            MsgFlags::MSG_CMSG_CLOEXEC,
+        ) {
+            Ok(received) => received,
+            Err(nix::errno::Errno::EINTR) => continue,
+            Err(errno) => return Err(from_nix("recvmsg", "socket", errno)),
+        };
+        let messages =
+            received.cmsgs().map_err(|errno| from_nix("recvmsg", "control data", errno))?;
+        for message in messages {
+            if let ControlMessageOwned::ScmRights(fds) = message {
+                // SAFETY: the kernel has just installed the descriptor for this message; nothing
+                // else knows its number.
+                return Ok(fds.first().map(|&fd| unsafe { OwnedFd::from_raw_fd(fd) }));
+            }
+        }
+        return Ok(None);
+    }
+}
+
+fn from_nix(op: &'static str, at: &'static str, errno: nix::errno::Errno) -> Error {
+    Error::sys(op, at, Errno::from_raw_os_error(errno as i32))
+}

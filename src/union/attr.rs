@@ -1,0 +1,304 @@
+//! Attributes: what stat(2) shows and what chmod, chown, truncate and utimens change.
+
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use rustix::fs::{StatVfs, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT};
+
+use super::copy_up::Extent;
+use super::node::{Node, NodeId};
+use super::{Union, lock};
+use crate::error::{Context, Errno, Result};
+use crate::layer::UPPER;
+use crate::sys;
+use crate::sys::stat::Statx;
+
+/// A point in time as the kernel has it: `nsec` always counts forward from `sec`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Time {
+    /// Seconds since the epoch, negative before it.
+    pub sec: i64,
+    /// Nanoseconds, below 1,000,000,000.
+    pub nsec: u32,
+}
+
+/// Types of objects.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum FileType {
+    /// Regular file.
+    Regular,
+    /// Directory.
+    Directory,
+    /// Symbolic link.
+    Symlink,
+    /// Named pipe.
+    Fifo,
+    /// Unix socket.
+    Socket,
+    /// Character device.
+    CharDevice,
+    /// Block device.
+    BlockDevice,
+}
+
+impl FileType {
+    /// Returns the type that `S_IFMT` of a mode names; what no system has is a regular file.
+    pub fn of_mode(mode: u32) -> Self {
+        match mode & libc::S_IFMT {
+            libc::S_IFDIR => Self::Directory,
+            libc::S_IFLNK => Self::Symlink,
+            libc::S_IFIFO => Self::Fifo,
+            libc::S_IFSOCK => Self::Socket,
+            libc::S_IFCHR => Self::CharDevice,
+            libc::S_IFBLK => Self::BlockDevice,
+            _ => Self::Regular,
+        }
+    }
+}
+
+/// Attributes of an object of the union.
+#[derive(Clone, Debug)]
+pub struct Attr {
+    /// Inode number, stable while the mount lives.
+    pub ino: u64,
+    /// Size in bytes.
+    pub size: u64,
+    /// Allocated blocks of 512 bytes.
+    pub blocks: u64,
+    /// Preferred I/O size in bytes.
+    pub blksize: u32,
+    /// Type and permission bits.
+    pub mode: u32,
+    /// Number of names; 1 for a directory with parts in several layers.
+    pub nlink: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Major number of a device.
+    pub rdev_major: u32,
+    /// Minor number of a device.
+    pub rdev_minor: u32,
+    /// Last access.
+    pub atime: Time,
+    /// Last change of content.
+    pub mtime: Time,
+    /// Last change of anything.
+    pub ctime: Time,
+    /// Creation, where the filesystem knows it.
+    pub btime: Time,
+}
+
+impl Attr {
+    /// Returns the type of the object.
+    pub fn kind(&self) -> FileType {
+        FileType::of_mode(self.mode)
+    }
+
+    pub(super) fn new(stat: &Statx, ino: u64, nlink: u32) -> Self {
+        let time = |time: rustix::fs::StatxTimestamp| Time { sec: time.tv_sec, nsec: time.tv_nsec };
+        Self {
+            ino,
+            size: stat.stx_size,
+            blocks: stat.stx_blocks,
+            blksize: stat.stx_blksize,
+            mode: u32::from(stat.stx_mode),
+            nlink,
+            uid: stat.stx_uid,
+            gid: stat.stx_gid,
+            rdev_major: stat.stx_rdev_major,
+            rdev_minor: stat.stx_rdev_minor,
+            atime: time(stat.stx_atime),
+            mtime: time(stat.stx_mtime),
+            ctime: time(stat.stx_ctime),
+            btime: time(stat.stx_btime),
+        }
+    }
+}
+
+/// A time to set.
+#[derive(Clone, Copy, Debug)]
+pub enum SetTime {
+    /// The time of the call.
+    Now,
+    /// This one.
+    At(Time),
+}
+
+/// What to change; `None` leaves it.
+#[derive(Default, Clone, Debug)]
+pub struct SetAttr {
+    /// Permission bits, 0o7777.
+    pub mode: Option<u32>,
+    /// Owner.
+    pub uid: Option<u32>,
+    /// Group.
+    pub gid: Option<u32>,
+    /// Size in bytes.
+    pub size: Option<u64>,
+    /// Last access.
+    pub atime: Option<SetTime>,
+    /// Last change of content.
+    pub mtime: Option<SetTime>,
+    /// Clear setuid and setgid with a change of size, because the caller may not keep them.
+    pub kill_privileges: bool,
+}
+
+impl SetAttr {
+    fn is_empty(&self) -> bool {
+        self.mode.is_none()
+            && self.uid.is_none()
+            && self.gid.is_none()
+            && self.size.is_none()
+            && self.atime.is_none()
+            && self.mtime.is_none()
+    }
+
+    fn times(&self) -> Option<Timestamps> {
+        if self.atime.is_none() && self.mtime.is_none() {
+            return None;
+        }
+        Some(Timestamps {
+            last_access: timespec(self.atime),
+            last_modification: timespec(self.mtime),
+        })
+    }
+}
+
+fn timespec(time: Option<SetTime>) -> Timespec {
+    match time {
+        None => Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
+        Some(SetTime::Now) => Timespec { tv_sec: 0, tv_nsec: UTIME_NOW },
+        Some(SetTime::At(at)) => Timespec { tv_sec: at.sec, tv_nsec: at.nsec.into() },
+    }
+}
+
+/// Returns the access and modification times of an object, to give them to a copy.
+pub(super) fn times_of(stat: &Statx) -> Timestamps {
+    let time = |time: rustix::fs::StatxTimestamp| Timespec {
+        tv_sec: time.tv_sec,
+        tv_nsec: time.tv_nsec.into(),
+    };
+    Timestamps { last_access: time(stat.stx_atime), last_modification: time(stat.stx_mtime) }
+}
+
+impl Union {
+    /// Returns the attributes of a node.
+    ///
+    /// # Errors
+    /// `ESTALE` for an unknown node; those of statx(2).
+    pub fn getattr(&self, node: NodeId) -> Result<Attr> {
+        let node = self.node(node)?;
+        self.attr_of(&node)
+    }
+
+    pub(super) fn attr_of(&self, node: &Arc<Node>) -> Result<Attr> {
+        let stat = self.stat_of(node)?;
+        Ok(self.attr_from(node, &stat))
+    }
+
+    pub(super) fn stat_of(&self, node: &Arc<Node>) -> Result<Statx> {
+        if let Some(dir) = &node.dir {
+            return dir.top().ok_or(Errno::STALE)?.stat();
+        }
+        let data = node.data.lock().clone();
+        if let Some(data) = data {
+            return sys::stat::of(&data.file).at("statx", || "an open file");
+        }
+        self.with_leaf(node, "statx", |leaf| match leaf {
+            super::Leaf::Handle(fd) => sys::stat::of(fd),
+            super::Leaf::Name(at) => sys::stat::at(at.dir, at.name),
+        })
+    }
+
+    /// Completes what statx(2) says of the object of `node`.
+    pub(super) fn attr_from(&self, node: &Node, stat: &Statx) -> Attr {
+        let nlink = match (&node.dir, node.links.get()) {
+            (Some(dir), _) if dir.is_merged() && !node.place.read().gone => 1,
+            (None, Some(links)) => links.lock().count,
+            _ => stat.stx_nlink,
+        };
+        Attr::new(stat, node.ino, nlink)
+    }
+
+    /// Changes attributes; a lower object is copied up first.
+    ///
+    /// # Errors
+    /// `EROFS` without an upper; those of the copy-up and of the calls made on the upper object.
+    pub fn setattr(&self, node: NodeId, set: &SetAttr) -> Result<Attr> {
+        let node = self.node(node)?;
+        if set.is_empty() {
+            return self.attr_of(&node);
+        }
+        self.writable()?;
+        if let Some(size) = set.size {
+            self.truncate(&node, size, set.kill_privileges)?;
+        }
+        if set.mode.is_some() || set.uid.is_some() || set.gid.is_some() || set.times().is_some() {
+            self.copy_up(&node, Extent::All)?;
+            node.unprivileged.store(false, Ordering::Relaxed);
+            self.apply(&node, set)?;
+        }
+        self.attr_of(&node)
+    }
+
+    fn apply(&self, node: &Arc<Node>, set: &SetAttr) -> Result<()> {
+        self.with_upper_handle(node, "setattr", |handle, is_symlink| {
+            if set.uid.is_some() || set.gid.is_some() {
+                sys::name::chown_handle(handle, set.uid, set.gid)?;
+            }
+            // After chown, which clears setuid and setgid. Symlinks have no mode.
+            if let Some(mode) = set.mode.filter(|_| !is_symlink) {
+                sys::name::chmod_handle(handle, mode)?;
+            }
+            if let Some(times) = set.times() {
+                sys::name::set_times_handle(handle, &times)?;
+            }
+            Ok(())
+        })
+    }
+
+    fn truncate(&self, node: &Arc<Node>, size: u64, kill_privileges: bool) -> Result<()> {
+        if node.dir.is_some() {
+            return Err(Errno::ISDIR.into());
+        }
+        self.copy_up(node, Extent::First(size))?;
+        let data = self.writable_data(node)?;
+        if kill_privileges {
+            self.kill_privileges(node, &data)?;
+        }
+        sys::data::truncate(data.file.as_fd(), size).at("ftruncate", || "a file in upper")
+    }
+
+    /// Clears what a write by somebody unprivileged must clear: setuid, and setgid of a program.
+    pub(super) fn kill_privileges(&self, node: &Node, data: &super::file::Data) -> Result<()> {
+        if node.unprivileged.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let stat = sys::stat::of(&data.file).at("statx", || "an open file")?;
+        let mode = u32::from(stat.stx_mode);
+        let mut kept = mode & 0o7777 & !libc::S_ISUID;
+        if mode & (libc::S_ISGID | libc::S_IXGRP) == libc::S_ISGID | libc::S_IXGRP {
+            kept &= !libc::S_ISGID;
+        }
+        if kept != mode & 0o7777 {
+            sys::name::chmod_handle(&data.file, kept).at("chmod", || "a file in upper")?;
+        }
+        if kept & (libc::S_ISUID | libc::S_ISGID) == 0 {
+            node.unprivileged.store(true, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    /// Returns the state of the filesystem that new data goes to.
+    ///
+    /// # Errors
+    /// Those of fstatvfs(3).
+    pub fn statfs(&self) -> Result<StatVfs> {
+        let root = self.node(NodeId::ROOT)?;
+        let top = lock::directory(&root)?.top().cloned().ok_or(Errno::STALE)?;
+        debug_assert!(self.upper.is_none() || top.layer.index == UPPER);
+        top.with("fstatvfs", |dir| rustix::fs::fstatvfs(dir))
+    }
+}

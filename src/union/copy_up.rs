@@ -1,0 +1,398 @@
+//! Copy-up: replaces a lower object by an upper copy before it is changed.
+//!
+//! Ancestors come first. The copy is prepared where nobody sees it (data, owner, mode, times,
+//! xattrs), made durable unless the mount is volatile, and published by one link or rename. An
+//! object that lost its name meanwhile is copied all the same, and stays without a name: whoever
+//! has it open goes on with it.
+//!
+//! Locks: `Node::copy` of the object, over all of it; `Dir::names` of the parent for the publishing.
+//! Crash: leaves at most one object in work, removed at the next mount.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use rustix::fs::{RenameFlags, XattrFlags};
+
+use super::attr::{FileType, times_of};
+use super::file::Data;
+use super::node::Node;
+use super::publish::{Staged, Temp, Work};
+use super::{Leaf, Union, Upper, lock};
+use crate::error::{Context, Errno, Error, Result};
+use crate::layer::UPPER;
+use crate::marks;
+use crate::sys;
+use crate::sys::name::At;
+use crate::sys::stat::Statx;
+use crate::sys::xattr::{self, Target};
+
+/// How much of a file's data its new owner needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Extent {
+    /// All of it.
+    All,
+    /// This many bytes from the start: the file is cut there next.
+    First(u64),
+}
+
+impl Union {
+    /// Makes sure that the object of `node` lies in the upper layer, under each of its known names.
+    ///
+    /// # Errors
+    /// `EROFS` without an upper; `ENOSPC`, `EDQUOT`, `EIO` and the like from reading and writing.
+    pub(super) fn copy_up(&self, node: &Arc<Node>, extent: Extent) -> Result<()> {
+        let upper = self.writable()?;
+        if node.dir.is_some() {
+            return self.copy_up_directory(upper, node);
+        }
+        if !node.is_upper() {
+            self.copy_up_leaf(upper, node, extent)?;
+        }
+        self.link_names(upper, node)
+    }
+
+    fn copy_up_leaf(&self, upper: &Upper, node: &Arc<Node>, extent: Extent) -> Result<()> {
+        let _copying = node.copy.lock();
+        if node.is_upper() {
+            return Ok(());
+        }
+        let parent = {
+            let place = node.place.read();
+            if place.gone { None } else { place.parent.clone() }
+        };
+        if let Some(parent) = &parent {
+            self.copy_up_directory(upper, parent)?;
+        }
+        let stat = self.stat_of(node)?;
+        if node.kind == FileType::Regular {
+            let staged = self.stage_copy(upper, node, &stat, extent)?;
+            self.publish_copy(upper, node, Copy::File(staged))
+        } else {
+            let temp = self.copy_special(upper, node, &stat)?;
+            self.publish_copy(upper, node, Copy::Special(temp))
+        }
+    }
+
+    /// Prepares the copy of a regular file, durable and complete but for a name.
+    fn stage_copy<'a>(
+        &self,
+        upper: &'a Upper,
+        node: &Arc<Node>,
+        stat: &Statx,
+        extent: Extent,
+    ) -> Result<Staged<'a>> {
+        let source = self.readable_data(node)?;
+        let staged = upper.work.stage_file(&upper.work.dir, 0o600)?;
+        let len = match extent {
+            Extent::All => stat.stx_size,
+            Extent::First(len) => len.min(stat.stx_size),
+        };
+        let whole = len == stat.stx_size;
+        sys::data::copy(source.file.as_fd(), staged.file.as_fd(), len, whole)
+            .at("copy_file_range", || "from a lower file to work")?;
+        let target = Target::Open(staged.file.as_fd());
+        copy_attributes(Target::Open(source.file.as_fd()), target, stat)?;
+        if !self.volatile {
+            staged.sync()?;
+        }
+        Ok(staged)
+    }
+
+    /// Prepares the copy of a symlink, device, pipe or socket.
+    fn copy_special<'a>(
+        &self,
+        upper: &'a Upper,
+        node: &Arc<Node>,
+        stat: &Statx,
+    ) -> Result<Temp<'a>> {
+        let temp = upper.work.temp();
+        let source = self.lower_handle(node)?;
+        if node.kind == FileType::Symlink {
+            let target = sys::name::readlink(At::new(source.as_fd(), b""))
+                .at("readlinkat", || "a lower symlink")?;
+            temp.call("symlinkat", |at| sys::name::symlink(&target, at))?;
+        } else {
+            let mode = u32::from(stat.stx_mode) & (libc::S_IFMT | 0o600);
+            let rdev = (stat.stx_rdev_major, stat.stx_rdev_minor);
+            temp.call("mknodat", |at| sys::name::mknod(at, mode, rdev))?;
+        }
+        let work = upper.work.dir.handle()?;
+        let to = Target::Name(At::new(work.as_fd(), &temp.name));
+        copy_attributes(Target::Handle(source.as_fd()), to, stat)?;
+        Ok(temp)
+    }
+
+    /// Publishes a finished copy under the name of the node, or keeps it without one.
+    fn publish_copy(&self, upper: &Upper, node: &Arc<Node>, copy: Copy<'_>) -> Result<()> {
+        if let Some(links) = node.links.get() {
+            // Names are linked to the anchor afterwards, each on its own.
+            let name = Work::anchor(node.ino);
+            let object = copy.keep_as_anchor(upper, &name)?;
+            self.numbers.keep(object.0, object.1, node.ino);
+            let mut links = links.lock();
+            links.anchored = true;
+            self.pin_links(node, &mut links);
+            drop(links);
+            self.now_upper(node, copy);
+            return Ok(());
+        }
+        let parent = node.place.read().parent.clone().ok_or(Errno::STALE)?;
+        let dir = lock::directory(&parent)?;
+        let mut names = dir.names.write();
+        let name = {
+            let place = node.place.read();
+            (!place.gone).then(|| place.name.clone())
+        };
+        let stat = copy.stat(upper)?;
+        let object = (sys::stat::device(&stat), stat.stx_ino);
+        let Some(name) = name else {
+            // Removed while it was copied: whoever has it open goes on with the copy.
+            node.place.write().held = Some(copy.handle()?);
+            self.numbers.keep(object.0, object.1, node.ino);
+            self.now_upper(node, copy);
+            return Ok(());
+        };
+        let to = dir.upper.get().ok_or(Errno::STALE)?;
+        self.numbers.keep(object.0, object.1, node.ino);
+        let published = match copy {
+            Copy::File(staged) => {
+                upper.work.publish_file(staged, to, &name, false).map(|file| Some(Data::new(file)))
+            }
+            Copy::Special(temp) => {
+                upper.work.publish(temp, to, &name, RenameFlags::empty()).map(|()| None)
+            }
+        };
+        let data = published.inspect_err(|_| self.numbers.drop_kept(object.0, object.1))?;
+        if let Some(listing) = &mut names.listing {
+            listing.copied_up(&name, object);
+        }
+        self.set_upper(node, data);
+        Ok(())
+    }
+
+    fn now_upper(&self, node: &Arc<Node>, copy: Copy<'_>) {
+        let data = match copy {
+            // Its name in work, if it has one, goes with this; an anchor has its own.
+            Copy::File(staged) => Some(Data::new(staged.file)),
+            Copy::Special(_) => None,
+        };
+        self.set_upper(node, data);
+    }
+
+    /// Switches a node to its upper copy: from here on everybody reads and writes that.
+    fn set_upper(&self, node: &Arc<Node>, data: Option<Data>) {
+        node.place.write().layer = UPPER;
+        let data = data.map(Arc::new);
+        let old = std::mem::replace(&mut *node.data.lock(), data);
+        drop(old);
+        if node.kind == FileType::Regular {
+            self.note_data(node);
+        }
+    }
+
+    /// Links all known names of an anchored object into the upper layer.
+    fn link_names(&self, upper: &Upper, node: &Arc<Node>) -> Result<()> {
+        let Some(links) = node.links.get() else { return Ok(()) };
+        loop {
+            let next = {
+                let links = links.lock();
+                if !links.anchored {
+                    return Ok(());
+                }
+                links.pending.last().cloned()
+            };
+            let Some((parent, name)) = next else { return Ok(()) };
+            self.copy_up_directory(upper, &parent)?;
+            let dir = lock::directory(&parent)?;
+            let mut names = dir.names.write();
+            let mut links = links.lock();
+            let at = links.pending.iter().position(|(known, pending)| {
+                Arc::ptr_eq(known, &parent) && *pending == name
+            });
+            // Linked, renamed or removed by another thread meanwhile.
+            let Some(at) = at else { continue };
+            let to = dir.upper.get().ok_or(Errno::STALE)?;
+            let work = upper.work.dir.handle()?;
+            let anchor = Work::anchor(node.ino);
+            let from = At::new(work.as_fd(), &anchor);
+            to.call("linkat", &name, |to| sys::name::link(from, to))?;
+            let stat = upper.work.dir.call("statx", &anchor, |at| sys::stat::at(at.dir, at.name))?;
+            if let Some(listing) = &mut names.listing {
+                listing.copied_up(&name, (sys::stat::device(&stat), stat.stx_ino));
+            }
+            links.pending.swap_remove(at);
+            drop(links);
+            drop(names);
+            self.release(&parent, 1);
+        }
+    }
+
+    /// Makes sure that a directory and all above it have an upper part.
+    fn copy_up_directory(&self, upper: &Upper, node: &Arc<Node>) -> Result<()> {
+        // From the first ancestor that lacks one, downward; no recursion, paths may be long.
+        let mut missing = Vec::new();
+        let mut next = Some(Arc::clone(node));
+        while let Some(node) = next {
+            if node.is_upper() {
+                break;
+            }
+            next = node.place.read().parent.clone();
+            missing.push(node);
+        }
+        while let Some(node) = missing.pop() {
+            self.copy_up_one_directory(upper, &node)?;
+        }
+        Ok(())
+    }
+
+    fn copy_up_one_directory(&self, upper: &Upper, node: &Arc<Node>) -> Result<()> {
+        let _copying = node.copy.lock();
+        let dir = lock::directory(node)?;
+        if dir.upper.get().is_some() {
+            return Ok(());
+        }
+        let source = dir.top().ok_or(Errno::STALE)?;
+        let stat = source.stat()?;
+        let temp = upper.work.make_directory(0o700)?;
+        let from = source.handle()?;
+        let work = upper.work.dir.handle()?;
+        let made = At::new(work.as_fd(), &temp.name);
+        copy_attributes(Target::Handle(from.as_fd()), Target::Name(made), &stat)?;
+
+        let parent = node.place.read().parent.clone().ok_or(Errno::STALE)?;
+        let above = lock::directory(&parent)?;
+        let mut names = above.names.write();
+        let name = {
+            let place = node.place.read();
+            if place.gone {
+                return Err(Errno::NOENT.into());
+            }
+            place.name.clone()
+        };
+        let to = above.upper.get().ok_or(Errno::STALE)?;
+        let made = temp.call("statx", |at| sys::stat::at(at.dir, at.name))?;
+        upper.work.publish(temp, to, &name, RenameFlags::empty())?;
+        if let Some(listing) = &mut names.listing {
+            listing.copied_up(&name, (sys::stat::device(&made), made.stx_ino));
+        }
+        // Held back until the directory is there: set once, under Node::copy.
+        let _ = dir.upper.set(to.child(&name, &made));
+        node.place.write().layer = UPPER;
+        Ok(())
+    }
+
+    /// Returns an `O_PATH` handle of a lower object that is no directory.
+    fn lower_handle(&self, node: &Arc<Node>) -> Result<OwnedFd> {
+        self.with_leaf(node, "openat", |leaf| match leaf {
+            Leaf::Handle(fd) => sys::open::reopen(fd, rustix::fs::OFlags::PATH),
+            Leaf::Name(at) => sys::open::handle(at.dir, at.name),
+        })
+    }
+}
+
+/// Gives `to` what `stat` and the xattrs of `from` say. The order matters: chown clears setuid
+/// and capabilities, an ACL and a mode are one thing, and all of them change the times.
+fn copy_attributes(from: Target<'_>, to: Target<'_>, stat: &Statx) -> Result<()> {
+    let context = || "a copy in work";
+    let owner = (Some(stat.stx_uid), Some(stat.stx_gid));
+    let mode = u32::from(stat.stx_mode);
+    let is_symlink = FileType::of_mode(mode) == FileType::Symlink;
+    match to {
+        Target::Open(fd) | Target::Handle(fd) => {
+            sys::name::chown_handle(fd, owner.0, owner.1).at("fchownat", context)?;
+        }
+        Target::Name(at) => sys::name::chown(at, owner.0, owner.1).at("fchownat", context)?,
+    }
+    if !is_symlink {
+        match to {
+            Target::Open(fd) | Target::Handle(fd) => sys::name::chmod_handle(fd, mode),
+            Target::Name(at) => sys::open::handle(at.dir, at.name)
+                .and_then(|handle| sys::name::chmod_handle(&handle, mode)),
+        }
+        .at("chmod", context)?;
+    }
+    copy_xattrs(from, to)?;
+    let times = times_of(stat);
+    match to {
+        Target::Open(fd) | Target::Handle(fd) => sys::name::set_times_handle(fd, &times),
+        Target::Name(at) => sys::name::set_times(at, &times),
+    }
+    .at("utimensat", context)
+}
+
+fn copy_xattrs(from: Target<'_>, to: Target<'_>) -> Result<()> {
+    let names = xattr::list(from).at("listxattr", || "a lower object")?;
+    for name in names.split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
+        if marks::is_private_xattr(name) || is_foreign_acl(name) {
+            continue;
+        }
+        let value = xattr::get(from, name).at("getxattr", || "a lower object")?;
+        let Some(value) = value else { continue };
+        match xattr::set(to, name, &value, XattrFlags::empty()) {
+            Ok(()) => {}
+            // The upper has no such xattrs; an ACL without which access would change is no
+            // such case, nor is a capability.
+            Err(Errno::OPNOTSUPP)
+                if !name.starts_with(b"system.posix_acl_")
+                    && name != b"security.capability" =>
+            {
+                tracing::debug!("copy-up leaves out {}", String::from_utf8_lossy(name));
+            }
+            // Labels and the like that only a privileged process may set.
+            Err(Errno::PERM)
+                if name.starts_with(b"security.") || name.starts_with(b"trusted.") =>
+            {
+                tracing::debug!("copy-up may not set {}", String::from_utf8_lossy(name));
+            }
+            Err(errno) => {
+                let name = String::from_utf8_lossy(name).into_owned();
+                return Err(Error::sys("setxattr", format!("{name} of a copy in work"), errno));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// NFS shows its own ACLs as an xattr, which no other filesystem takes.
+fn is_foreign_acl(name: &[u8]) -> bool {
+    name.starts_with(b"system.") && !name.starts_with(b"system.posix_acl_")
+}
+
+/// A finished copy without its name.
+enum Copy<'a> {
+    File(Staged<'a>),
+    Special(Temp<'a>),
+}
+
+impl Copy<'_> {
+    fn stat(&self, upper: &Upper) -> Result<Statx> {
+        match self {
+            Self::File(staged) => sys::stat::of(&staged.file).at("statx", || "a copy in work"),
+            Self::Special(temp) => {
+                upper.work.dir.call("statx", &temp.name, |at| sys::stat::at(at.dir, at.name))
+            }
+        }
+    }
+
+    /// Links the copy to `name` in work; returns its device and inode number.
+    fn keep_as_anchor(&self, upper: &Upper, name: &[u8]) -> Result<(u64, u64)> {
+        match self {
+            Self::File(staged) => staged.link(&upper.work, name)?,
+            Self::Special(temp) => upper.work.dir.call("linkat", name, |to| {
+                sys::name::link(At::new(to.dir, &temp.name), to)
+            })?,
+        }
+        let stat = self.stat(upper)?;
+        Ok((sys::stat::device(&stat), stat.stx_ino))
+    }
+
+    fn handle(&self) -> Result<Arc<OwnedFd>> {
+        let handle = match self {
+            Self::File(staged) => sys::open::reopen(staged.file.as_fd(), rustix::fs::OFlags::PATH)
+                .at("open", || "a copy in work")?,
+            Self::Special(temp) => temp.call("openat", |at| sys::open::handle(at.dir, at.name))?,
+        };
+        Ok(Arc::new(handle))
+    }
+}
+

@@ -1,0 +1,353 @@
+//! Making new objects: files, directories, symlinks, devices, pipes, sockets.
+//!
+//! An object appears complete or not at all. Where nothing is in the way and the caller is who we
+//! are, one call under the final name does that. Otherwise the object is prepared in work (owner,
+//! mode, inherited ACL, opaque mark) and published over the whiteout.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use rustix::fs::{RenameFlags, XattrFlags};
+
+use super::acl;
+use super::attr::FileType;
+use super::file::Data;
+use super::lookup::{Entry, Found};
+use super::node::{Dir, Node, NodeId};
+use super::publish::Temp;
+use super::readdir::{Child, Names};
+use super::{Union, Upper, lock};
+use crate::error::{Context, Errno, Error, Result};
+use crate::layer::{self, UPPER};
+use crate::marks;
+use crate::sys;
+use crate::sys::name::At;
+use crate::sys::stat::Statx;
+use crate::sys::xattr::{self, Target};
+
+/// Who asks for a new object.
+#[derive(Clone, Copy, Debug)]
+pub struct Caller {
+    /// Its filesystem user id.
+    pub uid: u32,
+    /// Its filesystem group id.
+    pub gid: u32,
+    /// Its umask; 0 where the transport has applied it.
+    pub umask: u32,
+}
+
+/// What to make.
+#[derive(Clone, Copy)]
+enum What<'a> {
+    File,
+    Directory,
+    Symlink(&'a [u8]),
+    /// Device, pipe or socket, by `S_IFMT`.
+    Special {
+        kind: u32,
+        rdev: (u32, u32),
+    },
+}
+
+impl What<'_> {
+    fn kind(&self) -> FileType {
+        match self {
+            Self::File => FileType::Regular,
+            Self::Directory => FileType::Directory,
+            Self::Symlink(_) => FileType::Symlink,
+            Self::Special { kind, .. } => FileType::of_mode(*kind),
+        }
+    }
+
+    /// Makes the object in one call; returns the file if it is one.
+    fn make(&self, at: At<'_>, mode: u32) -> std::result::Result<Option<OwnedFd>, Errno> {
+        match *self {
+            Self::File => return sys::open::create(at.dir, at.name, mode).map(Some),
+            Self::Directory => sys::name::mkdir(at, mode)?,
+            Self::Symlink(target) => sys::name::symlink(target, at)?,
+            Self::Special { kind, rdev } => sys::name::mknod(at, kind | mode & 0o7777, rdev)?,
+        }
+        Ok(None)
+    }
+}
+
+/// Refuses names that no layer can hold, or that mean something else there.
+///
+/// # Errors
+/// `ENAMETOOLONG`; `EINVAL` for `.wh.` names, empty ones and those with a slash.
+pub(super) fn check_name(name: &[u8]) -> Result<()> {
+    if name.len() > marks::NAME_MAX {
+        return Err(Errno::NAMETOOLONG.into());
+    }
+    let odd = name.is_empty() || name == b"." || name == b"..";
+    if odd || name.contains(&b'/') || name.contains(&0) || marks::is_reserved_name(name) {
+        return Err(Errno::INVAL.into());
+    }
+    Ok(())
+}
+
+impl Union {
+    /// Makes a regular file, device, pipe or socket; `mode` has the type, `rdev` is (major, minor).
+    ///
+    /// # Errors
+    /// `EROFS` without an upper, `EEXIST`, and those of the calls on the upper.
+    pub fn mknod(
+        &self,
+        caller: &Caller,
+        parent: NodeId,
+        name: &[u8],
+        mode: u32,
+        rdev: (u32, u32),
+    ) -> Result<Entry> {
+        let kind = mode & libc::S_IFMT;
+        let what = match kind {
+            0 | libc::S_IFREG => What::File,
+            libc::S_IFCHR if rdev == (0, 0) => return Err(Errno::PERM.into()),
+            libc::S_IFCHR | libc::S_IFBLK | libc::S_IFIFO | libc::S_IFSOCK => {
+                What::Special { kind, rdev }
+            }
+            _ => return Err(Errno::INVAL.into()),
+        };
+        self.make(caller, parent, name, mode, what).map(|(entry, _)| entry)
+    }
+
+    /// Makes a directory.
+    ///
+    /// # Errors
+    /// As [`Union::mknod`].
+    pub fn mkdir(&self, caller: &Caller, parent: NodeId, name: &[u8], mode: u32) -> Result<Entry> {
+        self.make(caller, parent, name, mode, What::Directory).map(|(entry, _)| entry)
+    }
+
+    /// Makes a symlink.
+    ///
+    /// # Errors
+    /// As [`Union::mknod`].
+    pub fn symlink(
+        &self,
+        caller: &Caller,
+        parent: NodeId,
+        name: &[u8],
+        target: &[u8],
+    ) -> Result<Entry> {
+        self.make(caller, parent, name, 0o777, What::Symlink(target)).map(|(entry, _)| entry)
+    }
+
+    /// Makes a regular file and opens it, as [`Union::open_file`] does.
+    ///
+    /// # Errors
+    /// As [`Union::mknod`]; `EEXIST` if the name exists.
+    pub fn create(&self, caller: &Caller, parent: NodeId, name: &[u8], mode: u32) -> Result<Entry> {
+        let (entry, node) = self.make(caller, parent, name, mode, What::File)?;
+        node.opened.fetch_add(1, Ordering::AcqRel);
+        Ok(entry)
+    }
+
+    fn make(
+        &self,
+        caller: &Caller,
+        parent: NodeId,
+        name: &[u8],
+        mode: u32,
+        what: What<'_>,
+    ) -> Result<(Entry, Arc<Node>)> {
+        check_name(name)?;
+        let upper = self.writable()?;
+        let parent = self.node(parent)?;
+        self.copy_up(&parent, super::copy_up::Extent::All)?;
+        let dir = lock::directory(&parent)?;
+        let mut names = dir.names.write();
+        if parent.place.read().gone {
+            return Err(Errno::NOENT.into());
+        }
+        let to = dir.upper.get().ok_or(Errno::STALE)?;
+        let whiteout = self.in_the_way(dir, &mut names, to, name)?;
+        let (file, stat) = if !whiteout && (caller.uid, caller.gid) == (self.uid, self.gid) {
+            let mode = self.masked(caller, dir, mode, &what)?;
+            let file = to.call("create", name, |at| what.make(at, mode))?;
+            let stat = match &file {
+                Some(file) => sys::stat::of(file).at("statx", || to.describe(name))?,
+                None => to.call("statx", name, |at| sys::stat::at(at.dir, at.name))?,
+            };
+            (file, stat)
+        } else {
+            self.make_in_work(upper, caller, dir, to, name, mode, &what, whiteout)?
+        };
+        self.made(&parent, &mut names, to, name, file, stat)
+    }
+
+    /// Tells whether a whiteout lies in the way of a new name.
+    ///
+    /// # Errors
+    /// `EEXIST` if an object does.
+    pub(super) fn in_the_way(
+        &self,
+        dir: &Dir,
+        names: &mut Names,
+        to: &layer::Dir,
+        name: &[u8],
+    ) -> Result<bool> {
+        if names.listing.is_some() || dir.is_merged() {
+            let listing = self.load(dir, names)?;
+            if listing.find(name).is_some() {
+                return Err(Errno::EXIST.into());
+            }
+            return Ok(listing.has_whiteout(name));
+        }
+        match to.find(name)? {
+            None => Ok(false),
+            Some(stat) if sys::stat::is_whiteout(&stat) => Ok(true),
+            Some(stat) => match super::lookup::fact_of(to, name, &stat)? {
+                super::resolve::Fact::Whiteout => Ok(true),
+                _ => Err(Errno::EXIST.into()),
+            },
+        }
+    }
+
+    /// Applies the umask, unless a default ACL takes its place.
+    fn masked(&self, caller: &Caller, dir: &Dir, mode: u32, what: &What<'_>) -> Result<u32> {
+        let is_symlink = matches!(what, What::Symlink(_));
+        if is_symlink || mode & caller.umask == 0 || self.default_acl(dir)?.is_some() {
+            return Ok(mode & 0o7777);
+        }
+        Ok(mode & 0o7777 & !caller.umask)
+    }
+
+    /// Returns the default ACL of a directory, asked for once.
+    fn default_acl(&self, dir: &Dir) -> Result<Option<Arc<[u8]>>> {
+        let mut cached = dir.default_acl.lock();
+        if let Some(known) = &*cached {
+            return Ok(known.clone());
+        }
+        let top = dir.top().ok_or(Errno::STALE)?;
+        let value = top.with("getxattr", |dir| {
+            xattr::get(Target::Handle(dir), b"system.posix_acl_default")
+        })?;
+        let value = value.map(Arc::from);
+        *cached = Some(value.clone());
+        Ok(value)
+    }
+
+    /// Prepares the object in work as the caller's, and publishes it.
+    #[expect(clippy::too_many_arguments, reason = "all of them describe one new object")]
+    fn make_in_work(
+        &self,
+        upper: &Upper,
+        caller: &Caller,
+        dir: &Dir,
+        to: &layer::Dir,
+        name: &[u8],
+        mode: u32,
+        what: &What<'_>,
+        whiteout: bool,
+    ) -> Result<(Option<OwnedFd>, Statx)> {
+        let dress = Dress {
+            caller,
+            mode,
+            parent: to.stat()?,
+            acl: self.default_acl(dir)?,
+            kind: what.kind(),
+        };
+        if let What::File = what {
+            let staged = upper.work.stage_file(&upper.work.dir, mode & 0o700)?;
+            dress.put_on(staged.file.as_fd())?;
+            let file = upper.work.publish_file(staged, to, name, whiteout)?;
+            let stat = sys::stat::of(&file).at("statx", || to.describe(name))?;
+            return Ok((Some(file), stat));
+        }
+        let temp: Temp<'_> = upper.work.temp();
+        temp.call("create", |at| what.make(at, mode & 0o700))?;
+        let handle = temp.call("openat", |at| sys::open::handle(at.dir, at.name))?;
+        dress.put_on(handle.as_fd())?;
+        let is_dir = dress.kind == FileType::Directory;
+        let flags = if is_dir && whiteout {
+            temp.call("setxattr", |at| upper.work.set_opaque(at))?;
+            RenameFlags::EXCHANGE
+        } else {
+            RenameFlags::empty()
+        };
+        upper.work.publish(temp, to, name, flags)?;
+        let stat = sys::stat::of(&handle).at("statx", || to.describe(name))?;
+        Ok((None, stat))
+    }
+
+    /// Takes note of a new upper object and returns its node.
+    fn made(
+        &self,
+        parent: &Arc<Node>,
+        names: &mut Names,
+        to: &Arc<layer::Dir>,
+        name: &[u8],
+        file: Option<OwnedFd>,
+        stat: Statx,
+    ) -> Result<(Entry, Arc<Node>)> {
+        let object = (sys::stat::device(&stat), stat.stx_ino);
+        // A new inode may have the number of one that was removed from outside.
+        self.numbers.drop_kept(object.0, object.1);
+        let kind = FileType::of_mode(u32::from(stat.stx_mode));
+        if let Some(listing) = &mut names.listing {
+            listing.insert(Child { name: name.into(), kind, top: UPPER, object, parts: None });
+        }
+        let parts = match kind {
+            FileType::Directory => vec![to.child(name, &stat)],
+            _ => Vec::new(),
+        };
+        let unprivileged = u32::from(stat.stx_mode) & 0o6000 == 0;
+        let entry = self.enter(parent, name, Found { stat, layer: UPPER, parts })?;
+        let node = self.node(entry.node)?;
+        if let Some(file) = file {
+            *node.data.lock() = Some(Arc::new(Data::new(file)));
+            self.note_data(&node);
+            node.unprivileged.store(unprivileged, Ordering::Relaxed);
+        }
+        Ok((entry, node))
+    }
+}
+
+/// What a new object gets from its maker and from the directory it is made in.
+struct Dress<'a> {
+    caller: &'a Caller,
+    mode: u32,
+    parent: Statx,
+    acl: Option<Arc<[u8]>>,
+    kind: FileType,
+}
+
+impl Dress<'_> {
+    fn put_on(&self, object: std::os::fd::BorrowedFd<'_>) -> Result<()> {
+        let context = || "a new object in work";
+        let setgid = u32::from(self.parent.stx_mode) & libc::S_ISGID != 0;
+        let gid = if setgid { self.parent.stx_gid } else { self.caller.gid };
+        sys::name::chown_handle(object, Some(self.caller.uid), Some(gid))
+            .at("fchownat", context)?;
+        if self.kind == FileType::Symlink {
+            return Ok(());
+        }
+        let is_dir = self.kind == FileType::Directory;
+        let inherited = match &self.acl {
+            Some(acl) => Some(acl::inherit(acl, self.mode & 0o7777, is_dir).map_err(|_| {
+                Error::Corrupt { what: "malformed default ACL".into(), at: "a directory".into() }
+            })?),
+            None => None,
+        };
+        let mode = match &inherited {
+            Some(inherited) => inherited.mode & 0o7777,
+            None => self.mode & 0o7777 & !self.caller.umask,
+        };
+        let mode = if is_dir && setgid { mode | libc::S_ISGID } else { mode };
+        sys::name::chmod_handle(object, mode).at("chmod", context)?;
+        let Some(inherited) = inherited else { return Ok(()) };
+        let acls: [(&[u8], _); 2] = [
+            (b"system.posix_acl_access", inherited.access),
+            (b"system.posix_acl_default", inherited.default),
+        ];
+        for (name, value) in acls {
+            if let Some(value) = value {
+                xattr::set(Target::Handle(object), name, &value, XattrFlags::empty())
+                    .at("setxattr", context)?;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,275 @@
+//! File data. I/O is by node: every open of a file uses the one handle that the node has, so an
+//! open made before a copy-up sees what is written after it.
+//!
+//! Handles of files that are open stay open; those of others are kept, the last used ones, up to a
+//! bound. No lock is held over reading or writing.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use rustix::fs::{FallocateFlags, OFlags, SeekFrom};
+
+use super::attr::FileType;
+use super::copy_up::Extent;
+use super::node::{Node, NodeId};
+use super::{Leaf, Union};
+use crate::error::{Context, Errno, Error, Result};
+use crate::sys;
+
+/// An open file behind a node.
+#[derive(Debug)]
+pub(crate) struct Data {
+    pub(crate) file: OwnedFd,
+    /// Open for writing; then it is the upper object.
+    writable: bool,
+}
+
+impl Data {
+    /// A file that we made, open for reading and writing.
+    pub(crate) fn new(file: OwnedFd) -> Self {
+        Self { file, writable: true }
+    }
+}
+
+/// What lseek(2) looks for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Whence {
+    /// `SEEK_DATA`.
+    Data,
+    /// `SEEK_HOLE`.
+    Hole,
+}
+
+/// How a message names what is only known by its handle.
+const OPEN_FILE: &str = "an open file";
+
+impl Union {
+    /// Opens a file: from here to [`Union::release_file`] its data can be reached, whatever happens
+    /// to its name or mode. A lower file is not copied up before it is written.
+    ///
+    /// # Errors
+    /// `EROFS` for writing without an upper; those of openat(2).
+    pub fn open_file(&self, node: NodeId, write: bool) -> Result<()> {
+        let node = self.node(node)?;
+        if write {
+            self.writable()?;
+        }
+        node.opened.fetch_add(1, Ordering::AcqRel);
+        if node.kind == FileType::Regular && write && node.is_upper() {
+            self.writable_data(&node).inspect_err(|_| self.unpin(&node))?;
+        }
+        Ok(())
+    }
+
+    /// Ends what [`Union::open_file`] or [`Union::create`] began.
+    pub fn release_file(&self, node: NodeId) {
+        if let Some(node) = self.table.get(node) {
+            self.unpin(&node);
+        }
+    }
+
+    fn unpin(&self, node: &Arc<Node>) {
+        if node.opened.fetch_sub(1, Ordering::AcqRel) == 1 && node.data.lock().is_some() {
+            self.note_data(node);
+        }
+    }
+
+    /// Takes note that `node` has a data handle; closes the one not used for longest.
+    pub(super) fn note_data(&self, node: &Node) {
+        let evicted = self.idle.lock().push(node.id, ());
+        let Some((id, ())) = evicted.filter(|(id, ())| *id != node.id) else { return };
+        if let Some(node) = self.table.get(id)
+            && !node.is_opened()
+        {
+            let closed = node.data.lock().take();
+            drop(closed);
+        }
+    }
+
+    /// Returns a handle that can be read from.
+    pub(super) fn readable_data(&self, node: &Arc<Node>) -> Result<Arc<Data>> {
+        if let Some(data) = &*node.data.lock() {
+            return Ok(Arc::clone(data));
+        }
+        self.open_data(node, false)
+    }
+
+    /// Returns a handle of the upper object that can be read from and written to.
+    pub(super) fn writable_data(&self, node: &Arc<Node>) -> Result<Arc<Data>> {
+        if let Some(data) = node.data.lock().as_ref().filter(|data| data.writable) {
+            return Ok(Arc::clone(data));
+        }
+        self.open_data(node, true)
+    }
+
+    fn open_data(&self, node: &Arc<Node>, writable: bool) -> Result<Arc<Data>> {
+        match node.kind {
+            FileType::Regular => {}
+            FileType::Directory => return Err(Errno::ISDIR.into()),
+            _ => return Err(Errno::INVAL.into()),
+        }
+        let open = || {
+            self.with_leaf(node, "openat", |leaf| match (leaf, writable) {
+                (Leaf::Handle(fd), false) => sys::open::reopen(fd, OFlags::RDONLY),
+                (Leaf::Handle(fd), true) => sys::open::reopen(fd, OFlags::RDWR),
+                (Leaf::Name(at), false) => sys::open::reader(at.dir, at.name),
+                (Leaf::Name(at), true) => sys::open::writer(at.dir, at.name),
+            })
+        };
+        let (mut data, file) = loop {
+            let was_upper = node.is_upper();
+            let file = match open() {
+                Err(error) if matches!(error.errno(), Errno::MFILE | Errno::NFILE) => {
+                    self.close_idle();
+                    open()?
+                }
+                opened => opened?,
+            };
+            let data = node.data.lock();
+            if let Some(data) = data.as_ref().filter(|data| data.writable || !writable) {
+                return Ok(Arc::clone(data));
+            }
+            // Copied up while we opened the lower file? Then that is no longer the one.
+            if node.is_upper() == was_upper {
+                break (data, file);
+            }
+        };
+        let opened = Arc::new(Data { file, writable });
+        let old = data.replace(Arc::clone(&opened));
+        drop(data);
+        drop(old);
+        self.note_data(node);
+        Ok(opened)
+    }
+
+    /// Closes what nobody has open, after the process ran out of descriptors.
+    fn close_idle(&self) {
+        loop {
+            let Some((id, ())) = self.idle.lock().pop_lru() else { break };
+            if let Some(node) = self.table.get(id)
+                && !node.is_opened()
+                && let Some(mut data) = node.data.try_lock()
+            {
+                data.take();
+            }
+        }
+        self.handles.shrink();
+    }
+
+    /// Reads at `offset`; fewer bytes than asked for mean the end of the file.
+    ///
+    /// # Errors
+    /// Those of openat(2) and pread(2).
+    pub fn read(&self, node: NodeId, offset: u64, buffer: &mut [u8]) -> Result<usize> {
+        let node = self.node(node)?;
+        let data = self.readable_data(&node)?;
+        sys::data::read_at(data.file.as_fd(), buffer, offset).at("pread", || OPEN_FILE)
+    }
+
+    /// Writes at `offset`; a lower file is copied up first.
+    ///
+    /// `kill_privileges`: the writer may not keep setuid and setgid bits.
+    ///
+    /// # Errors
+    /// `EROFS` without an upper; those of the copy-up and of pwrite(2).
+    pub fn write(
+        &self,
+        node: NodeId,
+        offset: u64,
+        content: &[u8],
+        kill_privileges: bool,
+    ) -> Result<usize> {
+        let node = self.node(node)?;
+        let data = self.change_data(&node)?;
+        if kill_privileges {
+            self.kill_privileges(&node, &data)?;
+        }
+        sys::data::write_at(data.file.as_fd(), content, offset).at("pwrite", || OPEN_FILE)
+    }
+
+    /// Returns a handle of the upper object, whose names all lead to the upper too.
+    fn change_data(&self, node: &Arc<Node>) -> Result<Arc<Data>> {
+        self.writable()?;
+        if node.links.get().is_none()
+            && let Some(data) = node.data.lock().as_ref().filter(|data| data.writable)
+        {
+            return Ok(Arc::clone(data));
+        }
+        self.copy_up(node, Extent::All)?;
+        self.writable_data(node)
+    }
+
+    /// Makes a file durable. A lower file is so already.
+    ///
+    /// # Errors
+    /// `EIO`, `ENOSPC`, `EDQUOT` as the filesystem reports them.
+    pub fn fsync(&self, node: NodeId, data_only: bool) -> Result<()> {
+        let node = self.node(node)?;
+        if self.volatile || !node.is_upper() {
+            return Ok(());
+        }
+        let data = self.readable_data(&node)?;
+        sys::data::sync(data.file.as_fd(), data_only).at("fsync", || OPEN_FILE)
+    }
+
+    /// Answers a close(2). Nothing is held back, so there is nothing to report.
+    ///
+    /// # Errors
+    /// `ESTALE` for an unknown node.
+    pub fn flush(&self, node: NodeId) -> Result<()> {
+        self.node(node).map(|_| ())
+    }
+
+    /// fallocate(2): allocates, punches, zeroes or collapses a range.
+    ///
+    /// # Errors
+    /// `EROFS` without an upper; those of the copy-up and of fallocate(2).
+    pub fn fallocate(&self, node: NodeId, mode: u32, offset: u64, len: u64) -> Result<()> {
+        let node = self.node(node)?;
+        let data = self.change_data(&node)?;
+        let flags = FallocateFlags::from_bits_retain(mode);
+        rustix::io::retry_on_intr(|| rustix::fs::fallocate(&data.file, flags, offset, len))
+            .at("fallocate", || OPEN_FILE)
+    }
+
+    /// Finds the next data or hole from `offset` on.
+    ///
+    /// # Errors
+    /// `ENXIO` past the end; those of lseek(2).
+    pub fn lseek(&self, node: NodeId, offset: u64, whence: Whence) -> Result<u64> {
+        let node = self.node(node)?;
+        let data = self.readable_data(&node)?;
+        let to = match whence {
+            Whence::Data => SeekFrom::Data(offset),
+            Whence::Hole => SeekFrom::Hole(offset),
+        };
+        rustix::fs::seek(&data.file, to).map_err(Error::Refused)
+    }
+
+    /// Copies a range within the union; returns the bytes copied, fewer at the end of the source.
+    ///
+    /// # Errors
+    /// `EROFS` without an upper; those of the copy-up, of copy_file_range(2) and of reading and
+    /// writing where two filesystems have no common way.
+    pub fn copy_file_range(
+        &self,
+        from: NodeId,
+        from_offset: u64,
+        to: NodeId,
+        to_offset: u64,
+        len: u64,
+    ) -> Result<usize> {
+        let (from, to) = (self.node(from)?, self.node(to)?);
+        // First, because both may be one file.
+        let target = self.change_data(&to)?;
+        let source = self.readable_data(&from)?;
+        let len = usize::try_from(len).unwrap_or(usize::MAX).min(1 << 30);
+        sys::data::copy_range(
+            (source.file.as_fd(), from_offset),
+            (target.file.as_fd(), to_offset),
+            len,
+        )
+        .at("copy_file_range", || OPEN_FILE)
+    }
+}

@@ -1,0 +1,92 @@
+//! Hard links: one more name for an upper object; a lower one is copied up first.
+
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use rustix::fs::{OFlags, RenameFlags};
+
+use super::copy_up::Extent;
+use super::create::check_name;
+use super::lookup::Entry;
+use super::node::{Links, Node, NodeId};
+use super::readdir::Child;
+use super::{Leaf, Union, lock};
+use crate::error::{Context, Errno, Result};
+use crate::layer::UPPER;
+use crate::sys;
+
+impl Union {
+    /// Gives `node` one more name.
+    ///
+    /// # Errors
+    /// `EROFS` without an upper; `EPERM` for a directory; `ENOENT` for an object without a name;
+    /// `EEXIST`; those of the copy-up and of linkat(2).
+    pub fn link(&self, node: NodeId, new_parent: NodeId, new_name: &[u8]) -> Result<Entry> {
+        let upper = self.writable()?;
+        check_name(new_name)?;
+        let (node, parent) = (self.node(node)?, self.node(new_parent)?);
+        if node.dir.is_some() {
+            return Err(Errno::PERM.into());
+        }
+        if node.place.read().gone {
+            return Err(Errno::NOENT.into());
+        }
+        let dir = lock::directory(&parent)?;
+        self.copy_up(&node, Extent::All)?;
+        self.copy_up(&parent, Extent::All)?;
+        let object = self.with_leaf(&node, "openat", |leaf| match leaf {
+            Leaf::Handle(fd) => sys::open::reopen(fd, OFlags::PATH),
+            Leaf::Name(at) => sys::open::handle(at.dir, at.name),
+        })?;
+        let mut names = dir.names.write();
+        if parent.place.read().gone {
+            return Err(Errno::NOENT.into());
+        }
+        let to = dir.upper.get().ok_or(Errno::STALE)?;
+        if self.in_the_way(dir, &mut names, to, new_name)? {
+            let temp = upper.work.temp();
+            temp.call("linkat", |at| sys::name::link_handle(object.as_fd(), at))?;
+            upper.work.publish(temp, to, new_name, RenameFlags::empty())?;
+        } else {
+            to.call("linkat", new_name, |at| sys::name::link_handle(object.as_fd(), at))?;
+        }
+        let stat = sys::stat::of(&object).at("statx", || to.describe(new_name))?;
+        if let Some(listing) = &mut names.listing {
+            listing.insert(Child {
+                name: new_name.into(),
+                kind: node.kind,
+                top: UPPER,
+                object: (sys::stat::device(&stat), stat.stx_ino),
+                parts: None,
+            });
+        }
+        match node.links.get() {
+            Some(links) => links.lock().count += 1,
+            // What is linked and then unlinked is mostly meant to stay under the new name.
+            None => self.rename_place(&node, &parent, new_name),
+        }
+        self.table.retain(&node);
+        Ok(Entry { node: node.id, attr: self.attr_from(&node, &stat) })
+    }
+
+    fn rename_place(&self, node: &Arc<Node>, parent: &Arc<Node>, name: &[u8]) {
+        self.table.retain(parent);
+        let mut place = node.place.write();
+        let old = place.parent.replace(Arc::clone(parent));
+        place.name = name.into();
+        place.held = None;
+        drop(place);
+        if let Some(old) = old {
+            self.release(&old, 1);
+        }
+    }
+
+    /// Keeps the node of an object with several lower names for the life of the mount: a lookup
+    /// would find the lower object, and know nothing of what became of it.
+    pub(super) fn pin_links(&self, node: &Arc<Node>, links: &mut Links) {
+        if !links.pinned {
+            links.pinned = true;
+            self.table.retain(node);
+        }
+    }
+}

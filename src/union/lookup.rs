@@ -1,0 +1,240 @@
+//! Looking up one name: gathers what the layers hold, asks the merge rule, makes the node.
+//!
+//! Locks: `Dir::names` of the parent for reading, over the calls of one lookup.
+
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use super::Union;
+use super::attr::{Attr, FileType};
+use super::lock;
+use super::node::{Dir, Links, Node, NodeId, Place};
+use super::readdir::{Child, Names};
+use super::resolve::Fact;
+use crate::error::{Errno, Result};
+use crate::layer::{self, UPPER};
+use crate::marks;
+use crate::sys::name::At;
+use crate::sys::stat::{self, Statx};
+use crate::sys::xattr::{self, Target};
+
+/// A node and its attributes, as a lookup gives them.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    /// The node, counted once more.
+    pub node: NodeId,
+    /// Its attributes.
+    pub attr: Attr,
+}
+
+/// What the layers hold under a name.
+pub(super) struct Found {
+    /// Attributes of the topmost object.
+    pub(super) stat: Statx,
+    pub(super) layer: layer::Index,
+    /// For a directory: its parts, topmost first.
+    pub(super) parts: Vec<Arc<layer::Dir>>,
+}
+
+impl Union {
+    /// Looks up a name; `None` if it does not exist. A hit counts one lookup of the node.
+    ///
+    /// # Errors
+    /// `ENOTDIR`, `ENAMETOOLONG`; any errno of a layer but `ENOENT`, so that an I/O error never
+    /// looks like absence.
+    pub fn lookup(&self, parent: NodeId, name: &[u8]) -> Result<Option<Entry>> {
+        let parent = self.node(parent)?;
+        let dir = lock::directory(&parent)?;
+        if name.len() > marks::NAME_MAX {
+            return Err(Errno::NAMETOOLONG.into());
+        }
+        let names = self.names(dir)?;
+        let Some(found) = self.find(dir, &names, name)? else { return Ok(None) };
+        self.enter(&parent, name, found).map(Some)
+    }
+
+    /// Counts `count` lookups less; the node is freed with the last one.
+    pub fn forget(&self, node: NodeId, count: u64) {
+        if let Some(node) = self.table.get(node) {
+            self.release(&node, count);
+        }
+    }
+
+    /// Returns the node that shows inode number `ino`, if the kernel knows one.
+    pub fn node_by_ino(&self, ino: u64) -> Option<NodeId> {
+        self.table.by_ino(ino).map(|node| node.id)
+    }
+
+    /// Finds what a name shows. `names` belong to `dir` and are locked.
+    pub(super) fn find(&self, dir: &Dir, names: &Names, name: &[u8]) -> Result<Option<Found>> {
+        if let Some(listing) = &names.listing {
+            return match listing.find(name) {
+                Some(child) => self.find_child(dir, child),
+                None => Ok(None),
+            };
+        }
+        if marks::is_reserved_name(name) {
+            return Ok(None);
+        }
+        let Some(part) = dir.top() else { return Ok(None) };
+        self.find_in(part, name)
+    }
+
+    /// Finds a name in a single part.
+    fn find_in(&self, part: &Arc<layer::Dir>, name: &[u8]) -> Result<Option<Found>> {
+        let Some(stat) = part.find(name)? else { return Ok(None) };
+        let layer = part.layer.index;
+        Ok(match fact_of(part, name, &stat)? {
+            Fact::Absent | Fact::Whiteout => None,
+            Fact::Leaf => Some(Found { stat, layer, parts: Vec::new() }),
+            Fact::Directory { .. } => {
+                Some(Found { stat, layer, parts: vec![part.child(name, &stat)] })
+            }
+        })
+    }
+
+    /// Finds the parts of a listed name, asking opaque marks where more lies beneath.
+    pub(super) fn find_child(&self, dir: &Dir, child: &Child) -> Result<Option<Found>> {
+        let top = dir.part(child.top).ok_or(Errno::STALE)?;
+        let Some(mut found) = self.find_in(top, &child.name)? else { return Ok(None) };
+        for layer in child.parts.iter().flatten().skip(1) {
+            let Some(last) = found.parts.last() else { break };
+            if is_closed(last)? {
+                break;
+            }
+            let part = dir.part(*layer).ok_or(Errno::STALE)?;
+            let Some(below) = self.find_in(part, &child.name)? else { break };
+            found.parts.extend(below.parts);
+        }
+        Ok(Some(found))
+    }
+
+    /// The number of a directory is that of its topmost lower part, which copy-up does not change.
+    pub(super) fn number_of(&self, found: &Found) -> u64 {
+        let lower = found.parts.iter().find(|part| part.layer.index != UPPER);
+        match lower.or_else(|| found.parts.first()) {
+            Some(part) => self.numbers.of(part.device, part.inode),
+            None => self.numbers.of(stat::device(&found.stat), found.stat.stx_ino),
+        }
+    }
+
+    /// Returns the entry of what was found under (parent, name), whose names are locked.
+    pub(super) fn enter(&self, parent: &Arc<Node>, name: &[u8], found: Found) -> Result<Entry> {
+        let ino = self.number_of(&found);
+        let Found { stat, layer, parts } = found;
+        let kind = FileType::of_mode(u32::from(stat.stx_mode));
+        let several = kind != FileType::Directory && layer != UPPER && stat.stx_nlink > 1;
+        let (node, new) = self.table.get_or_insert(ino, |id| {
+            let parent = Some(Arc::clone(parent));
+            let place = Place { parent, name: name.into(), layer, gone: false, held: None };
+            let node = Node::new(id, ino, kind, place);
+            if several {
+                let links = Links { count: stat.stx_nlink, ..Links::default() };
+                // Empty until now, so it cannot fail.
+                let _ = node.links.set(Box::new(Mutex::new(links)));
+            }
+            if kind != FileType::Directory {
+                return node;
+            }
+            let mut parts = parts;
+            let upper = (layer == UPPER && !parts.is_empty()).then(|| parts.remove(0));
+            node.with_dir(Dir::new(upper, parts))
+        });
+        if node.kind != kind {
+            // A layer was changed from outside; the kernel still knows what was there before.
+            self.release(&node, 1);
+            return Err(Errno::STALE.into());
+        }
+        if several {
+            self.note_alias(&node, parent, name);
+        }
+        let attr = if new || node.dir.is_some() {
+            self.attr_from(&node, &stat)
+        } else {
+            if layer == UPPER {
+                self.settle(&node, parent, name);
+            }
+            if layer != UPPER && node.is_upper() {
+                // Another name of a lower object that was copied up under the first.
+                self.attr_of(&node).inspect_err(|_| self.release(&node, 1))?
+            } else {
+                self.attr_from(&node, &stat)
+            }
+        };
+        Ok(Entry { node: node.id, attr })
+    }
+
+    /// Remembers a name of a lower object with several, for its copy-up.
+    fn note_alias(&self, node: &Arc<Node>, parent: &Arc<Node>, name: &[u8]) {
+        let Some(links) = node.links.get() else { return };
+        let mut links = links.lock();
+        let known = |(at, known): &(Arc<Node>, Box<[u8]>)| {
+            Arc::ptr_eq(at, parent) && **known == *name
+        };
+        if !links.pending.iter().any(known) {
+            self.table.retain(parent);
+            links.pending.push((Arc::clone(parent), name.into()));
+        }
+    }
+
+    /// Gives an upper object whose known name went, or was never known, the name just found.
+    fn settle(&self, node: &Arc<Node>, parent: &Arc<Node>, name: &[u8]) {
+        let mut place = node.place.write();
+        if place.held.is_none() && !place.gone && place.layer == UPPER {
+            return;
+        }
+        self.table.retain(parent);
+        let old = place.parent.replace(Arc::clone(parent));
+        place.name = name.into();
+        place.layer = UPPER;
+        place.gone = false;
+        place.held = None;
+        drop(place);
+        if let Some(old) = old {
+            self.release(&old, 1);
+        }
+    }
+}
+
+/// Tells what an object is for the merge rule; opaque marks are left for when they matter.
+///
+/// # Errors
+/// Those of getxattr(2), asked of empty files only.
+pub(super) fn fact_of(part: &layer::Dir, name: &[u8], stat: &Statx) -> Result<Fact> {
+    let mode = u32::from(stat.stx_mode);
+    Ok(match FileType::of_mode(mode) {
+        FileType::Directory => Fact::Directory { closed: false },
+        FileType::CharDevice if stat::is_whiteout(stat) => Fact::Whiteout,
+        FileType::Regular if stat.stx_size == 0 && has_whiteout_xattr(part, name)? => {
+            Fact::Whiteout
+        }
+        _ => Fact::Leaf,
+    })
+}
+
+fn has_whiteout_xattr(part: &layer::Dir, name: &[u8]) -> Result<bool> {
+    part.call("getxattr", name, |at| {
+        for xattr in marks::WHITEOUT_XATTRS {
+            if xattr::get(Target::Name(at), xattr)?.is_some() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    })
+}
+
+/// Tells whether a directory of a layer hides everything beneath it.
+///
+/// # Errors
+/// Those of getxattr(2) and statx(2) but absence.
+pub(super) fn is_closed(part: &layer::Dir) -> Result<bool> {
+    if part.opaque()? == marks::Opaque::Yes {
+        return Ok(true);
+    }
+    let handle = part.handle()?;
+    let found = At::new(handle.as_fd(), marks::OPAQUE_NAME);
+    part.call("statx", marks::OPAQUE_NAME, |_| stat::find(found.dir, found.name))
+        .map(|stat| stat.is_some())
+}

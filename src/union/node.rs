@@ -1,0 +1,384 @@
+//! Nodes: the objects that the kernel knows by id, and the table that finds them.
+//!
+//! A node lives while somebody needs it: the kernel (LOOKUP minus FORGET), a node beneath it, or
+//! the mount itself. Files are (parent, name, layer), with a handle only while in use; directories
+//! have one part for each layer that holds them.
+//!
+//! Locks: table shards are leaves; `Node::place` and `Node::links` may be taken with a directory's
+//! names locked (see [`super::lock`]).
+
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use parking_lot::{Mutex, RwLock};
+
+use super::attr::FileType;
+use super::file::Data;
+use super::readdir::Names;
+use crate::layer::{self, UPPER};
+
+/// Names a node towards the kernel: slot and generation, never used twice within a mount.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct NodeId(pub u64);
+
+impl NodeId {
+    /// The root of the merged tree.
+    pub const ROOT: Self = Self(1);
+}
+
+/// An object of the union.
+#[derive(Debug)]
+pub(crate) struct Node {
+    pub(crate) id: NodeId,
+    /// `st_ino`; holds for the life of the node.
+    pub(crate) ino: u64,
+    pub(crate) kind: FileType,
+    /// Kernel lookups, plus nodes whose parent this is, plus pins. Guarded by the table shard.
+    count: AtomicU64,
+    pub(crate) place: RwLock<Place>,
+    /// Held while the object is copied up: by whoever copies, waited for by whoever needs it.
+    pub(crate) copy: Mutex<()>,
+    pub(crate) data: Mutex<Option<Arc<Data>>>,
+    /// Opens that the transport has not released; the data handle stays while there are any.
+    pub(crate) opened: AtomicU32,
+    /// Known to carry neither setuid nor setgid; cleared before a mode or owner changes.
+    pub(crate) unprivileged: AtomicBool,
+    pub(crate) dir: Option<Box<Dir>>,
+    /// Set for an object that has several names in a lower layer.
+    pub(crate) links: OnceLock<Box<Mutex<Links>>>,
+}
+
+/// Where the object of a node is found.
+#[derive(Debug)]
+pub(crate) struct Place {
+    /// `None` for the root only. Counted in the parent's `count`.
+    pub(crate) parent: Option<Arc<Node>>,
+    pub(crate) name: Box<[u8]>,
+    /// The layer that holds the object. For directories: of the topmost part.
+    pub(crate) layer: layer::Index,
+    /// No name leads to the object any more.
+    pub(crate) gone: bool,
+    /// Reaches an upper object whose name above is not, or no longer, its own.
+    pub(crate) held: Option<Arc<OwnedFd>>,
+}
+
+/// A lower object with several names stays one object within the mount.
+///
+/// On copy-up a link in the work directory (the *anchor*) holds the upper object; names that the
+/// kernel knows are linked to it at once, others when they are looked up and then written through.
+#[derive(Debug, Default)]
+pub(crate) struct Links {
+    /// Names in the lower layer minus those removed, plus those made.
+    pub(crate) count: u32,
+    /// Copied up, and reached through the anchor.
+    pub(crate) anchored: bool,
+    /// Names looked up whose upper directory entry is still missing. Parents are counted.
+    pub(crate) pending: Vec<(Arc<Node>, Box<[u8]>)>,
+    /// The node is kept for the life of the mount, because a lookup would not find all this.
+    pub(crate) pinned: bool,
+}
+
+/// What a node has if it is a directory.
+#[derive(Debug)]
+pub(crate) struct Dir {
+    /// Guards the names: read by lookups, written by whatever changes one.
+    pub(crate) names: RwLock<Names>,
+    /// The upper part: there from the start, or once the directory is copied up.
+    pub(crate) upper: OnceLock<Arc<layer::Dir>>,
+    /// Parts of lower layers, topmost first; never changes.
+    pub(crate) lowers: Box<[Arc<layer::Dir>]>,
+    pub(crate) opened: AtomicU32,
+    /// `system.posix_acl_default` of the directory, once asked for.
+    pub(crate) default_acl: Mutex<Option<Option<Arc<[u8]>>>>,
+}
+
+impl Dir {
+    pub(crate) fn new(upper: Option<Arc<layer::Dir>>, lowers: Vec<Arc<layer::Dir>>) -> Self {
+        Self {
+            names: RwLock::default(),
+            upper: upper.map(OnceLock::from).unwrap_or_default(),
+            lowers: lowers.into(),
+            opened: AtomicU32::new(0),
+            default_acl: Mutex::new(None),
+        }
+    }
+
+    /// Parts from the topmost down.
+    pub(crate) fn parts(&self) -> impl Iterator<Item = &Arc<layer::Dir>> {
+        self.upper.get().into_iter().chain(&*self.lowers)
+    }
+
+    /// The part that attributes come from.
+    pub(crate) fn top(&self) -> Option<&Arc<layer::Dir>> {
+        self.parts().next()
+    }
+
+    pub(crate) fn part(&self, layer: layer::Index) -> Option<&Arc<layer::Dir>> {
+        if layer == UPPER {
+            return self.upper.get();
+        }
+        let found = self.lowers.binary_search_by_key(&layer, |part| part.layer.index).ok()?;
+        self.lowers.get(found)
+    }
+
+    /// Made of more than one layer's part.
+    pub(crate) fn is_merged(&self) -> bool {
+        self.lowers.len() + usize::from(self.upper.get().is_some()) > 1
+    }
+}
+
+impl Node {
+    pub(crate) fn new(id: NodeId, ino: u64, kind: FileType, place: Place) -> Self {
+        Self {
+            id,
+            ino,
+            kind,
+            count: AtomicU64::new(0),
+            place: RwLock::new(place),
+            copy: Mutex::new(()),
+            data: Mutex::new(None),
+            opened: AtomicU32::new(0),
+            unprivileged: AtomicBool::new(false),
+            dir: None,
+            links: OnceLock::new(),
+        }
+    }
+
+    pub(crate) fn with_dir(mut self, dir: Dir) -> Self {
+        self.dir = Some(Box::new(dir));
+        self
+    }
+
+    /// Tells whether the object lies in the upper layer.
+    pub(crate) fn is_upper(&self) -> bool {
+        match &self.dir {
+            Some(dir) => dir.upper.get().is_some(),
+            None => self.place.read().layer == UPPER,
+        }
+    }
+
+    pub(crate) fn is_opened(&self) -> bool {
+        self.opened.load(Ordering::Acquire) > 0
+    }
+}
+
+const SHARDS: usize = 64;
+
+/// Bits of an id that name the slot; the 26 above count its reuses, and wrap.
+const SLOT_BITS: u32 = 38;
+const GENERATION_MASK: u32 = (1 << (64 - SLOT_BITS)) - 1;
+
+/// All nodes, by id and by inode number.
+#[derive(Debug)]
+pub(crate) struct Table {
+    slots: [RwLock<Slots>; SHARDS],
+    /// Guards creation and death of the nodes with these numbers.
+    numbers: [Mutex<HashMap<u64, Arc<Node>>>; SHARDS],
+    root: OnceLock<Arc<Node>>,
+}
+
+#[derive(Debug, Default)]
+struct Slots {
+    slots: Vec<Slot>,
+    free: Vec<u32>,
+}
+
+#[derive(Debug, Default)]
+struct Slot {
+    generation: u32,
+    node: Option<Arc<Node>>,
+}
+
+impl Default for Table {
+    fn default() -> Self {
+        Self {
+            slots: std::array::from_fn(|_| RwLock::default()),
+            numbers: std::array::from_fn(|_| Mutex::default()),
+            root: OnceLock::new(),
+        }
+    }
+}
+
+impl Table {
+    pub(crate) fn set_root(&self, root: Arc<Node>) {
+        // Called once, by Union::open.
+        let _ = self.root.set(root);
+    }
+
+    pub(crate) fn get(&self, id: NodeId) -> Option<Arc<Node>> {
+        if id == NodeId::ROOT {
+            return self.root.get().cloned();
+        }
+        let (shard, index, generation) = split(id)?;
+        let slots = self.slots.get(shard)?.read();
+        let slot = slots.slots.get(index)?;
+        slot.node.as_ref().filter(|_| slot.generation == generation).cloned()
+    }
+
+    pub(crate) fn by_ino(&self, ino: u64) -> Option<Arc<Node>> {
+        self.number_shard(ino).lock().get(&ino).cloned()
+    }
+
+    /// Returns the node with this number, made by `make` if there is none, counted once more.
+    ///
+    /// `make` gets the id of the new node; what it returns tells the number and type. The flag
+    /// tells whether the node is new.
+    pub(crate) fn get_or_insert(
+        &self,
+        ino: u64,
+        make: impl FnOnce(NodeId) -> Node,
+    ) -> (Arc<Node>, bool) {
+        let mut numbers = self.number_shard(ino).lock();
+        if let Some(node) = numbers.get(&ino) {
+            node.count.fetch_add(1, Ordering::Relaxed);
+            return (Arc::clone(node), false);
+        }
+        let node = self.fill_slot(ino, make);
+        node.count.store(1, Ordering::Relaxed);
+        numbers.insert(ino, Arc::clone(&node));
+        drop(numbers);
+        if let Some(parent) = &node.place.read().parent {
+            self.retain(parent);
+        }
+        (node, true)
+    }
+
+    fn fill_slot(&self, ino: u64, make: impl FnOnce(NodeId) -> Node) -> Arc<Node> {
+        let shard = shard_of(ino);
+        #[expect(clippy::indexing_slicing, reason = "a shard number is below the length")]
+        let mut slots = self.slots[shard].write();
+        let index = slots.free.pop().unwrap_or_else(|| {
+            slots.slots.push(Slot::default());
+            u32::try_from(slots.slots.len() - 1).unwrap_or(u32::MAX)
+        });
+        #[expect(clippy::indexing_slicing, reason = "taken from the free list or just pushed")]
+        let slot = &mut slots.slots[index as usize];
+        let node = Arc::new(make(join(shard, index, slot.generation)));
+        slot.node = Some(Arc::clone(&node));
+        node
+    }
+
+    /// Counts one more user of a node that is in the table.
+    pub(crate) fn retain(&self, node: &Arc<Node>) {
+        node.count.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts `n` users less, and hands back the nodes that nobody needs any more.
+    pub(crate) fn release(&self, node: &Arc<Node>, n: u64) -> Vec<Arc<Node>> {
+        let mut freed = Vec::new();
+        let mut next = Some((Arc::clone(node), n));
+        let mut more = Vec::new();
+        while let Some((node, n)) = next {
+            if self.release_one(&node, n) {
+                let mut place = node.place.write();
+                // The parent is told once, so its name stays for messages but its count goes.
+                if let Some(parent) = place.parent.take() {
+                    more.push(parent);
+                }
+                drop(place);
+                if let Some(links) = node.links.get() {
+                    more.extend(links.lock().pending.drain(..).map(|(parent, _)| parent));
+                }
+                freed.push(node);
+            }
+            next = more.pop().map(|parent| (parent, 1));
+        }
+        freed
+    }
+
+    fn release_one(&self, node: &Arc<Node>, n: u64) -> bool {
+        if node.id == NodeId::ROOT {
+            return false;
+        }
+        let mut numbers = self.number_shard(node.ino).lock();
+        let count = node.count.load(Ordering::Relaxed);
+        debug_assert!(count >= n, "node {:?} released {n} of {count} times", node.id);
+        node.count.store(count.saturating_sub(n), Ordering::Relaxed);
+        if count > n {
+            return false;
+        }
+        if numbers.get(&node.ino).is_some_and(|known| Arc::ptr_eq(known, node)) {
+            numbers.remove(&node.ino);
+        }
+        if let Some((shard, index, generation)) = split(node.id) {
+            #[expect(clippy::indexing_slicing, reason = "an id of ours names a slot of ours")]
+            let mut slots = self.slots[shard].write();
+            if let Some(slot) = slots.slots.get_mut(index)
+                && slot.generation == generation
+            {
+                slot.node = None;
+                slot.generation = (slot.generation + 1) & GENERATION_MASK;
+                slots.free.push(u32::try_from(index).unwrap_or(u32::MAX));
+            }
+        }
+        true
+    }
+
+    fn number_shard(&self, ino: u64) -> &Mutex<HashMap<u64, Arc<Node>>> {
+        #[expect(clippy::indexing_slicing, reason = "a shard number is below the length")]
+        &self.numbers[shard_of(ino)]
+    }
+}
+
+/// Spreads numbers that lie close together.
+fn shard_of(ino: u64) -> usize {
+    usize::try_from(ino % SHARDS as u64).unwrap_or(0)
+}
+
+/// Packs generation, slot and shard; ids 0 and 1 are never used.
+fn join(shard: usize, index: u32, generation: u32) -> NodeId {
+    let low = u64::from(index) * SHARDS as u64 + shard as u64 + 2;
+    NodeId(u64::from(generation) << SLOT_BITS | low)
+}
+
+fn split(id: NodeId) -> Option<(usize, usize, u32)> {
+    let low = (id.0 & ((1 << SLOT_BITS) - 1)).checked_sub(2)?;
+    let shard = usize::try_from(low % SHARDS as u64).ok()?;
+    let index = usize::try_from(low / SHARDS as u64).ok()?;
+    Some((shard, index, u32::try_from(id.0 >> SLOT_BITS).ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(id: NodeId, parent: Option<Arc<Node>>) -> Node {
+        let place = Place { parent, name: (*b"f").into(), layer: 1, gone: false, held: None };
+        Node::new(id, id.0 + 1000, FileType::Regular, place)
+    }
+
+    #[test]
+    fn ids_are_not_used_twice() {
+        let table = Table::default();
+        let (first, new) = table.get_or_insert(7, |id| file(id, None));
+        assert!(new);
+        let id = first.id;
+        assert!(table.get(id).is_some());
+        table.release(&first, 1);
+        assert!(table.get(id).is_none());
+        let (second, _) = table.get_or_insert(7, |id| file(id, None));
+        assert_ne!(second.id, id);
+        assert!(table.get(id).is_none());
+    }
+
+    #[test]
+    fn a_parent_lives_as_long_as_its_children() {
+        let table = Table::default();
+        let (parent, _) = table.get_or_insert(7, |id| {
+            let mut node = file(id, None);
+            node.ino = 7;
+            node
+        });
+        let (child, _) = table.get_or_insert(8, |id| {
+            let mut node = file(id, Some(Arc::clone(&parent)));
+            node.ino = 8;
+            node
+        });
+        assert!(table.release(&parent, 1).is_empty());
+        assert!(table.by_ino(7).is_some());
+        assert_eq!(table.release(&child, 1).len(), 2);
+        assert!(table.by_ino(7).is_none());
+    }
+}

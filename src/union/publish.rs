@@ -1,0 +1,338 @@
+//! The work directory: where objects are prepared, and the one rename or link that publishes them.
+//!
+//! A name in work begins with what it is: `tmp-N` (unfinished or discarded), `link-INO` (anchor of
+//! a copied-up object with several names), `whiteout` (what all whiteouts are links of). All of
+//! them are emptied out when the next mount begins, so a crash leaves nothing that is ever seen.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use rustix::fs::{FileType, RenameFlags, XattrFlags};
+
+use crate::error::{Context, Errno, Error, Result};
+use crate::layer;
+use crate::marks;
+use crate::sys;
+use crate::sys::name::At;
+use crate::sys::xattr::{self, Target};
+
+const WHITEOUT: &[u8] = b"whiteout";
+
+
+/// The work directory of a mount, and what its filesystem can do.
+#[derive(Debug)]
+pub(crate) struct Work {
+    pub(crate) dir: Arc<layer::Dir>,
+    /// Name of the opaque xattr that this mount writes.
+    opaque: &'static [u8],
+    has_unnamed: AtomicBool,
+    next: AtomicU64,
+}
+
+/// A regular file that no name leads to yet.
+#[derive(Debug)]
+pub(crate) struct Staged<'a> {
+    pub(crate) file: OwnedFd,
+    /// Its name in work, where the filesystem has no unnamed files.
+    name: Option<Temp<'a>>,
+}
+
+/// A name in work, removed with what it names when dropped.
+#[derive(Debug)]
+pub(crate) struct Temp<'a> {
+    work: &'a Work,
+    pub(crate) name: Vec<u8>,
+}
+
+impl Drop for Temp<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = self.work.remove_tree(&self.name) {
+            tracing::warn!("cannot clean up: {error}");
+        }
+    }
+}
+
+impl Temp<'_> {
+    /// Runs one call on the name.
+    pub(crate) fn call<T>(
+        &self,
+        op: &'static str,
+        call: impl FnOnce(At<'_>) -> std::result::Result<T, Errno>,
+    ) -> Result<T> {
+        self.work.dir.call(op, &self.name, call)
+    }
+}
+
+impl Work {
+    /// Takes over `dir`, empties it, and finds out what its filesystem can do.
+    ///
+    /// # Errors
+    /// `Unsupported` where the upper's filesystem cannot hold the format, naming what it lacks.
+    pub(crate) fn open(dir: Arc<layer::Dir>, userxattr: bool) -> Result<Self> {
+        let mut work = Self {
+            dir,
+            opaque: b"",
+            has_unnamed: AtomicBool::new(true),
+            next: AtomicU64::new(0),
+        };
+        work.empty()?;
+        work.opaque = work.probe_opaque(userxattr)?;
+        work.probe_whiteout()?;
+        Ok(work)
+    }
+
+    /// Finds the xattr namespace that opaque marks can be written in.
+    fn probe_opaque(&self, userxattr: bool) -> Result<&'static [u8]> {
+        let probe = self.make_directory(0o700)?;
+        let [trusted, user, _] = marks::OPAQUE_XATTRS;
+        let candidates = [trusted, user];
+        let mut refused = Errno::OPNOTSUPP;
+        for name in candidates.into_iter().skip(usize::from(userxattr)) {
+            let set = probe.call("setxattr", |at| {
+                Ok(xattr::set(Target::Name(at), name, marks::OPAQUE_VALUE, XattrFlags::empty()))
+            })?;
+            match set {
+                Ok(()) => return Ok(name),
+                Err(errno) => refused = errno,
+            }
+        }
+        Err(Error::Unsupported {
+            feature: format!(
+                "upperdir: its filesystem takes no xattr for opaque directories (setxattr {}: {}); \
+                 use ext4, xfs, btrfs or tmpfs (Linux 6.6 or later) for upperdir and workdir",
+                self.dir.describe(&probe.name),
+                Error::from(refused),
+            )
+            .into(),
+        })
+    }
+
+    fn probe_whiteout(&self) -> Result<()> {
+        let unsupported = |what: &str, error: &Error| Error::Unsupported {
+            feature: format!(
+                "upperdir: its filesystem cannot hold whiteouts ({what}: {error}); \
+                 use ext4, xfs, btrfs or tmpfs for upperdir and workdir"
+            )
+            .into(),
+        };
+        self.make_whiteout_template().map_err(|error| unsupported("character device 0:0", &error))?;
+        let victim = self.make_file(0o600)?;
+        let to = self.temp();
+        self.rename(&victim.name, &to.name, RenameFlags::WHITEOUT)
+            .map_err(|error| unsupported("RENAME_WHITEOUT", &error))
+    }
+
+    fn rename(&self, from: &[u8], to: &[u8], flags: RenameFlags) -> Result<()> {
+        self.dir.with("renameat2", |dir| {
+            sys::name::rename(At::new(dir, from), At::new(dir, to), flags)
+        })
+    }
+
+    fn make_whiteout_template(&self) -> Result<()> {
+        self.dir.call("mknodat", WHITEOUT, sys::name::whiteout)
+    }
+
+    /// Returns a fresh name; nothing of that name exists.
+    pub(crate) fn temp(&self) -> Temp<'_> {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        Temp { work: self, name: format!("tmp-{number:x}").into_bytes() }
+    }
+
+    /// Makes an empty directory in work.
+    pub(crate) fn make_directory(&self, mode: u32) -> Result<Temp<'_>> {
+        let temp = self.temp();
+        temp.call("mkdirat", |at| sys::name::mkdir(at, mode))?;
+        Ok(temp)
+    }
+
+    fn make_file(&self, mode: u32) -> Result<Temp<'_>> {
+        let temp = self.temp();
+        temp.call("openat", |at| sys::open::create(at.dir, at.name, mode))?;
+        Ok(temp)
+    }
+
+    /// Makes an empty regular file that no name leads to. It inherits from `parent` what a file
+    /// made there does (group, ACL), if the filesystem has unnamed files.
+    pub(crate) fn stage_file(&self, parent: &layer::Dir, mode: u32) -> Result<Staged<'_>> {
+        if self.has_unnamed.load(Ordering::Relaxed) {
+            let staged = parent.with("openat", |dir| Ok(sys::open::unnamed(dir, mode)))?;
+            match staged {
+                Ok(file) => return Ok(Staged { file, name: None }),
+                Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL | Errno::NOSYS) => {
+                    self.has_unnamed.store(false, Ordering::Relaxed);
+                }
+                Err(errno) => return Err(Error::sys("openat", parent.describe(b""), errno)),
+            }
+        }
+        let temp = self.temp();
+        let file = temp.call("openat", |at| sys::open::create(at.dir, at.name, mode))?;
+        Ok(Staged { file, name: Some(temp) })
+    }
+
+    /// Gives a whiteout the name `name` in `dir`, where nothing is.
+    pub(crate) fn whiteout(&self, dir: &layer::Dir, name: &[u8]) -> Result<()> {
+        self.link_whiteout(|template| dir.call("linkat", name, |at| sys::name::link(template, at)))
+    }
+
+    /// Returns a whiteout in work.
+    pub(crate) fn temp_whiteout(&self) -> Result<Temp<'_>> {
+        let temp = self.temp();
+        self.link_whiteout(|template| temp.call("linkat", |at| sys::name::link(template, at)))?;
+        Ok(temp)
+    }
+
+    /// Links the template; makes another one when that has as many links as an inode may have.
+    fn link_whiteout(&self, link: impl Fn(At<'_>) -> Result<()>) -> Result<()> {
+        let handle = self.dir.handle()?;
+        let template = At::new(handle.as_fd(), WHITEOUT);
+        match link(template) {
+            Err(error) if matches!(error.errno(), Errno::MLINK | Errno::NOENT) => {
+                // Another thread may have done the same; both templates are as good.
+                let fresh = self.temp();
+                fresh.call("mknodat", sys::name::whiteout)?;
+                self.rename(&fresh.name, WHITEOUT, RenameFlags::empty())?;
+                link(template)
+            }
+            linked => linked,
+        }
+    }
+
+    /// Marks a directory opaque.
+    pub(crate) fn set_opaque(&self, at: At<'_>) -> std::result::Result<(), Errno> {
+        xattr::set(Target::Name(at), self.opaque, marks::OPAQUE_VALUE, XattrFlags::empty())
+    }
+
+    /// Name of the anchor of the object with inode number `ino`.
+    pub(crate) fn anchor(ino: u64) -> Vec<u8> {
+        format!("link-{ino:x}").into_bytes()
+    }
+
+    /// Publishes what `temp` names as `name` in `to`. With `RENAME_EXCHANGE` the object that was
+    /// there takes its place in work, and is removed with `temp`.
+    pub(crate) fn publish(
+        &self,
+        temp: Temp<'_>,
+        to: &layer::Dir,
+        name: &[u8],
+        flags: RenameFlags,
+    ) -> Result<()> {
+        let handle = self.dir.handle()?;
+        let from = At::new(handle.as_fd(), &temp.name);
+        to.call("renameat2", name, |to| sys::name::rename(from, to, flags))?;
+        if !flags.contains(RenameFlags::EXCHANGE) {
+            // Moved away, so there is nothing to clean up.
+            std::mem::forget(temp);
+        }
+        Ok(())
+    }
+
+    /// Publishes a staged file as `name` in `to`; over what is there only if `replace`.
+    pub(crate) fn publish_file(
+        &self,
+        staged: Staged<'_>,
+        to: &layer::Dir,
+        name: &[u8],
+        replace: bool,
+    ) -> Result<OwnedFd> {
+        let Staged { file, name: temp } = staged;
+        let temp = match temp {
+            Some(temp) => temp,
+            None if replace => {
+                let temp = self.temp();
+                temp.call("linkat", |at| sys::name::link_handle(&file, at))?;
+                temp
+            }
+            None => {
+                to.call("linkat", name, |at| sys::name::link_handle(&file, at))?;
+                return Ok(file);
+            }
+        };
+        self.publish(temp, to, name, RenameFlags::empty())?;
+        Ok(file)
+    }
+
+    /// Empties work, whatever an earlier mount left in it.
+    pub(crate) fn empty(&self) -> Result<()> {
+        for name in names(&self.dir)? {
+            self.remove_tree(&name)?;
+        }
+        Ok(())
+    }
+
+    /// Removes a name in work with all beneath; one that does not exist is no error.
+    pub(crate) fn remove_tree(&self, name: &[u8]) -> Result<()> {
+        let first = self.dir.call("unlinkat", name, |at| Ok(sys::name::unlink(at)))?;
+        match first {
+            Ok(()) | Err(Errno::NOENT) => return Ok(()),
+            // A directory; some filesystems say EPERM.
+            Err(Errno::ISDIR | Errno::PERM) => {}
+            Err(errno) => return Err(Error::sys("unlinkat", self.dir.describe(name), errno)),
+        }
+        match self.dir.call("unlinkat", name, |at| Ok(sys::name::rmdir(at)))? {
+            Ok(()) => return Ok(()),
+            Err(Errno::NOTEMPTY | Errno::EXIST) => {}
+            Err(errno) => return Err(Error::sys("unlinkat", self.dir.describe(name), errno)),
+        }
+        // The way down is kept here, not on the thread's stack.
+        let Some(top) = self.descend(&self.dir, name)? else { return Ok(()) };
+        let mut way = vec![(top, name.to_vec())];
+        while let Some((dir, _)) = way.last() {
+            let dir = Arc::clone(dir);
+            let mut deeper = None;
+            for name in names(&dir)? {
+                if let Some(below) = self.descend(&dir, &name)? {
+                    deeper = Some((below, name));
+                    break;
+                }
+                dir.call("unlinkat", &name, sys::name::unlink)?;
+            }
+            if let Some(below) = deeper {
+                way.push(below);
+            } else if let Some((_, name)) = way.pop() {
+                let above = way.last().map_or(&self.dir, |(above, _)| above);
+                above.call("unlinkat", &name, sys::name::rmdir)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns directory `name` of `dir`, made accessible; `None` if it is no directory.
+    fn descend(&self, dir: &Arc<layer::Dir>, name: &[u8]) -> Result<Option<Arc<layer::Dir>>> {
+        let Some(stat) = dir.find(name)? else { return Ok(None) };
+        if FileType::from_raw_mode(u32::from(stat.stx_mode)) != FileType::Directory {
+            return Ok(None);
+        }
+        if u32::from(stat.stx_mode) & 0o700 != 0o700 {
+            dir.call("chmod", name, |at| {
+                let handle = sys::open::handle(at.dir, at.name)?;
+                sys::name::chmod_handle(&handle, 0o700)
+            })?;
+        }
+        Ok(Some(dir.child(name, &stat)))
+    }
+}
+
+fn names(dir: &layer::Dir) -> Result<Vec<Vec<u8>>> {
+    let mut names = Vec::new();
+    dir.list(|name, _, _| {
+        names.push(name.to_vec());
+        Ok(())
+    })?;
+    Ok(names)
+}
+
+impl Staged<'_> {
+    /// Gives the file one more name, in work.
+    pub(crate) fn link(&self, work: &Work, name: &[u8]) -> Result<()> {
+        work.dir.call("linkat", name, |to| match &self.name {
+            None => sys::name::link_handle(&self.file, to),
+            Some(temp) => sys::name::link(At::new(to.dir, &temp.name), to),
+        })
+    }
+
+    /// Makes data and attributes durable.
+    pub(crate) fn sync(&self) -> Result<()> {
+        sys::data::sync(self.file.as_fd(), false).at("fsync", || "a new file in work")
+    }
+}

@@ -1,0 +1,483 @@
+//! The merged names of a directory, and listing them.
+//!
+//! A listing is computed once, from the parts of all layers, and then kept true by every change
+//! that goes through the union; lowers do not change. It gives each name a number that never
+//! changes while the listing lives, which is what makes offsets stable: a scan that goes on while
+//! names come and go shows each other name exactly once.
+//!
+//! Locks: runs under `Dir::names`.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use parking_lot::{RwLockReadGuard, RwLockWriteGuard};
+
+use super::attr::FileType;
+use super::lookup::Entry;
+use super::node::{Dir, Node, NodeId};
+use super::resolve::{Fact, Merge, Next};
+use super::{Union, lock};
+use crate::error::{Errno, Result};
+use crate::layer::{self, UPPER};
+use crate::marks;
+use crate::sys;
+
+/// One entry of a listing.
+#[derive(Debug, Clone, Copy)]
+pub struct DirEntry<'a> {
+    /// The name, one component.
+    pub name: &'a [u8],
+    /// Inode number, the same as stat(2) shows.
+    pub ino: u64,
+    /// Type of the object.
+    pub kind: FileType,
+    /// Where a listing goes on after this entry.
+    pub offset: u64,
+}
+
+/// What the receiver of an entry says.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Visit {
+    /// Stored; the next one, please.
+    Taken,
+    /// No room: the listing stops, and will begin with this entry again.
+    Full,
+}
+
+/// The names of a directory, once they are known.
+#[derive(Debug, Default)]
+pub(crate) struct Names {
+    pub(crate) listing: Option<Listing>,
+}
+
+/// All names that the parts of a directory hold, visible or hidden.
+#[derive(Debug, Default)]
+pub(crate) struct Listing {
+    children: BTreeMap<u64, Child>,
+    names: HashMap<Arc<[u8]>, Name>,
+    next: u64,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Name {
+    /// Number in `children` if the name is visible.
+    number: Option<u64>,
+    /// The upper part holds a whiteout.
+    whiteout: bool,
+    /// The lower parts alone would show the name.
+    below: bool,
+}
+
+/// A visible name.
+#[derive(Debug, Clone)]
+pub(crate) struct Child {
+    pub(crate) name: Arc<[u8]>,
+    pub(crate) kind: FileType,
+    /// The topmost layer that has it.
+    pub(crate) top: layer::Index,
+    /// Device and inode number of the object there.
+    pub(crate) object: (u64, u64),
+    /// For a directory in several layers: all that may take part, opaque marks not yet asked.
+    pub(crate) parts: Option<Box<[layer::Index]>>,
+}
+
+impl Listing {
+    pub(crate) fn find(&self, name: &[u8]) -> Option<&Child> {
+        self.children.get(&self.names.get(name)?.number?)
+    }
+
+    /// Tells whether removing the upper object would show a lower one.
+    pub(crate) fn is_below(&self, name: &[u8]) -> bool {
+        self.names.get(name).is_some_and(|name| name.below)
+    }
+
+    /// Tells whether a whiteout stands under the name in the upper part.
+    pub(crate) fn has_whiteout(&self, name: &[u8]) -> bool {
+        self.names.get(name).is_some_and(|name| name.whiteout)
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.children.is_empty()
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.names.len()
+    }
+
+    /// Makes a name visible, in place of whatever it was.
+    pub(crate) fn insert(&mut self, child: Child) {
+        let known = self.names.entry(Arc::clone(&child.name)).or_default();
+        known.whiteout = false;
+        let number = *known.number.get_or_insert_with(|| {
+            self.next += 1;
+            self.next - 1
+        });
+        self.children.insert(number, child);
+    }
+
+    /// Hides a name; `whiteout` tells whether the upper part holds a whiteout now.
+    pub(crate) fn remove(&mut self, name: &[u8], whiteout: bool) {
+        let Some(known) = self.names.get_mut(name) else { return };
+        known.whiteout = whiteout;
+        if let Some(number) = known.number.take() {
+            self.children.remove(&number);
+        }
+        if !known.below && !whiteout {
+            self.names.remove(name);
+        }
+    }
+
+    /// Takes note that the object under a name is in the upper layer now, as object (device, inode).
+    pub(crate) fn copied_up(&mut self, name: &[u8], object: (u64, u64)) {
+        let number = self.names.get(name).and_then(|name| name.number);
+        let Some(child) = number.and_then(|number| self.children.get_mut(&number)) else { return };
+        if child.kind == FileType::Directory {
+            let lowers = child.parts.take().unwrap_or_else(|| Box::new([child.top]));
+            child.parts = Some(std::iter::once(UPPER).chain(lowers).collect());
+        }
+        child.top = UPPER;
+        child.object = object;
+    }
+}
+
+/// A name while the parts are read, topmost first.
+struct Draft {
+    merge: Merge,
+    closed: bool,
+    kind: FileType,
+    object: (u64, u64),
+    upper_whiteout: bool,
+    /// The answer of the lower parts alone.
+    below: Merge,
+    below_closed: bool,
+}
+
+impl Draft {
+    fn new() -> Self {
+        Self {
+            merge: Merge::Open,
+            closed: false,
+            kind: FileType::Regular,
+            object: (0, 0),
+            upper_whiteout: false,
+            below: Merge::Open,
+            below_closed: false,
+        }
+    }
+
+    fn push(&mut self, layer: layer::Index, fact: Fact) {
+        if !self.closed {
+            self.closed = self.merge.push(layer, fact) == Next::Done;
+        }
+        if layer == UPPER {
+            self.upper_whiteout = fact == Fact::Whiteout;
+        } else if !self.below_closed {
+            self.below_closed = self.below.push(layer, fact) == Next::Done;
+        }
+    }
+}
+
+impl Union {
+    /// Returns the names of a directory for reading, complete where a lookup needs them to be.
+    ///
+    /// A directory with one part needs no listing to be looked up in; one with several does,
+    /// because whiteouts of the `.wh.` form would cost a call for each layer and name.
+    pub(super) fn names<'a>(&self, dir: &'a Dir) -> Result<RwLockReadGuard<'a, Names>> {
+        let names = dir.names.read();
+        if names.listing.is_some() || !dir.is_merged() {
+            return Ok(names);
+        }
+        drop(names);
+        self.names_listed(dir)
+    }
+
+    /// Returns the names of a directory for reading, always complete.
+    fn names_listed<'a>(&self, dir: &'a Dir) -> Result<RwLockReadGuard<'a, Names>> {
+        let names = dir.names.read();
+        if names.listing.is_some() {
+            return Ok(names);
+        }
+        drop(names);
+        let mut names = dir.names.write();
+        self.load(dir, &mut names)?;
+        Ok(RwLockWriteGuard::downgrade(names))
+    }
+
+    /// Reads the names of all parts, if that was not done before.
+    pub(super) fn load<'a>(&self, dir: &Dir, names: &'a mut Names) -> Result<&'a mut Listing> {
+        if names.listing.is_none() {
+            let listing = self.read_parts(dir)?;
+            self.listed.fetch_add(listing.len(), Ordering::Relaxed);
+            names.listing = Some(listing);
+        }
+        names.listing.as_mut().ok_or_else(|| Errno::IO.into())
+    }
+
+    fn read_parts(&self, dir: &Dir) -> Result<Listing> {
+        let mut drafts: HashMap<Arc<[u8]>, Draft> = HashMap::new();
+        let mut order: Vec<Arc<[u8]>> = Vec::new();
+        for part in dir.parts() {
+            for (name, fact, kind, inode) in read_part(part)? {
+                let draft = match drafts.get_mut(&*name) {
+                    Some(draft) => draft,
+                    None => {
+                        order.push(Arc::clone(&name));
+                        drafts.entry(name).or_insert_with(Draft::new)
+                    }
+                };
+                if !draft.closed && draft.merge == Merge::Open {
+                    draft.kind = kind;
+                    draft.object = (part.device, inode);
+                }
+                draft.push(part.layer.index, fact);
+            }
+        }
+        let mut listing = Listing::default();
+        for name in order {
+            let Some(draft) = drafts.remove(&name) else { continue };
+            let below = draft.below.exists();
+            let (top, parts) = match draft.merge {
+                Merge::Leaf(layer) => (Some(layer), None),
+                Merge::Directory(parts) => {
+                    (parts.first().copied(), (parts.len() > 1).then(|| parts.into()))
+                }
+                Merge::Open | Merge::Hidden => (None, None),
+            };
+            if top.is_some() || below || draft.upper_whiteout {
+                let known = Name { number: None, whiteout: draft.upper_whiteout, below };
+                listing.names.insert(Arc::clone(&name), known);
+            }
+            if let Some(top) = top {
+                let Draft { kind, object, .. } = draft;
+                let whiteout = draft.upper_whiteout;
+                listing.insert(Child { name: Arc::clone(&name), kind, top, object, parts });
+                debug_assert!(!whiteout, "a name is never visible through a whiteout");
+            }
+        }
+        Ok(listing)
+    }
+
+    /// Prepares a directory for listing; the listing is kept at least until it is released.
+    ///
+    /// # Errors
+    /// `ENOTDIR`; those of reading the parts.
+    pub fn open_dir(&self, node: NodeId) -> Result<()> {
+        let node = self.node(node)?;
+        let dir = lock::directory(&node)?;
+        dir.opened.fetch_add(1, Ordering::AcqRel);
+        Ok(())
+    }
+
+    /// Ends what [`Union::open_dir`] began.
+    pub fn release_dir(&self, node: NodeId) {
+        let Some(node) = self.table.get(node) else { return };
+        let Some(dir) = &node.dir else { return };
+        if dir.opened.fetch_sub(1, Ordering::AcqRel) > 1 {
+            return;
+        }
+        // Too much is remembered: what can be read again is given up, directory by directory.
+        if self.listed.load(Ordering::Relaxed) > super::LISTED_MAX {
+            let dropped = dir.names.write().listing.take();
+            let len = dropped.as_ref().map_or(0, Listing::len);
+            self.listed.fetch_sub(len.min(self.listed.load(Ordering::Relaxed)), Ordering::Relaxed);
+        }
+    }
+
+    /// Lists names from `offset` on (0 is the start, `.` and `..` come first).
+    ///
+    /// # Errors
+    /// `ENOTDIR`; those of reading the parts.
+    pub fn readdir(
+        &self,
+        node: NodeId,
+        offset: u64,
+        visit: &mut dyn FnMut(DirEntry<'_>) -> Visit,
+    ) -> Result<()> {
+        let node = self.node(node)?;
+        let dir = lock::directory(&node)?;
+        let names = self.names_of(&node, dir)?;
+        if self.dots(&node, offset, visit) == Visit::Full {
+            return Ok(());
+        }
+        let Some(listing) = names.as_ref().and_then(|names| names.listing.as_ref()) else {
+            return Ok(());
+        };
+        for (number, child) in listing.children.range(offset.saturating_sub(2)..) {
+            let ino = self.child_ino(dir, child)?;
+            let offset = number + 3;
+            if visit(DirEntry { name: &child.name, ino, kind: child.kind, offset }) == Visit::Full {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Lists names like [`Union::readdir`], each with its entry, as a lookup would give it.
+    ///
+    /// `.` and `..` come without an entry. Each entry taken counts as one lookup.
+    ///
+    /// # Errors
+    /// Those of [`Union::readdir`] and of statx(2).
+    pub fn readdirplus(
+        &self,
+        node: NodeId,
+        offset: u64,
+        visit: &mut dyn FnMut(DirEntry<'_>, Option<&Entry>) -> Visit,
+    ) -> Result<()> {
+        let node = self.node(node)?;
+        let dir = lock::directory(&node)?;
+        let names = self.names_of(&node, dir)?;
+        if self.dots(&node, offset, &mut |entry| visit(entry, None)) == Visit::Full {
+            return Ok(());
+        }
+        let Some(listing) = names.as_ref().and_then(|names| names.listing.as_ref()) else {
+            return Ok(());
+        };
+        for (number, child) in listing.children.range(offset.saturating_sub(2)..) {
+            let Some(found) = self.find_child(dir, child)? else { continue };
+            let entry = self.enter(&node, &child.name, found)?;
+            let listed = DirEntry {
+                name: &child.name,
+                ino: entry.attr.ino,
+                kind: entry.attr.kind(),
+                offset: number + 3,
+            };
+            if visit(listed, Some(&entry)) == Visit::Full {
+                self.forget(entry.node, 1);
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Names of a directory that may have been removed: then there are none.
+    fn names_of<'a>(
+        &self,
+        node: &Node,
+        dir: &'a Dir,
+    ) -> Result<Option<RwLockReadGuard<'a, Names>>> {
+        if node.place.read().gone {
+            return Ok(None);
+        }
+        self.names_listed(dir).map(Some)
+    }
+
+    fn dots(
+        &self,
+        node: &Arc<Node>,
+        offset: u64,
+        visit: &mut dyn FnMut(DirEntry<'_>) -> Visit,
+    ) -> Visit {
+        let parent = node.place.read().parent.as_ref().map_or(node.ino, |parent| parent.ino);
+        for (number, name, ino) in [(1, &b"."[..], node.ino), (2, &b".."[..], parent)] {
+            if number > offset {
+                let kind = FileType::Directory;
+                if visit(DirEntry { name, ino, kind, offset: number }) == Visit::Full {
+                    return Visit::Full;
+                }
+            }
+        }
+        Visit::Taken
+    }
+
+    /// Returns the number that stat(2) would show for a child.
+    fn child_ino(&self, dir: &Dir, child: &Child) -> Result<u64> {
+        if child.parts.is_some()
+            && let Some(found) = self.find_child(dir, child)?
+        {
+            return Ok(self.number_of(&found));
+        }
+        Ok(self.numbers.of(child.object.0, child.object.1))
+    }
+
+    /// Makes the changes of a directory durable.
+    ///
+    /// # Errors
+    /// `EIO`, `ENOSPC` and whatever else fsync(2) reports.
+    pub fn sync_dir(&self, node: NodeId) -> Result<()> {
+        let node = self.node(node)?;
+        let Some(upper) = lock::directory(&node)?.upper.get() else { return Ok(()) };
+        if self.volatile {
+            return Ok(());
+        }
+        upper.with("fsync", |dir| {
+            // The handle may be one that cannot be synced (O_PATH).
+            let dir = sys::open::directory(dir, b".")?;
+            sys::data::sync(std::os::fd::AsFd::as_fd(&dir), false)
+        })
+    }
+}
+
+type Found = (Arc<[u8]>, Fact, FileType, u64);
+
+/// Reads the names of one part, with whiteouts of every form turned into facts.
+fn read_part(part: &Arc<layer::Dir>) -> Result<Vec<Found>> {
+    let mut found: Vec<Found> = Vec::new();
+    // Names with a `.wh.` file beside them.
+    let mut marked: Vec<Box<[u8]>> = Vec::new();
+    let mut unsure: Vec<usize> = Vec::new();
+    part.list(|name, inode, kind| {
+        if let Some(hidden) = marks::whiteout_target(name) {
+            marked.push(hidden.into());
+        } else if !marks::is_reserved_name(name) {
+            use rustix::fs::FileType as Raw;
+            let (fact, file_type) = match kind {
+                Raw::Directory => (Fact::Directory { closed: false }, FileType::Directory),
+                Raw::RegularFile => (Fact::Leaf, FileType::Regular),
+                Raw::Symlink => (Fact::Leaf, FileType::Symlink),
+                Raw::Fifo => (Fact::Leaf, FileType::Fifo),
+                Raw::Socket => (Fact::Leaf, FileType::Socket),
+                Raw::BlockDevice => (Fact::Leaf, FileType::BlockDevice),
+                Raw::CharacterDevice | Raw::Unknown => {
+                    unsure.push(found.len());
+                    (Fact::Leaf, FileType::CharDevice)
+                }
+            };
+            found.push((name.into(), fact, file_type, inode));
+        }
+        Ok(())
+    })?;
+    if part.layer.index != UPPER && holds_xattr_whiteouts(part)? {
+        let regular = |(_, entry): &(usize, &Found)| entry.2 == FileType::Regular;
+        unsure.extend(found.iter().enumerate().filter(regular).map(|(at, _)| at));
+    }
+    for at in unsure {
+        let Some(entry) = found.get_mut(at) else { continue };
+        // A name that went meanwhile was not there.
+        let Some(stat) = part.find(&entry.0)? else {
+            entry.1 = Fact::Absent;
+            continue;
+        };
+        entry.2 = FileType::of_mode(u32::from(stat.stx_mode));
+        entry.1 = super::lookup::fact_of(part, &entry.0, &stat)?;
+    }
+    for hidden in marked {
+        match found.iter_mut().find(|entry| *entry.0 == *hidden) {
+            // The mark is for lower layers; beside a directory it makes that opaque.
+            Some(entry) => {
+                if let Fact::Directory { closed } = &mut entry.1 {
+                    *closed = true;
+                }
+            }
+            None => found.push((hidden.into(), Fact::Whiteout, FileType::Regular, 0)),
+        }
+    }
+    Ok(found)
+}
+
+/// Tells whether a lower directory is marked as one that may hold xattr whiteouts.
+fn holds_xattr_whiteouts(part: &layer::Dir) -> Result<bool> {
+    if part.opaque()? == marks::Opaque::XattrWhiteouts {
+        return Ok(true);
+    }
+    part.with("getxattr", |dir| {
+        for name in marks::XATTR_WHITEOUTS_XATTRS {
+            if sys::xattr::get(sys::xattr::Target::Handle(dir), name)?.is_some() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    })
+}
+

@@ -1,0 +1,245 @@
+//! Removing names: unlink and rmdir.
+//!
+//! Where a lower layer has the name, a whiteout takes its place in one step; where none has, the
+//! upper object goes. No data is read or copied.
+//!
+//! Locks: `Union::rename` for reading (rmdir), `Dir::names` of the parent, then of the directory.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use rustix::fs::RenameFlags;
+
+use super::copy_up::Extent;
+use super::create::check_name;
+use super::node::{Dir, Node, NodeId};
+use super::publish::Work;
+use super::readdir::Names;
+use super::{Union, Upper, lock};
+use crate::error::{Context, Errno, Result};
+use crate::layer::{self, UPPER};
+use crate::marks;
+use crate::sys;
+use crate::sys::name::At;
+use crate::sys::stat::Statx;
+
+impl Union {
+    /// Removes a name of something that is no directory.
+    ///
+    /// # Errors
+    /// `EROFS` without an upper, `ENOENT`, `EISDIR`, and those of the calls on the upper.
+    pub fn unlink(&self, parent: NodeId, name: &[u8]) -> Result<()> {
+        let (upper, parent) = self.for_removal(parent, name)?;
+        let dir = lock::directory(&parent)?;
+        let mut names = dir.names.write();
+        let victim = self.victim(&parent, dir, &mut names, name)?;
+        if victim.node.dir.is_some() {
+            return Err(Errno::ISDIR.into());
+        }
+        let to = dir.upper.get().ok_or(Errno::STALE)?;
+        let kept = self.before_removal(to, name, &victim)?;
+        if !victim.below {
+            to.call("unlinkat", name, sys::name::unlink)?;
+        } else if victim.layer == UPPER {
+            let whiteout = upper.work.temp_whiteout()?;
+            upper.work.publish(whiteout, to, name, RenameFlags::empty())?;
+        } else {
+            upper.work.whiteout(to, name)?;
+        }
+        if let Some(listing) = &mut names.listing {
+            listing.remove(name, victim.below);
+        }
+        self.removed(upper, &parent, name, &victim, kept);
+        Ok(())
+    }
+
+    /// Removes an empty directory.
+    ///
+    /// # Errors
+    /// `EROFS` without an upper, `ENOENT`, `ENOTDIR`, `ENOTEMPTY`, and those of the calls on the
+    /// upper.
+    pub fn rmdir(&self, parent: NodeId, name: &[u8]) -> Result<()> {
+        let (upper, parent) = self.for_removal(parent, name)?;
+        let _renames = self.rename.read();
+        let dir = lock::directory(&parent)?;
+        let mut names = dir.names.write();
+        let victim = self.victim(&parent, dir, &mut names, name)?;
+        let own = lock::directory(&victim.node)?;
+        let mut own_names = own.names.write();
+        let listing = self.load(own, &mut own_names)?;
+        if !listing.is_empty() {
+            return Err(Errno::NOTEMPTY.into());
+        }
+        for part in own.parts() {
+            part.pin()?;
+        }
+        let to = dir.upper.get().ok_or(Errno::STALE)?;
+        if victim.layer != UPPER {
+            upper.work.whiteout(to, name)?;
+        } else if victim.below {
+            let whiteout = upper.work.temp_whiteout()?;
+            upper.work.publish(whiteout, to, name, RenameFlags::EXCHANGE)?;
+        } else {
+            self.remove_upper_directory(upper, to, name)?;
+        }
+        if let Some(listing) = &mut names.listing {
+            listing.remove(name, victim.below);
+        }
+        victim.node.place.write().gone = true;
+        Ok(())
+    }
+
+    /// Removes a directory that may still hold whiteouts: those go with it, out of sight.
+    fn remove_upper_directory(&self, upper: &Upper, to: &layer::Dir, name: &[u8]) -> Result<()> {
+        match to.call("unlinkat", name, |at| Ok(sys::name::rmdir(at)))? {
+            Ok(()) => return Ok(()),
+            Err(Errno::NOTEMPTY | Errno::EXIST) => {}
+            Err(errno) => return Err(errno).at("unlinkat", || to.describe(name)),
+        }
+        let aside = upper.work.temp();
+        let work = upper.work.dir.handle()?;
+        let aside_at = At::new(work.as_fd(), &aside.name);
+        to.call("renameat2", name, |at| sys::name::rename(at, aside_at, RenameFlags::empty()))
+    }
+
+    /// Readies the parent of a name that is to go.
+    fn for_removal(&self, parent: NodeId, name: &[u8]) -> Result<(&Upper, Arc<Node>)> {
+        let upper = self.writable()?;
+        if marks::is_reserved_name(name) {
+            return Err(Errno::NOENT.into());
+        }
+        check_name(name)?;
+        let parent = self.node(parent)?;
+        let dir = lock::directory(&parent)?;
+        if dir.upper.get().is_none() {
+            let names = self.names(dir)?;
+            if self.find(dir, &names, name)?.is_none() {
+                return Err(Errno::NOENT.into());
+            }
+            drop(names);
+            self.copy_up(&parent, Extent::All)?;
+        }
+        Ok((upper, parent))
+    }
+
+    /// Finds what a name shows, to remove or replace it. `names` belong to `dir` and are locked.
+    pub(super) fn victim(
+        &self,
+        parent: &Arc<Node>,
+        dir: &Dir,
+        names: &mut Names,
+        name: &[u8],
+    ) -> Result<Victim<'_>> {
+        if dir.is_merged() {
+            self.load(dir, names)?;
+        }
+        let found = self.find(dir, names, name)?.ok_or(Errno::NOENT)?;
+        let (layer, stat) = (found.layer, found.stat);
+        let below = names.listing.as_ref().is_some_and(|listing| listing.is_below(name));
+        let entry = self.enter(parent, name, found)?;
+        let node = self.node(entry.node)?;
+        Ok(Victim { union: self, node, layer, stat, below })
+    }
+
+    /// Takes hold of an upper object that is about to lose the name its node has for it.
+    pub(super) fn before_removal(
+        &self,
+        to: &layer::Dir,
+        name: &[u8],
+        victim: &Victim<'_>,
+    ) -> Result<Option<OwnedFd>> {
+        if victim.layer != UPPER || victim.node.dir.is_some() {
+            return Ok(None);
+        }
+        to.call("openat", name, |at| sys::open::handle(at.dir, at.name)).map(Some)
+    }
+
+    /// Takes note that a name of the victim is gone.
+    pub(super) fn removed(
+        &self,
+        upper: &Upper,
+        parent: &Arc<Node>,
+        name: &[u8],
+        victim: &Victim<'_>,
+        kept: Option<OwnedFd>,
+    ) {
+        let node = &victim.node;
+        if let Some(links) = node.links.get() {
+            let mut links = links.lock();
+            links.count = links.count.saturating_sub(1);
+            let last = links.count == 0;
+            let before = links.pending.len();
+            links.pending.retain(|(at, pending)| !(Arc::ptr_eq(at, parent) && **pending == *name));
+            let released = before - links.pending.len();
+            if links.anchored && last {
+                let anchor = Work::anchor(node.ino);
+                let handle =
+                    upper.work.dir.call("openat", &anchor, |at| sys::open::handle(at.dir, at.name));
+                match handle.and_then(|handle| {
+                    upper.work.dir.call("unlinkat", &anchor, sys::name::unlink).map(|()| handle)
+                }) {
+                    Ok(handle) => node.place.write().held = Some(Arc::new(handle)),
+                    Err(error) => tracing::warn!("cannot remove an anchor: {error}"),
+                }
+                links.anchored = false;
+            }
+            if last {
+                node.place.write().gone = true;
+                if std::mem::take(&mut links.pinned) {
+                    drop(links);
+                    self.release(node, 1);
+                }
+            } else {
+                self.pin_links(node, &mut links);
+                drop(links);
+            }
+            self.release_times(parent, released);
+            return;
+        }
+        let last = victim.layer != UPPER || victim.stat.stx_nlink <= 1;
+        let mut place = node.place.write();
+        let is_place = place.parent.as_ref().is_some_and(|at| Arc::ptr_eq(at, parent))
+            && *place.name == *name;
+        if last {
+            place.gone = true;
+        }
+        if (last || is_place)
+            && let Some(kept) = kept
+        {
+            place.held = Some(Arc::new(kept));
+        }
+    }
+
+    fn release_times(&self, node: &Arc<Node>, times: usize) {
+        for _ in 0..times {
+            self.release(node, 1);
+        }
+    }
+}
+
+/// What a name shows that is about to go. Holds one count of the node.
+pub(super) struct Victim<'a> {
+    union: &'a Union,
+    pub(super) node: Arc<Node>,
+    pub(super) layer: layer::Index,
+    pub(super) stat: Statx,
+    /// A lower layer has the name too, so a whiteout must hide it.
+    pub(super) below: bool,
+}
+
+impl Drop for Victim<'_> {
+    fn drop(&mut self) {
+        self.union.release(&self.node, 1);
+    }
+}
+
+impl Victim<'_> {
+    /// Tells whether a directory can be moved: nothing of it lies in a lower layer.
+    pub(super) fn is_movable(&self) -> bool {
+        match &self.node.dir {
+            Some(dir) => dir.lowers.is_empty(),
+            None => true,
+        }
+    }
+}
+

@@ -1,0 +1,446 @@
+//! Renaming: gather what both names show, decide all cases in [`plan_rename`], then one
+//! renameat2(2) that publishes the whole change.
+//!
+//! Locks: `Union::rename` for writing between two directories, then `Dir::names` of both.
+
+use std::sync::Arc;
+
+use rustix::fs::RenameFlags;
+
+use super::copy_up::Extent;
+use super::create::check_name;
+use super::node::{Node, NodeId};
+use super::readdir::Child;
+use super::remove::Victim;
+use super::{Union, Upper, lock};
+use crate::error::{Errno, Error, Result};
+use crate::layer::{self, UPPER};
+use crate::marks;
+use crate::sys;
+use crate::sys::stat::device;
+
+/// One side of a rename.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Side {
+    is_dir: bool,
+    /// Not a directory with lower parts.
+    is_movable: bool,
+    /// There is an upper object under the name.
+    is_upper: bool,
+    /// No directory, or one that shows nothing.
+    is_empty: bool,
+}
+
+/// What the two names show and hide.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Case {
+    flags: RenameFlags,
+    source: Side,
+    target: Option<Side>,
+    /// Lower layers show something under the old name.
+    below_source: bool,
+    /// Lower layers show something under the new name.
+    below_target: bool,
+    /// A whiteout lies under the new name in the upper.
+    whiteout: bool,
+}
+
+/// What to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Plan {
+    /// Flags of the one renameat2(2).
+    flags: RenameFlags,
+    /// The moved directory must hide what lies beneath its new place.
+    opaque_source: bool,
+    /// The other directory of an exchange likewise.
+    opaque_target: bool,
+    /// The upper part of the replaced directory may hold whiteouts: an empty one takes its place.
+    clear_target: bool,
+    /// The exchange left a whiteout under the old name that hides nothing.
+    drop_whiteout: bool,
+    /// The old name hides something from now on.
+    leaves_whiteout: bool,
+}
+
+/// Decides a rename.
+///
+/// # Errors
+/// `EINVAL` for flags that overlayfs does not take, `EEXIST`, `ENOENT`, `ENOTDIR`, `EISDIR`,
+/// `ENOTEMPTY`; `EXDEV` for a directory that has lower parts.
+fn plan_rename(case: &Case) -> std::result::Result<Plan, Errno> {
+    let exchange = case.flags == RenameFlags::EXCHANGE;
+    if !exchange && !(case.flags - RenameFlags::NOREPLACE).is_empty() {
+        return Err(Errno::INVAL);
+    }
+    let source = case.source;
+    match case.target {
+        None if exchange => return Err(Errno::NOENT),
+        Some(_) if case.flags.contains(RenameFlags::NOREPLACE) => return Err(Errno::EXIST),
+        Some(target) if !exchange && source.is_dir && !target.is_dir => return Err(Errno::NOTDIR),
+        Some(target) if !exchange && !source.is_dir && target.is_dir => return Err(Errno::ISDIR),
+        _ => {}
+    }
+    if !source.is_movable || exchange && case.target.is_some_and(|target| !target.is_movable) {
+        return Err(Errno::XDEV);
+    }
+    if exchange {
+        let target_is_dir = case.target.is_some_and(|target| target.is_dir);
+        return Ok(Plan {
+            flags: RenameFlags::EXCHANGE,
+            opaque_source: source.is_dir && case.below_target,
+            opaque_target: target_is_dir && case.below_source,
+            clear_target: false,
+            drop_whiteout: false,
+            leaves_whiteout: false,
+        });
+    }
+    if case.target.is_some_and(|target| !target.is_empty) {
+        return Err(Errno::NOTEMPTY);
+    }
+    // A directory cannot be renamed over a whiteout, but can change places with it.
+    let swap = source.is_dir && case.whiteout;
+    Ok(Plan {
+        flags: match (swap, case.below_source) {
+            (true, _) => RenameFlags::EXCHANGE,
+            (false, true) => RenameFlags::WHITEOUT,
+            (false, false) => RenameFlags::empty(),
+        },
+        opaque_source: source.is_dir && case.below_target,
+        opaque_target: false,
+        clear_target: source.is_dir && case.target.is_some_and(|target| target.is_upper),
+        drop_whiteout: swap && !case.below_source,
+        leaves_whiteout: case.below_source,
+    })
+}
+
+/// A name and the directory it is in.
+struct End<'a> {
+    parent: &'a Arc<Node>,
+    upper: &'a Arc<layer::Dir>,
+    name: &'a [u8],
+}
+
+impl Union {
+    /// Renames; `NOREPLACE` and `EXCHANGE` as renameat2(2) has them.
+    ///
+    /// # Errors
+    /// `EROFS` without an upper; `EXDEV` for a directory that has lower parts, as kernel overlayfs
+    /// without redirects; `ENOENT`, `EEXIST`, `ENOTEMPTY`, `ENOTDIR`, `EISDIR`, `EINVAL`; those of
+    /// the copy-up and of renameat2(2).
+    pub fn rename(
+        &self,
+        parent: NodeId,
+        name: &[u8],
+        new_parent: NodeId,
+        new_name: &[u8],
+        flags: RenameFlags,
+    ) -> Result<()> {
+        let upper = self.writable()?;
+        if marks::is_reserved_name(name) {
+            return Err(Errno::NOENT.into());
+        }
+        check_name(name)?;
+        check_name(new_name)?;
+        let (from, to) = (self.node(parent)?, self.node(new_parent)?);
+        // Each turn brings the object of a name to the upper; one that changed hands needs another.
+        for _ in 0..RENAME_TRIES {
+            self.bring_up(&from, name)?;
+            if flags.contains(RenameFlags::EXCHANGE) {
+                self.bring_up(&to, new_name)?;
+            }
+            self.copy_up(&from, Extent::All)?;
+            self.copy_up(&to, Extent::All)?;
+            if self.try_rename(upper, (&from, name), (&to, new_name), flags)? {
+                return Ok(());
+            }
+        }
+        Err(Errno::BUSY.into())
+    }
+
+    /// Copies up what a name shows, unless it is a directory.
+    fn bring_up(&self, parent: &Arc<Node>, name: &[u8]) -> Result<()> {
+        let dir = lock::directory(parent)?;
+        let names = self.names(dir)?;
+        let found = self.find(dir, &names, name)?.ok_or(Errno::NOENT)?;
+        let entry = self.enter(parent, name, found)?;
+        drop(names);
+        let node = self.node(entry.node)?;
+        let done = if node.dir.is_some() { Ok(()) } else { self.copy_up(&node, Extent::All) };
+        self.release(&node, 1);
+        done
+    }
+
+    /// Renames unless a name shows another object by now; tells whether it was done.
+    fn try_rename(
+        &self,
+        upper: &Upper,
+        (from, name): (&Arc<Node>, &[u8]),
+        (to, new_name): (&Arc<Node>, &[u8]),
+        flags: RenameFlags,
+    ) -> Result<bool> {
+        let _alone = (!Arc::ptr_eq(from, to)).then(|| self.rename.write());
+        let mut both = lock::two_directories(from, to)?;
+        if from.place.read().gone || to.place.read().gone {
+            return Err(Errno::NOENT.into());
+        }
+        let (from_dir, to_dir) = (lock::directory(from)?, lock::directory(to)?);
+        let source = self.victim(from, from_dir, both.from(), name)?;
+        let is_dir = source.node.dir.is_some();
+        // A directory needs to know about whiteouts in its way.
+        if is_dir || to_dir.is_merged() {
+            self.load(to_dir, both.to())?;
+        }
+        let target = match self.victim(to, to_dir, both.to(), new_name) {
+            Ok(victim) => Some(victim),
+            Err(Error::Refused(Errno::NOENT)) => None,
+            Err(error) => return Err(error),
+        };
+        if target.as_ref().is_some_and(|target| Arc::ptr_eq(&target.node, &source.node)) {
+            // Two names of one object: rename(2) does nothing.
+            return Ok(true);
+        }
+        let hidden = both.to().listing.as_ref();
+        let case = Case {
+            flags,
+            source: self.side(&source)?,
+            target: target.as_ref().map(|target| self.side(target)).transpose()?,
+            below_source: source.below,
+            below_target: hidden.is_some_and(|listing| listing.is_below(new_name)),
+            whiteout: hidden.is_some_and(|listing| listing.has_whiteout(new_name)),
+        };
+        let plan = plan_rename(&case)?;
+        let lower = |victim: &Victim<'_>| victim.node.dir.is_none() && victim.layer != UPPER;
+        let exchange = flags.contains(RenameFlags::EXCHANGE);
+        if lower(&source) || exchange && target.as_ref().is_some_and(lower) {
+            return Ok(false);
+        }
+        let old = End { parent: from, upper: from_dir.upper.get().ok_or(Errno::STALE)?, name };
+        let new = End { parent: to, upper: to_dir.upper.get().ok_or(Errno::STALE)?, name: new_name };
+        let kept = match &target {
+            Some(target) if !exchange => self.before_replacing(upper, &plan, &new, target)?,
+            _ => None,
+        };
+        self.publish_rename(upper, &plan, &old, &new)?;
+
+        if let Some(listing) = &mut both.from().listing {
+            listing.remove(name, plan.leaves_whiteout);
+        }
+        match (&target, exchange) {
+            (Some(target), true) => {
+                if let Some(listing) = &mut both.from().listing {
+                    listing.insert(child(name, target));
+                }
+                self.moved(target, &old, &new);
+            }
+            (Some(target), false) if target.node.dir.is_some() => {
+                target.node.place.write().gone = true;
+            }
+            (Some(target), false) => self.removed(upper, to, new_name, target, kept),
+            (None, _) => {}
+        }
+        if let Some(listing) = &mut both.to().listing {
+            listing.insert(child(new_name, &source));
+        }
+        self.moved(&source, &new, &old);
+        Ok(true)
+    }
+
+    fn side(&self, victim: &Victim<'_>) -> Result<Side> {
+        let is_empty = match &victim.node.dir {
+            Some(dir) => self.load(dir, &mut dir.names.write())?.is_empty(),
+            None => true,
+        };
+        Ok(Side {
+            is_dir: victim.node.dir.is_some(),
+            is_movable: victim.is_movable(),
+            is_upper: victim.layer == UPPER,
+            is_empty,
+        })
+    }
+
+    /// Readies an object that the rename replaces.
+    fn before_replacing(
+        &self,
+        upper: &Upper,
+        plan: &Plan,
+        at: &End<'_>,
+        target: &Victim<'_>,
+    ) -> Result<Option<std::os::fd::OwnedFd>> {
+        if let Some(dir) = &target.node.dir {
+            for part in dir.parts() {
+                part.pin()?;
+            }
+        }
+        if plan.clear_target {
+            // Looks the same before and after: an empty directory.
+            let empty = upper.work.make_directory(0o700)?;
+            if plan.opaque_source {
+                empty.call("setxattr", |at| upper.work.set_opaque(at))?;
+            }
+            upper.work.publish(empty, at.upper, at.name, RenameFlags::EXCHANGE)?;
+        }
+        self.before_removal(at.upper, at.name, target)
+    }
+
+    fn publish_rename(
+        &self,
+        upper: &Upper,
+        plan: &Plan,
+        old: &End<'_>,
+        new: &End<'_>,
+    ) -> Result<()> {
+        // An opaque mark changes nothing yet: what is marked has no lower parts here.
+        if plan.opaque_source {
+            old.upper.call("setxattr", old.name, |at| upper.work.set_opaque(at))?;
+        }
+        if plan.opaque_target {
+            new.upper.call("setxattr", new.name, |at| upper.work.set_opaque(at))?;
+        }
+        old.upper.call("renameat2", old.name, |from| {
+            new.upper
+                .call("renameat2", new.name, |to| sys::name::rename(from, to, plan.flags))
+                .map_err(|error| error.errno())
+        })?;
+        if plan.drop_whiteout {
+            // Done already as far as anybody can see; a whiteout that stays hides nothing.
+            if let Err(error) = old.upper.call("unlinkat", old.name, sys::name::unlink) {
+                tracing::warn!("a needless whiteout stays: {error}");
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes note that an upper object has the name `now` instead of `before`.
+    fn moved(&self, victim: &Victim<'_>, now: &End<'_>, before: &End<'_>) {
+        let node = &victim.node;
+        if let Some(dir) = &node.dir
+            && let Some(part) = dir.upper.get()
+        {
+            part.moved(now.upper, now.name);
+        }
+        let mut place = node.place.write();
+        let is_place = place.parent.as_ref().is_some_and(|at| Arc::ptr_eq(at, before.parent))
+            && *place.name == *before.name;
+        if !is_place {
+            return;
+        }
+        self.table.retain(now.parent);
+        let old = place.parent.replace(Arc::clone(now.parent));
+        place.name = now.name.into();
+        drop(place);
+        if let Some(old) = old {
+            self.release(&old, 1);
+        }
+    }
+}
+
+/// How often the object under a name may change hands while it is copied up.
+const RENAME_TRIES: u32 = 16;
+
+/// Returns the listing entry of an upper object.
+fn child(name: &[u8], object: &Victim<'_>) -> Child {
+    Child {
+        name: name.into(),
+        kind: object.node.kind,
+        top: UPPER,
+        object: (device(&object.stat), object.stat.stx_ino),
+        parts: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FILE: Side = Side { is_dir: false, is_movable: true, is_upper: true, is_empty: true };
+    const DIR: Side = Side { is_dir: true, is_movable: true, is_upper: true, is_empty: true };
+    const PLAIN: Case = Case {
+        flags: RenameFlags::empty(),
+        source: FILE,
+        target: None,
+        below_source: false,
+        below_target: false,
+        whiteout: false,
+    };
+    const NOTHING: Plan = Plan {
+        flags: RenameFlags::empty(),
+        opaque_source: false,
+        opaque_target: false,
+        clear_target: false,
+        drop_whiteout: false,
+        leaves_whiteout: false,
+    };
+
+    #[test]
+    fn refusals() {
+        let merged = Side { is_movable: false, ..DIR };
+        let full = Side { is_empty: false, ..DIR };
+        let cases = [
+            (Case { flags: RenameFlags::WHITEOUT, ..PLAIN }, Errno::INVAL),
+            (Case { flags: RenameFlags::EXCHANGE, ..PLAIN }, Errno::NOENT),
+            (Case { flags: RenameFlags::NOREPLACE, target: Some(FILE), ..PLAIN }, Errno::EXIST),
+            (Case { target: Some(DIR), ..PLAIN }, Errno::ISDIR),
+            (Case { source: DIR, target: Some(FILE), ..PLAIN }, Errno::NOTDIR),
+            (Case { source: merged, ..PLAIN }, Errno::XDEV),
+            (Case { flags: RenameFlags::EXCHANGE, target: Some(merged), ..PLAIN }, Errno::XDEV),
+            (Case { source: merged, target: Some(full), ..PLAIN }, Errno::XDEV),
+            (Case { source: DIR, target: Some(full), ..PLAIN }, Errno::NOTEMPTY),
+        ];
+        for (case, errno) in cases {
+            assert_eq!(plan_rename(&case), Err(errno), "{case:?}");
+        }
+    }
+
+    #[test]
+    fn plans() {
+        let cases = [
+            (PLAIN, NOTHING),
+            (
+                Case { below_source: true, ..PLAIN },
+                Plan { flags: RenameFlags::WHITEOUT, leaves_whiteout: true, ..NOTHING },
+            ),
+            // A file goes over a whiteout, and hides what it hid.
+            (Case { whiteout: true, below_target: true, ..PLAIN }, NOTHING),
+            (
+                Case { source: DIR, whiteout: true, below_target: true, ..PLAIN },
+                Plan {
+                    flags: RenameFlags::EXCHANGE,
+                    opaque_source: true,
+                    drop_whiteout: true,
+                    ..NOTHING
+                },
+            ),
+            (
+                Case { source: DIR, whiteout: true, below_source: true, ..PLAIN },
+                Plan { flags: RenameFlags::EXCHANGE, leaves_whiteout: true, ..NOTHING },
+            ),
+            (
+                Case { source: DIR, target: Some(DIR), below_target: true, ..PLAIN },
+                Plan { opaque_source: true, clear_target: true, ..NOTHING },
+            ),
+            (
+                Case {
+                    source: DIR,
+                    target: Some(Side { is_upper: false, ..DIR }),
+                    below_target: true,
+                    ..PLAIN
+                },
+                Plan { opaque_source: true, ..NOTHING },
+            ),
+            (
+                Case {
+                    flags: RenameFlags::EXCHANGE,
+                    source: DIR,
+                    target: Some(FILE),
+                    below_source: true,
+                    below_target: true,
+                    ..PLAIN
+                },
+                Plan { flags: RenameFlags::EXCHANGE, opaque_source: true, ..NOTHING },
+            ),
+        ];
+        for (case, plan) in cases {
+            assert_eq!(plan_rename(&case), Ok(plan), "{case:?}");
+        }
+    }
+}

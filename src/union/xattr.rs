@@ -1,0 +1,166 @@
+//! Extended attributes as users see them, and inode flags.
+//!
+//! Marks of the format are private: neither seen nor set through the mount. A user's own xattr of
+//! such a name is stored escaped, so that an overlay can be nested in this one.
+
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use rustix::fs::XattrFlags;
+
+use super::attr::FileType;
+use super::copy_up::Extent;
+use super::node::{Node, NodeId};
+use super::{Leaf, Union};
+use crate::error::{Errno, Result};
+use crate::marks;
+use crate::sys::inode_flags;
+use crate::sys::xattr::{self, Target};
+
+impl Union {
+    /// Returns the value of an xattr; `None` if the object has none of that name.
+    ///
+    /// # Errors
+    /// Those of getxattr(2) but `ENODATA` and `EOPNOTSUPP`.
+    pub fn getxattr(&self, node: NodeId, name: &[u8]) -> Result<Option<Vec<u8>>> {
+        let node = self.node(node)?;
+        let Some(stored) = marks::stored_name(name) else { return Ok(None) };
+        self.with_xattrs(&node, "getxattr", |target| xattr::get(target, &stored))
+    }
+
+    /// Returns the names of all xattrs, each followed by a NUL.
+    ///
+    /// # Errors
+    /// Those of listxattr(2).
+    pub fn listxattr(&self, node: NodeId) -> Result<Vec<u8>> {
+        let node = self.node(node)?;
+        let stored = self.with_xattrs(&node, "listxattr", xattr::list)?;
+        let mut visible = Vec::with_capacity(stored.len());
+        for name in stored.split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
+            if let Some(name) = marks::visible_name(name) {
+                visible.extend_from_slice(&name);
+                visible.push(0);
+            }
+        }
+        Ok(visible)
+    }
+
+    /// Sets an xattr; a lower object is copied up first.
+    ///
+    /// # Errors
+    /// `EROFS` without an upper; `EPERM` for a name that cannot be stored; those of the copy-up and
+    /// of setxattr(2).
+    pub fn setxattr(
+        &self,
+        node: NodeId,
+        name: &[u8],
+        value: &[u8],
+        flags: XattrFlags,
+    ) -> Result<()> {
+        let node = self.node(node)?;
+        let stored = marks::stored_name(name).ok_or(Errno::PERM)?;
+        self.change_xattrs(&node, "setxattr", |target| xattr::set(target, &stored, value, flags))
+    }
+
+    /// Removes an xattr; a lower object is copied up first.
+    ///
+    /// # Errors
+    /// `EROFS` without an upper; `ENODATA`; those of the copy-up and of removexattr(2).
+    pub fn removexattr(&self, node: NodeId, name: &[u8]) -> Result<()> {
+        self.writable()?;
+        if self.getxattr(node, name)?.is_none() {
+            return Err(Errno::NODATA.into());
+        }
+        let node = self.node(node)?;
+        let stored = marks::stored_name(name).ok_or(Errno::NODATA)?;
+        self.change_xattrs(&node, "removexattr", |target| xattr::remove(target, &stored))
+    }
+
+    fn change_xattrs(
+        &self,
+        node: &Arc<Node>,
+        op: &'static str,
+        call: impl FnOnce(Target<'_>) -> std::result::Result<(), Errno>,
+    ) -> Result<()> {
+        self.copy_up(node, Extent::All)?;
+        // An ACL is a mode too.
+        node.unprivileged.store(false, std::sync::atomic::Ordering::Relaxed);
+        let changed = self.with_xattrs(node, op, call);
+        if let Some(dir) = &node.dir {
+            *dir.default_acl.lock() = None;
+        }
+        changed
+    }
+
+    fn with_xattrs<T>(
+        &self,
+        node: &Arc<Node>,
+        op: &'static str,
+        call: impl FnOnce(Target<'_>) -> std::result::Result<T, Errno>,
+    ) -> Result<T> {
+        if let Some(dir) = &node.dir {
+            let top = dir.top().ok_or(Errno::STALE)?;
+            return top.with(op, |dir| call(Target::Handle(dir)));
+        }
+        self.with_leaf(node, op, |leaf| match leaf {
+            Leaf::Handle(fd) => call(Target::Handle(fd)),
+            Leaf::Name(at) => call(Target::Name(at)),
+        })
+    }
+
+    /// `FS_IOC_GETFLAGS`: the inode flags of a file or directory.
+    ///
+    /// # Errors
+    /// `ENOTTY` for other objects and where the filesystem has no flags.
+    pub fn get_flags(&self, node: NodeId) -> Result<u32> {
+        self.with_flags(node, false, |fd| inode_flags::get(fd))
+    }
+
+    /// `FS_IOC_SETFLAGS`; a lower object is copied up first.
+    ///
+    /// # Errors
+    /// As [`Union::get_flags`]; `EROFS` without an upper; `EPERM` without privilege.
+    pub fn set_flags(&self, node: NodeId, flags: u32) -> Result<()> {
+        self.with_flags(node, true, |fd| inode_flags::set(fd, flags))
+    }
+
+    /// `FS_IOC_FSGETXATTR`: `struct fsxattr`, raw.
+    ///
+    /// # Errors
+    /// As [`Union::get_flags`].
+    pub fn get_fsxattr(&self, node: NodeId) -> Result<[u8; 28]> {
+        self.with_flags(node, false, |fd| inode_flags::get_fsxattr(fd))
+    }
+
+    /// `FS_IOC_FSSETXATTR`; a lower object is copied up first.
+    ///
+    /// # Errors
+    /// As [`Union::set_flags`].
+    pub fn set_fsxattr(&self, node: NodeId, raw: &[u8; 28]) -> Result<()> {
+        self.with_flags(node, true, |fd| inode_flags::set_fsxattr(fd, raw))
+    }
+
+    fn with_flags<T>(
+        &self,
+        node: NodeId,
+        change: bool,
+        call: impl FnOnce(std::os::fd::BorrowedFd<'_>) -> std::result::Result<T, Errno>,
+    ) -> Result<T> {
+        let node = self.node(node)?;
+        if change {
+            self.copy_up(&node, Extent::All)?;
+        }
+        if let Some(dir) = &node.dir {
+            return dir.top().ok_or(Errno::STALE)?.with("ioctl", |dir| {
+                // The handle may be one that takes no ioctl (O_PATH).
+                let dir = crate::sys::open::directory(dir, b".")?;
+                call(dir.as_fd())
+            });
+        }
+        if node.kind != FileType::Regular {
+            return Err(Errno::NOTTY.into());
+        }
+        let data = self.readable_data(&node)?;
+        call(data.file.as_fd()).map_err(Into::into)
+    }
+}
