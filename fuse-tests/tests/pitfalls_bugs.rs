@@ -1328,7 +1328,8 @@ fn b19_names_that_are_marks_are_refused() {
         assert!(!out.status.success(), "{script} was allowed");
         let said = String::from_utf8_lossy(&out.stderr).into_owned();
         assert!(
-            said.contains("too long") || said.contains("Invalid") || said.contains("not permitted"),
+            // The third is what mv(1) makes of EINVAL.
+            ["too long", "Invalid", "subdirectory of itself"].iter().any(|end| said.contains(end)),
             "{script}: {said}"
         );
     }

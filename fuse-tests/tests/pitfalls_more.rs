@@ -1374,7 +1374,10 @@ fn a_failing_layer_is_an_error_and_not_an_absent_name() {
         kill_process(pid, Signal::KILL).unwrap();
     }
     let dead = inner.merged.clone();
-    wait_until("the layer to fail", BOUND, || fs::symlink_metadata(dead.join("new")).is_err());
+    wait_until("the layer to fail", BOUND, || {
+        let answer = fs::symlink_metadata(dead.join("new"));
+        answer.is_err_and(|e| e.kind() == std::io::ErrorKind::NotConnected)
+    });
     // A directory that nobody has looked into yet: nothing about it can be known from before.
     for path in ["fresh/below", "fresh/never"] {
         let answer = fs::symlink_metadata(c.m(path));
