@@ -61,6 +61,11 @@ impl Entry {
     pub fn set(&mut self, field: &str, value: impl Into<String>) {
         self.fields.insert(field.into(), value.into());
     }
+
+    /// Removes a field.
+    pub fn clear(&mut self, field: &str) {
+        self.fields.remove(field);
+    }
 }
 
 /// A tree: path relative to its root (the root itself is `.`) to object.

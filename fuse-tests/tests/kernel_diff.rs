@@ -104,10 +104,14 @@ fn a_printed_case_reads_back() {
     }
 }
 
-/// Runs the case in the file `FUSE_TESTS_REPLAY`, as it was printed; with `FUSE_TESTS_LINKS=1` as one of the hard-link test.
+/// Runs the case in the file `FUSE_TESTS_REPLAY`, as it was printed; with `FUSE_TESTS_LINKS=1` as one of the hard-link test, with
+/// `FUSE_TESTS_USER=1` in a user namespace.
 #[test]
 fn replay() {
     let Some(file) = std::env::var_os("FUSE_TESTS_REPLAY") else { return };
+    if std::env::var_os("FUSE_TESTS_USER").is_some() && ran_in_user_namespace!() {
+        return;
+    }
     let text = std::fs::read_to_string(file).unwrap();
     let links = std::env::var_os("FUSE_TESTS_LINKS").is_some();
     run::run_one(&Case::parse(&text).unwrap(), &Config { links, ..Config::default() });
