@@ -59,10 +59,7 @@ impl Error {
     }
 
     /// Returns the error for an option or argument that cannot be used.
-    pub fn invalid(
-        arg: impl Into<Cow<'static, str>>,
-        why: impl Into<Cow<'static, str>>,
-    ) -> Self {
+    pub fn invalid(arg: impl Into<Cow<'static, str>>, why: impl Into<Cow<'static, str>>) -> Self {
         Self::Invalid { arg: arg.into(), why: why.into() }
     }
 

@@ -266,6 +266,11 @@ impl Dispatcher {
         self.run("fsyncdir", node, b"", || self.union.sync_dir(node))
     }
 
+    /// Takes setuid and setgid away before a change by somebody who may not keep them.
+    pub(super) fn drop_privileges(&self, node: NodeId) -> Answer<()> {
+        self.run("drop_privileges", node, b"", || self.union.drop_privileges(node))
+    }
+
     /// Allocates, punches or shifts space, as fallocate(2).
     pub(super) fn fallocate(&self, node: NodeId, mode: u32, offset: u64, len: u64) -> Answer<()> {
         self.run("fallocate", node, b"", || self.union.fallocate(node, mode, offset, len))

@@ -47,6 +47,5 @@ pub fn serve(
     on_ready: impl FnOnce() + Send,
 ) -> Result<()> {
     let served = transport_fuser::serve(device, Arc::clone(&union), options, on_ready);
-    let synced = if options.volatile { Ok(()) } else { union.sync_all() };
-    served.and(synced)
+    served.and(union.finish())
 }

@@ -156,6 +156,11 @@ impl Server {
         if ino == INodeNo::ROOT { Ok(NodeId::ROOT) } else { self.dispatch.node_by_ino(ino.0) }
     }
 
+    /// With HANDLE_KILLPRIV_V2 the kernel leaves setuid and setgid to us, and says so in WRITE only.
+    fn before_change(&self, request: &Request, node: NodeId) -> Answer<()> {
+        if request.uid() == 0 { Ok(()) } else { self.dispatch.drop_privileges(node) }
+    }
+
     /// Returns who asks, and the umask that is left to apply.
     fn caller(&self, request: &Request, umask: u32) -> Caller {
         Caller {
@@ -723,7 +728,7 @@ impl Filesystem for Server {
 
     fn fallocate(
         &self,
-        _request: &Request,
+        request: &Request,
         ino: INodeNo,
         _fh: FileHandle,
         offset: u64,
@@ -732,8 +737,10 @@ impl Filesystem for Server {
         reply: ReplyEmpty,
     ) {
         let mode = mode.cast_unsigned();
-        let done =
-            self.node(ino).and_then(|node| self.dispatch.fallocate(node, mode, offset, length));
+        let done = self.node(ino).and_then(|node| {
+            self.before_change(request, node)?;
+            self.dispatch.fallocate(node, mode, offset, length)
+        });
         reply_empty(done, reply);
     }
 
@@ -754,7 +761,7 @@ impl Filesystem for Server {
 
     fn copy_file_range(
         &self,
-        _request: &Request,
+        request: &Request,
         ino_in: INodeNo,
         _fh_in: FileHandle,
         offset_in: u64,
@@ -768,6 +775,7 @@ impl Filesystem for Server {
         let len = len.min(COPY_MAX);
         let copied = self.node(ino_in).and_then(|from| {
             let to = self.node(ino_out)?;
+            self.before_change(request, to)?;
             self.dispatch.copy_file_range(from, offset_in, to, offset_out, len, flags.bits())
         });
         reply_written(copied, reply);

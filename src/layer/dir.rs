@@ -75,7 +75,7 @@ impl Dir {
         let layer = Arc::new(Layer { index, path, handles: Arc::clone(handles) });
         let dir = Self::new(layer, &stat, None);
         // Empty until now, so it cannot fail.
-        let _ = dir.pinned.set(Arc::new(handle));
+        drop(dir.pinned.set(Arc::new(handle)));
         Ok(Arc::new(dir))
     }
 
@@ -168,7 +168,7 @@ impl Dir {
     pub fn pin(&self) -> Result<()> {
         let handle = self.handle()?;
         // Pinned before is as good.
-        let _ = self.pinned.set(handle);
+        drop(self.pinned.set(handle));
         Ok(())
     }
 

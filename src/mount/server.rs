@@ -184,7 +184,6 @@ fn serve(spec: &MountSpec, inherited: Inherited, parent: Option<UnixStream>) -> 
     let device = Device::open()?;
     let options = spec.options();
     let (config, merged) = stack.into_config(spec);
-    let syncs = config.upper.is_some() && !options.volatile;
     let union = Arc::new(Union::open(config)?);
     let NewMount { device, mounted, allow_other } = fuse_mount::mount(device, &merged.path, spec)?;
     let mounted = Arc::new(mounted);
@@ -200,16 +199,13 @@ fn serve(spec: &MountSpec, inherited: Inherited, parent: Option<UnixStream>) -> 
         volatile: options.volatile,
     };
     let on_ready = || info!("{}: serving", show_path(mounted.path()));
-    let served = fuse::serve(device, Arc::clone(&union), &serve_options, on_ready);
+    let served = fuse::serve(device, union, &serve_options, on_ready);
     // A server that gives up leaves no mount that nobody answers for.
     if let Err(error) = mounted.unmount(true) {
         warn!("{error}");
     }
-    // From here on another server may have the upper; syncing it harms nobody.
+    // From here on another server may have the upper.
     drop(locks);
-    if syncs {
-        union.sync_all()?;
-    }
     info!("{}: ended", show_path(mounted.path()));
     drop(merged);
     served

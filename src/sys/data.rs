@@ -15,12 +15,7 @@ const CHUNK: usize = 1024 * 1024;
 ///
 /// # Errors
 /// `ENOSPC`, `EDQUOT`, `EIO` and whatever else the calls report.
-pub fn copy(
-    from: BorrowedFd<'_>,
-    to: BorrowedFd<'_>,
-    len: u64,
-    whole: bool,
-) -> Result<(), Errno> {
+pub fn copy(from: BorrowedFd<'_>, to: BorrowedFd<'_>, len: u64, whole: bool) -> Result<(), Errno> {
     if len == 0 {
         return Ok(());
     }
@@ -65,10 +60,9 @@ fn seek(file: BorrowedFd<'_>, to: SeekFrom, end: u64) -> Result<Option<u64>, Err
         Ok(at) => Ok((at < end).then_some(at)),
         Err(Errno::NXIO) => Ok(None),
         // No notion of holes: all of it is data.
-        Err(Errno::INVAL | Errno::OPNOTSUPP) => Ok(match to {
-            SeekFrom::Data(at) => Some(at),
-            _ => None,
-        }),
+        Err(Errno::INVAL | Errno::OPNOTSUPP) => {
+            Ok(if let SeekFrom::Data(at) = to { Some(at) } else { None })
+        }
         Err(errno) => Err(errno),
     }
 }

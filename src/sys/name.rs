@@ -71,9 +71,7 @@ pub fn readlink(at: At<'_>) -> Result<Vec<u8>, Errno> {
 /// # Errors
 /// Those of the call.
 pub fn link(from: At<'_>, to: At<'_>) -> Result<(), Errno> {
-    retry_on_intr(|| {
-        rustix::fs::linkat(from.dir, from.name, to.dir, to.name, AtFlags::empty())
-    })
+    retry_on_intr(|| rustix::fs::linkat(from.dir, from.name, to.dir, to.name, AtFlags::empty()))
 }
 
 /// Gives the object behind `handle` a name; also a first one (`O_TMPFILE`).
@@ -134,11 +132,7 @@ pub fn chown(at: At<'_>, uid: Option<u32>, gid: Option<u32>) -> Result<(), Errno
 ///
 /// # Errors
 /// Those of the call.
-pub fn chown_handle(
-    handle: impl AsFd,
-    uid: Option<u32>,
-    gid: Option<u32>,
-) -> Result<(), Errno> {
+pub fn chown_handle(handle: impl AsFd, uid: Option<u32>, gid: Option<u32>) -> Result<(), Errno> {
     retry_on_intr(|| {
         rustix::fs::chownat(
             handle.as_fd(),
@@ -164,9 +158,7 @@ pub fn chmod_handle(handle: impl AsFd, mode: u32) -> Result<(), Errno> {
 /// # Errors
 /// Those of the call.
 pub fn set_times(at: At<'_>, times: &Timestamps) -> Result<(), Errno> {
-    retry_on_intr(|| {
-        rustix::fs::utimensat(at.dir, at.name, times, AtFlags::SYMLINK_NOFOLLOW)
-    })
+    retry_on_intr(|| rustix::fs::utimensat(at.dir, at.name, times, AtFlags::SYMLINK_NOFOLLOW))
 }
 
 /// utimensat(2) by a handle that may be `O_PATH`.
@@ -175,9 +167,7 @@ pub fn set_times(at: At<'_>, times: &Timestamps) -> Result<(), Errno> {
 /// Those of the call.
 pub fn set_times_handle(handle: impl AsFd, times: &Timestamps) -> Result<(), Errno> {
     let path = FdPath::of(handle);
-    retry_on_intr(|| {
-        rustix::fs::utimensat(rustix::fs::CWD, path.bytes(), times, AtFlags::empty())
-    })
+    retry_on_intr(|| rustix::fs::utimensat(rustix::fs::CWD, path.bytes(), times, AtFlags::empty()))
 }
 
 /// Calls `visit` with every name of a directory but `.` and `..`: name, inode number, `d_type`.

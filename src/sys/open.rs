@@ -41,12 +41,7 @@ pub fn reader(dir: BorrowedFd<'_>, name: &[u8]) -> Result<OwnedFd, Errno> {
 /// # Errors
 /// Those of openat(2).
 pub fn writer(dir: BorrowedFd<'_>, name: &[u8]) -> Result<OwnedFd, Errno> {
-    beneath(
-        dir,
-        name,
-        ALWAYS | OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NONBLOCK,
-        Mode::empty(),
-    )
+    beneath(dir, name, ALWAYS | OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NONBLOCK, Mode::empty())
 }
 
 /// Creates regular file `name` in `dir`, open for reading and writing; it must not exist.
@@ -77,12 +72,7 @@ pub fn reopen(handle: BorrowedFd<'_>, flags: OFlags) -> Result<OwnedFd, Errno> {
     retry_on_intr(|| rustix::fs::open(path.bytes(), ALWAYS | flags, Mode::empty()))
 }
 
-fn beneath(
-    dir: BorrowedFd<'_>,
-    name: &[u8],
-    flags: OFlags,
-    mode: Mode,
-) -> Result<OwnedFd, Errno> {
+fn beneath(dir: BorrowedFd<'_>, name: &[u8], flags: OFlags, mode: Mode) -> Result<OwnedFd, Errno> {
     retry_on_intr(|| rustix::fs::openat(dir, name, flags, mode))
 }
 

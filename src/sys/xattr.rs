@@ -49,12 +49,7 @@ pub fn list(target: Target<'_>) -> Result<Vec<u8>, Errno> {
 ///
 /// # Errors
 /// Those of setxattr(2).
-pub fn set(
-    target: Target<'_>,
-    name: &[u8],
-    value: &[u8],
-    flags: XattrFlags,
-) -> Result<(), Errno> {
+pub fn set(target: Target<'_>, name: &[u8], value: &[u8], flags: XattrFlags) -> Result<(), Errno> {
     retry_on_intr(|| match target {
         Target::Open(fd) => rustix::fs::fsetxattr(fd, name, value, flags),
         Target::Handle(fd) => rustix::fs::setxattr(FdPath::of(fd).bytes(), name, value, flags),

@@ -215,7 +215,8 @@ impl Union {
     /// Completes what statx(2) says of the object of `node`.
     pub(super) fn attr_from(&self, node: &Node, stat: &Statx) -> Attr {
         let nlink = match (&node.dir, node.links.get()) {
-            (Some(dir), _) if dir.is_merged() && !node.place.read().gone => 1,
+            _ if node.place.read().gone => 0,
+            (Some(dir), _) if dir.is_merged() => 1,
             (None, Some(links)) => links.lock().count,
             _ => stat.stx_nlink,
         };
@@ -269,6 +270,20 @@ impl Union {
             self.kill_privileges(node, &data)?;
         }
         sys::data::truncate(data.file.as_fd(), size).at("ftruncate", || "a file in upper")
+    }
+
+    /// Clears setuid and setgid of a file that somebody unprivileged is about to change.
+    ///
+    /// # Errors
+    /// `EROFS` without an upper; those of the copy-up and of chmod(2).
+    pub fn drop_privileges(&self, node: NodeId) -> Result<()> {
+        let node = self.node(node)?;
+        if node.unprivileged.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        self.copy_up(&node, Extent::All)?;
+        let data = self.writable_data(&node)?;
+        self.kill_privileges(&node, &data)
     }
 
     /// Clears what a write by somebody unprivileged must clear: setuid, and setgid of a program.

@@ -19,7 +19,7 @@ use super::node::Node;
 use super::publish::{Staged, Temp, Work};
 use super::{Leaf, Union, Upper, lock};
 use crate::error::{Context, Errno, Error, Result};
-use crate::layer::UPPER;
+use crate::layer::{self, UPPER};
 use crate::marks;
 use crate::sys;
 use crate::sys::name::At;
@@ -154,14 +154,14 @@ impl Union {
         };
         let to = dir.upper.get().ok_or(Errno::STALE)?;
         self.numbers.keep(object.0, object.1, node.ino);
-        let published = match copy {
+        let published = unnoticed(to, || match copy {
             Copy::File(staged) => {
                 upper.work.publish_file(staged, to, &name, false).map(|file| Some(Data::new(file)))
             }
             Copy::Special(temp) => {
                 upper.work.publish(temp, to, &name, RenameFlags::empty()).map(|()| None)
             }
-        };
+        });
         let data = published.inspect_err(|_| self.numbers.drop_kept(object.0, object.1))?;
         if let Some(listing) = &mut names.listing {
             listing.copied_up(&name, object);
@@ -206,17 +206,19 @@ impl Union {
             let dir = lock::directory(&parent)?;
             let mut names = dir.names.write();
             let mut links = links.lock();
-            let at = links.pending.iter().position(|(known, pending)| {
-                Arc::ptr_eq(known, &parent) && *pending == name
-            });
+            let at = links
+                .pending
+                .iter()
+                .position(|(known, pending)| Arc::ptr_eq(known, &parent) && *pending == name);
             // Linked, renamed or removed by another thread meanwhile.
             let Some(at) = at else { continue };
             let to = dir.upper.get().ok_or(Errno::STALE)?;
             let work = upper.work.dir.handle()?;
             let anchor = Work::anchor(node.ino);
             let from = At::new(work.as_fd(), &anchor);
-            to.call("linkat", &name, |to| sys::name::link(from, to))?;
-            let stat = upper.work.dir.call("statx", &anchor, |at| sys::stat::at(at.dir, at.name))?;
+            unnoticed(to, || to.call("linkat", &name, |to| sys::name::link(from, to)))?;
+            let stat =
+                upper.work.dir.call("statx", &anchor, |at| sys::stat::at(at.dir, at.name))?;
             if let Some(listing) = &mut names.listing {
                 listing.copied_up(&name, (sys::stat::device(&stat), stat.stx_ino));
             }
@@ -271,12 +273,12 @@ impl Union {
         };
         let to = above.upper.get().ok_or(Errno::STALE)?;
         let made = temp.call("statx", |at| sys::stat::at(at.dir, at.name))?;
-        upper.work.publish(temp, to, &name, RenameFlags::empty())?;
+        unnoticed(to, || upper.work.publish(temp, to, &name, RenameFlags::empty()))?;
         if let Some(listing) = &mut names.listing {
             listing.copied_up(&name, (sys::stat::device(&made), made.stx_ino));
         }
         // Held back until the directory is there: set once, under Node::copy.
-        let _ = dir.upper.set(to.child(&name, &made));
+        drop(dir.upper.set(to.child(&name, &made)));
         node.place.write().layer = UPPER;
         Ok(())
     }
@@ -333,15 +335,12 @@ fn copy_xattrs(from: Target<'_>, to: Target<'_>) -> Result<()> {
             // The upper has no such xattrs; an ACL without which access would change is no
             // such case, nor is a capability.
             Err(Errno::OPNOTSUPP)
-                if !name.starts_with(b"system.posix_acl_")
-                    && name != b"security.capability" =>
+                if !name.starts_with(b"system.posix_acl_") && name != b"security.capability" =>
             {
                 tracing::debug!("copy-up leaves out {}", String::from_utf8_lossy(name));
             }
             // Labels and the like that only a privileged process may set.
-            Err(Errno::PERM)
-                if name.starts_with(b"security.") || name.starts_with(b"trusted.") =>
-            {
+            Err(Errno::PERM) if name.starts_with(b"security.") || name.starts_with(b"trusted.") => {
                 tracing::debug!("copy-up may not set {}", String::from_utf8_lossy(name));
             }
             Err(errno) => {
@@ -351,6 +350,19 @@ fn copy_xattrs(from: Target<'_>, to: Target<'_>) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Publishes a copy in `dir` without changing the times of `dir`: nobody changed that directory.
+///
+/// Like the kernel's, best effort: the copy is published whether or not the times can be restored.
+fn unnoticed<T>(dir: &layer::Dir, publish: impl FnOnce() -> Result<T>) -> Result<T> {
+    let before = dir.stat()?;
+    let published = publish()?;
+    let times = times_of(&before);
+    if let Err(error) = dir.with("utimensat", |dir| sys::name::set_times_handle(dir, &times)) {
+        tracing::debug!("times of a directory not restored after a copy-up: {error}");
+    }
+    Ok(published)
 }
 
 /// NFS shows its own ACLs as an xattr, which no other filesystem takes.
@@ -378,9 +390,10 @@ impl Copy<'_> {
     fn keep_as_anchor(&self, upper: &Upper, name: &[u8]) -> Result<(u64, u64)> {
         match self {
             Self::File(staged) => staged.link(&upper.work, name)?,
-            Self::Special(temp) => upper.work.dir.call("linkat", name, |to| {
-                sys::name::link(At::new(to.dir, &temp.name), to)
-            })?,
+            Self::Special(temp) => upper
+                .work
+                .dir
+                .call("linkat", name, |to| sys::name::link(At::new(to.dir, &temp.name), to))?,
         }
         let stat = self.stat(upper)?;
         Ok((sys::stat::device(&stat), stat.stx_ino))
@@ -395,4 +408,3 @@ impl Copy<'_> {
         Ok(Arc::new(handle))
     }
 }
-

@@ -13,12 +13,13 @@ use rustix::fs::{RenameFlags, XattrFlags};
 use super::acl;
 use super::attr::FileType;
 use super::file::Data;
-use super::lookup::{Entry, Found};
+use super::lookup::{Entry, Found, fact_of};
 use super::node::{Dir, Node, NodeId};
 use super::publish::Temp;
 use super::readdir::{Child, Names};
+use super::resolve::Fact;
 use super::{Union, Upper, lock};
-use crate::error::{Context, Errno, Error, Result};
+use crate::error::{Context, Errno, Result};
 use crate::layer::{self, UPPER};
 use crate::marks;
 use crate::sys;
@@ -190,18 +191,17 @@ impl Union {
     ) -> Result<bool> {
         if names.listing.is_some() || dir.is_merged() {
             let listing = self.load(dir, names)?;
-            if listing.find(name).is_some() {
-                return Err(Errno::EXIST.into());
-            }
-            return Ok(listing.has_whiteout(name));
+            let Some(child) = listing.find(name) else { return Ok(listing.has_whiteout(name)) };
+            // An xattr whiteout in a directory that is not marked is listed, but hides.
+            return match self.find_child(dir, child)? {
+                Some(_) => Err(Errno::EXIST.into()),
+                None => Ok(child.top == UPPER),
+            };
         }
         match to.find(name)? {
             None => Ok(false),
-            Some(stat) if sys::stat::is_whiteout(&stat) => Ok(true),
-            Some(stat) => match super::lookup::fact_of(to, name, &stat)? {
-                super::resolve::Fact::Whiteout => Ok(true),
-                _ => Err(Errno::EXIST.into()),
-            },
+            Some(stat) if fact_of(to, name, &stat)? == Fact::Whiteout => Ok(true),
+            Some(_) => Err(Errno::EXIST.into()),
         }
     }
 
@@ -221,9 +221,8 @@ impl Union {
             return Ok(known.clone());
         }
         let top = dir.top().ok_or(Errno::STALE)?;
-        let value = top.with("getxattr", |dir| {
-            xattr::get(Target::Handle(dir), b"system.posix_acl_default")
-        })?;
+        let value = top
+            .with("getxattr", |dir| xattr::get(Target::Handle(dir), b"system.posix_acl_default"))?;
         let value = value.map(Arc::from);
         *cached = Some(value.clone());
         Ok(value)
@@ -289,10 +288,8 @@ impl Union {
         if let Some(listing) = &mut names.listing {
             listing.insert(Child { name: name.into(), kind, top: UPPER, object, parts: None });
         }
-        let parts = match kind {
-            FileType::Directory => vec![to.child(name, &stat)],
-            _ => Vec::new(),
-        };
+        let parts =
+            if kind == FileType::Directory { vec![to.child(name, &stat)] } else { Vec::new() };
         let unprivileged = u32::from(stat.stx_mode) & 0o6000 == 0;
         let entry = self.enter(parent, name, Found { stat, layer: UPPER, parts })?;
         let node = self.node(entry.node)?;
@@ -326,9 +323,7 @@ impl Dress<'_> {
         }
         let is_dir = self.kind == FileType::Directory;
         let inherited = match &self.acl {
-            Some(acl) => Some(acl::inherit(acl, self.mode & 0o7777, is_dir).map_err(|_| {
-                Error::Corrupt { what: "malformed default ACL".into(), at: "a directory".into() }
-            })?),
+            Some(acl) => Some(acl::inherit(acl, self.mode & 0o7777, is_dir)?),
             None => None,
         };
         let mode = match &inherited {

@@ -104,10 +104,8 @@ impl Union {
     }
 
     fn open_data(&self, node: &Arc<Node>, writable: bool) -> Result<Arc<Data>> {
-        match node.kind {
-            FileType::Regular => {}
-            FileType::Directory => return Err(Errno::ISDIR.into()),
-            _ => return Err(Errno::INVAL.into()),
+        if node.kind != FileType::Regular {
+            return Err(if node.dir.is_some() { Errno::ISDIR } else { Errno::INVAL }.into());
         }
         let open = || {
             self.with_leaf(node, "openat", |leaf| match (leaf, writable) {

@@ -133,7 +133,7 @@ impl Union {
             if several {
                 let links = Links { count: stat.stx_nlink, ..Links::default() };
                 // Empty until now, so it cannot fail.
-                let _ = node.links.set(Box::new(Mutex::new(links)));
+                drop(node.links.set(Box::new(Mutex::new(links))));
             }
             if kind != FileType::Directory {
                 return node;
@@ -170,9 +170,8 @@ impl Union {
     fn note_alias(&self, node: &Arc<Node>, parent: &Arc<Node>, name: &[u8]) {
         let Some(links) = node.links.get() else { return };
         let mut links = links.lock();
-        let known = |(at, known): &(Arc<Node>, Box<[u8]>)| {
-            Arc::ptr_eq(at, parent) && **known == *name
-        };
+        let known =
+            |(at, known): &(Arc<Node>, Box<[u8]>)| Arc::ptr_eq(at, parent) && **known == *name;
         if !links.pending.iter().any(known) {
             self.table.retain(parent);
             links.pending.push((Arc::clone(parent), name.into()));
@@ -203,15 +202,15 @@ impl Union {
 /// # Errors
 /// Those of getxattr(2), asked of empty files only.
 pub(super) fn fact_of(part: &layer::Dir, name: &[u8], stat: &Statx) -> Result<Fact> {
-    let mode = u32::from(stat.stx_mode);
-    Ok(match FileType::of_mode(mode) {
-        FileType::Directory => Fact::Directory { closed: false },
-        FileType::CharDevice if stat::is_whiteout(stat) => Fact::Whiteout,
-        FileType::Regular if stat.stx_size == 0 && has_whiteout_xattr(part, name)? => {
-            Fact::Whiteout
-        }
-        _ => Fact::Leaf,
-    })
+    let kind = FileType::of_mode(u32::from(stat.stx_mode));
+    if kind == FileType::Directory {
+        return Ok(Fact::Directory { closed: false });
+    }
+    let is_empty_file = kind == FileType::Regular && stat.stx_size == 0;
+    if stat::is_whiteout(stat) || is_empty_file && has_whiteout_xattr(part, name)? {
+        return Ok(Fact::Whiteout);
+    }
+    Ok(Fact::Leaf)
 }
 
 fn has_whiteout_xattr(part: &layer::Dir, name: &[u8]) -> Result<bool> {

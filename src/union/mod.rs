@@ -35,12 +35,12 @@ pub use rustix::fs::{RenameFlags, StatVfs, XattrFlags};
 pub use self::attr::{Attr, FileType, SetAttr, SetTime, Time};
 pub use self::create::Caller;
 pub use self::file::Whence;
+use self::ino::Numbers;
 pub use self::lookup::Entry;
 pub use self::node::NodeId;
-pub use self::readdir::{DirEntry, Visit};
-use self::ino::Numbers;
 use self::node::{Dir, Node, Place, Table};
 use self::publish::Work;
+pub use self::readdir::{DirEntry, Visit};
 use crate::error::{Context, Errno, Error, Result};
 use crate::layer::cache::HandleCache;
 use crate::layer::{self, UPPER};
@@ -134,8 +134,7 @@ impl Union {
             Some(upper) => {
                 let root = layer::Dir::root(UPPER, upper.dir, upper.path, &handles)?;
                 numbers.register(root.device);
-                let work =
-                    open_work(upper.work, upper.work_path, &handles, config.volatile)?;
+                let work = open_work(upper.work, upper.work_path, &handles)?;
                 Some(Upper { root, work: Work::open(work, config.userxattr)? })
             }
             None => None,
@@ -193,31 +192,20 @@ impl Union {
         self.poisoned.store(true, Ordering::Release);
     }
 
-    /// Makes everything durable that was written, unless the union is volatile.
+    /// Ends the work of the union when the last request has been answered: makes durable what was
+    /// written, unless it is volatile, and empties the work directory.
     ///
     /// # Errors
-    /// Those of syncfs(2).
-    pub fn sync_all(&self) -> Result<()> {
-        match &self.upper {
-            Some(upper) if !self.volatile => {
-                upper.root.with("syncfs", |dir| {
-                    let dir = sys::open::directory(dir, b".")?;
-                    rustix::fs::syncfs(dir.as_fd())
-                })
-            }
-            _ => Ok(()),
+    /// Those of syncfs(2), and of listing and unlinking in the work directory.
+    pub fn finish(&self) -> Result<()> {
+        let Some(upper) = &self.upper else { return Ok(()) };
+        if !self.volatile {
+            upper.root.with("syncfs", |dir| {
+                let dir = sys::open::directory(dir, b".")?;
+                rustix::fs::syncfs(dir.as_fd())
+            })?;
         }
-    }
-
-    /// Tidies the work directory, when the last request has been answered.
-    ///
-    /// # Errors
-    /// Those of listing and unlinking there.
-    pub fn close(&self) -> Result<()> {
-        match &self.upper {
-            Some(upper) if !self.volatile => upper.work.empty(),
-            _ => Ok(()),
-        }
+        upper.work.empty()
     }
 
     fn writable(&self) -> Result<&Upper> {
@@ -344,7 +332,6 @@ fn open_work(
     workdir: OwnedFd,
     path: PathBuf,
     handles: &Arc<HandleCache>,
-    volatile: bool,
 ) -> Result<Arc<layer::Dir>> {
     const WORK: &[u8] = b"work";
     const MARKER: &[&[u8]] = &[b"incompat", b"volatile"];
@@ -378,6 +365,5 @@ fn open_work(
             .into(),
         });
     }
-    let _ = volatile;
     Ok(work)
 }

@@ -204,7 +204,7 @@ impl Default for Table {
 impl Table {
     pub(crate) fn set_root(&self, root: Arc<Node>) {
         // Called once, by Union::open.
-        let _ = self.root.set(root);
+        drop(self.root.set(root));
     }
 
     pub(crate) fn get(&self, id: NodeId) -> Option<Arc<Node>> {
@@ -344,21 +344,21 @@ fn split(id: NodeId) -> Option<(usize, usize, u32)> {
 mod tests {
     use super::*;
 
-    fn file(id: NodeId, parent: Option<Arc<Node>>) -> Node {
+    fn file(id: NodeId, ino: u64, parent: Option<Arc<Node>>) -> Node {
         let place = Place { parent, name: (*b"f").into(), layer: 1, gone: false, held: None };
-        Node::new(id, id.0 + 1000, FileType::Regular, place)
+        Node::new(id, ino, FileType::Regular, place)
     }
 
     #[test]
     fn ids_are_not_used_twice() {
         let table = Table::default();
-        let (first, new) = table.get_or_insert(7, |id| file(id, None));
+        let (first, new) = table.get_or_insert(7, |id| file(id, 7, None));
         assert!(new);
         let id = first.id;
         assert!(table.get(id).is_some());
         table.release(&first, 1);
         assert!(table.get(id).is_none());
-        let (second, _) = table.get_or_insert(7, |id| file(id, None));
+        let (second, _) = table.get_or_insert(7, |id| file(id, 7, None));
         assert_ne!(second.id, id);
         assert!(table.get(id).is_none());
     }
@@ -366,16 +366,9 @@ mod tests {
     #[test]
     fn a_parent_lives_as_long_as_its_children() {
         let table = Table::default();
-        let (parent, _) = table.get_or_insert(7, |id| {
-            let mut node = file(id, None);
-            node.ino = 7;
-            node
-        });
-        let (child, _) = table.get_or_insert(8, |id| {
-            let mut node = file(id, Some(Arc::clone(&parent)));
-            node.ino = 8;
-            node
-        });
+        let (parent, _) = table.get_or_insert(7, |id| file(id, 7, None));
+        let above = Some(Arc::clone(&parent));
+        let (child, _) = table.get_or_insert(8, |id| file(id, 8, above));
         assert!(table.release(&parent, 1).is_empty());
         assert!(table.by_ino(7).is_some());
         assert_eq!(table.release(&child, 1).len(), 2);

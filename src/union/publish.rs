@@ -19,7 +19,6 @@ use crate::sys::xattr::{self, Target};
 
 const WHITEOUT: &[u8] = b"whiteout";
 
-
 /// The work directory of a mount, and what its filesystem can do.
 #[derive(Debug)]
 pub(crate) struct Work {
@@ -70,12 +69,8 @@ impl Work {
     /// # Errors
     /// `Unsupported` where the upper's filesystem cannot hold the format, naming what it lacks.
     pub(crate) fn open(dir: Arc<layer::Dir>, userxattr: bool) -> Result<Self> {
-        let mut work = Self {
-            dir,
-            opaque: b"",
-            has_unnamed: AtomicBool::new(true),
-            next: AtomicU64::new(0),
-        };
+        let mut work =
+            Self { dir, opaque: b"", has_unnamed: AtomicBool::new(true), next: AtomicU64::new(0) };
         work.empty()?;
         work.opaque = work.probe_opaque(userxattr)?;
         work.probe_whiteout()?;
@@ -116,7 +111,8 @@ impl Work {
             )
             .into(),
         };
-        self.make_whiteout_template().map_err(|error| unsupported("character device 0:0", &error))?;
+        self.make_whiteout_template()
+            .map_err(|error| unsupported("character device 0:0", &error))?;
         let victim = self.make_file(0o600)?;
         let to = self.temp();
         self.rename(&victim.name, &to.name, RenameFlags::WHITEOUT)
@@ -124,9 +120,8 @@ impl Work {
     }
 
     fn rename(&self, from: &[u8], to: &[u8], flags: RenameFlags) -> Result<()> {
-        self.dir.with("renameat2", |dir| {
-            sys::name::rename(At::new(dir, from), At::new(dir, to), flags)
-        })
+        self.dir
+            .with("renameat2", |dir| sys::name::rename(At::new(dir, from), At::new(dir, to), flags))
     }
 
     fn make_whiteout_template(&self) -> Result<()> {

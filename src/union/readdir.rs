@@ -480,4 +480,3 @@ fn holds_xattr_whiteouts(part: &layer::Dir) -> Result<bool> {
         Ok(false)
     })
 }
-

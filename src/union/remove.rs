@@ -198,8 +198,8 @@ impl Union {
         }
         let last = victim.layer != UPPER || victim.stat.stx_nlink <= 1;
         let mut place = node.place.write();
-        let is_place = place.parent.as_ref().is_some_and(|at| Arc::ptr_eq(at, parent))
-            && *place.name == *name;
+        let is_place =
+            place.parent.as_ref().is_some_and(|at| Arc::ptr_eq(at, parent)) && *place.name == *name;
         if last {
             place.gone = true;
         }
@@ -242,4 +242,3 @@ impl Victim<'_> {
         }
     }
 }
-

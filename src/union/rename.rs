@@ -215,7 +215,8 @@ impl Union {
             return Ok(false);
         }
         let old = End { parent: from, upper: from_dir.upper.get().ok_or(Errno::STALE)?, name };
-        let new = End { parent: to, upper: to_dir.upper.get().ok_or(Errno::STALE)?, name: new_name };
+        let new =
+            End { parent: to, upper: to_dir.upper.get().ok_or(Errno::STALE)?, name: new_name };
         let kept = match &target {
             Some(target) if !exchange => self.before_replacing(upper, &plan, &new, target)?,
             _ => None,

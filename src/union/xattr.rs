@@ -68,10 +68,12 @@ impl Union {
     /// `EROFS` without an upper; `ENODATA`; those of the copy-up and of removexattr(2).
     pub fn removexattr(&self, node: NodeId, name: &[u8]) -> Result<()> {
         self.writable()?;
-        if self.getxattr(node, name)?.is_none() {
+        let id = node;
+        let node = self.node(node)?;
+        // Nothing to remove is no reason to copy up.
+        if !node.is_upper() && self.getxattr(id, name)?.is_none() {
             return Err(Errno::NODATA.into());
         }
-        let node = self.node(node)?;
         let stored = marks::stored_name(name).ok_or(Errno::NODATA)?;
         self.change_xattrs(&node, "removexattr", |target| xattr::remove(target, &stored))
     }
@@ -113,7 +115,7 @@ impl Union {
     /// # Errors
     /// `ENOTTY` for other objects and where the filesystem has no flags.
     pub fn get_flags(&self, node: NodeId) -> Result<u32> {
-        self.with_flags(node, false, |fd| inode_flags::get(fd))
+        self.with_flags(node, false, inode_flags::get)
     }
 
     /// `FS_IOC_SETFLAGS`; a lower object is copied up first.
@@ -129,7 +131,7 @@ impl Union {
     /// # Errors
     /// As [`Union::get_flags`].
     pub fn get_fsxattr(&self, node: NodeId) -> Result<[u8; 28]> {
-        self.with_flags(node, false, |fd| inode_flags::get_fsxattr(fd))
+        self.with_flags(node, false, inode_flags::get_fsxattr)
     }
 
     /// `FS_IOC_FSSETXATTR`; a lower object is copied up first.
