@@ -340,6 +340,26 @@ fn it_ends_when_the_mount_is_gone() {
     stage.check_gone();
 }
 
+// A client mounts again at once: the server that is still ending takes the new mount down with it,
+// or the new one says that its directories are in use.
+both!(an_ending_server_leaves_the_next_mount_alone);
+fn an_ending_server_leaves_the_next_mount_alone() {
+    let stage = Stage::new();
+    let merged = stage.merged();
+    for round in 0..60 {
+        let out = stage.run(&["-o", &stage.options(), merged.to_str().unwrap()]);
+        assert!(out.status.success(), "round {round}: {}", said(&out));
+        stage.check_mounted(&merged);
+        fs::write(merged.join("new"), "new").unwrap();
+        if round % 2 == 0 {
+            rustix::mount::unmount(&merged, UnmountFlags::empty()).unwrap();
+        } else {
+            rustix::mount::unmount(&merged, UnmountFlags::DETACH).unwrap();
+        }
+    }
+    stage.check_gone();
+}
+
 // `fusermount3 -u` is the first thing a client tries.
 #[test]
 fn fusermount_unmounts() {
@@ -958,6 +978,71 @@ fn an_upper_in_use_is_refused() {
     rustix::mount::unmount(&second, UnmountFlags::DETACH).unwrap();
     stage.mount();
     stage.unmount();
+}
+
+// An ordinary user, without a user namespace: fusermount3 lends the privilege to mount.
+#[test]
+fn an_ordinary_user_mounts_and_unmounts() {
+    needs_root!();
+    if env::is_other_program() {
+        fuse_tests::skip!("another program has no `unmount`");
+    }
+    let stage = Stage::new();
+    let program = stage.path("lamina");
+    fs::copy(env::program(), &program).unwrap();
+    fs::set_permissions(&program, Permissions::from_mode(0o755)).unwrap();
+    for dir in ["upper", "work", "merged", "l0", "l0/d", "l0/d/inner"] {
+        std::os::unix::fs::chown(stage.path(dir), Some(65534), Some(65534)).unwrap();
+    }
+    let (program, merged) = (program.display().to_string(), stage.merged().display().to_string());
+    let script = "set -e
+        \"$1\" -o \"$2\" \"$3\"
+        cd \"$3\"
+        test \"$(cat f)\" = content
+        echo new > new; ln -s f sym; rm -r d; ls
+        cd /
+        \"$1\" unmount \"$3\"
+        \"$1\" -o \"$2\" \"$3\"
+        cat \"$3\"/new
+        fusermount3 -u \"$3\"";
+    let out = run(Command::new("setpriv")
+        .args(["--reuid", "65534", "--regid", "65534", "--clear-groups", "sh", "-c", script, "sh"])
+        .args([&program, &stage.options(), &merged]));
+    assert!(out.status.success(), "{}", said(&out));
+    assert_eq!(String::from_utf8_lossy(&out.stdout), "f\nnew\nsym\nnew\n", "{}", said(&out));
+    stage.check_gone();
+}
+
+// The form for people, with a log of the wanted level in the wanted file.
+both!(lamina_mount);
+fn lamina_mount() {
+    if env::is_other_program() {
+        fuse_tests::skip!("another program has no `mount`");
+    }
+    let stage = Stage::new();
+    let log = stage.path("log");
+    let merged = stage.merged().display().to_string();
+    let path = |name: &str| stage.path(name).display().to_string();
+    let (lower, upper, work) = (path("l0"), path("upper"), path("work"));
+    let layers = ["--lower", &lower, "--upper", &upper, "--work", &work];
+    let logged = ["--log-level", "debug", "--log-file", log.to_str().unwrap()];
+    let out = stage.run(&[&["mount"], &layers[..], &logged[..], &[&merged]].concat());
+    assert!(out.status.success(), "{}", said(&out));
+    stage.check_mounted(&stage.merged());
+    stage.unmount();
+    let text = fs::read_to_string(&log).unwrap();
+    assert!(!text.is_empty() && !text.contains(" ERROR "), "{text}");
+    // Nothing is logged where nothing is wrong.
+    fs::remove_file(&log).unwrap();
+    let quiet = ["--log-level", "warn", "--log-file", log.to_str().unwrap()];
+    let out = stage.run(&[&["mount"], &layers[..2], &quiet[..], &[&merged]].concat());
+    assert!(out.status.success(), "{}", said(&out));
+    stage.check_mounted(&stage.merged());
+    assert!(fs::create_dir(stage.merged().join("new")).is_err(), "read-only without --upper");
+    stage.unmount();
+    assert_eq!(fs::read_to_string(&log).unwrap_or_default(), "");
+    let out = stage.run(&["mount", "--lower", &path("none"), &merged]);
+    check_refusal(&stage, "missing layer", &out, &[&path("none")]);
 }
 
 // The same lower layers may be mounted any number of times.
