@@ -74,6 +74,8 @@ count() {
 make_layers() {
     local name
     mkdir 1 2 3 4 upper work upper-0 work-0 merged kernel
+    # The two roots are compared, so they are of one time.
+    touch -r upper upper-0
     # Some 5,000 files and links, evenly spread; small ones, to bound the size.
     find /usr/lib /usr/share /etc -xdev \( -type f -size -64k ! -perm /7000 -readable -o -type l \) \
         -print0 2>/dev/null | sort -z >all || true

@@ -41,6 +41,12 @@ pub const WHITEOUT_XATTRS: [&[u8]; 2] = [b"trusted.overlay.whiteout", b"user.ove
 pub const XATTR_WHITEOUTS_XATTRS: [&[u8]; 2] =
     [b"trusted.overlay.whiteouts", b"user.overlay.whiteouts"];
 
+/// Xattrs that tell where in lower layers a renamed directory goes on.
+pub const REDIRECT_XATTRS: [&[u8]; 2] = [b"trusted.overlay.redirect", b"user.overlay.redirect"];
+
+/// Xattrs of a file whose data lies in a lower layer.
+pub const METACOPY_XATTRS: [&[u8]; 2] = [b"trusted.overlay.metacopy", b"user.overlay.metacopy"];
+
 /// Value that is written to make a directory opaque.
 pub const OPAQUE_VALUE: &[u8] = b"y";
 
@@ -69,6 +75,11 @@ impl Opaque {
             _ => Self::No,
         }
     }
+}
+
+/// Returns whether one of `names` is in a list of xattr names, each followed by a NUL.
+pub fn lists_any(list: &[u8], names: &[&[u8]]) -> bool {
+    !list.is_empty() && list.split(|byte| *byte == 0).any(|listed| names.contains(&listed))
 }
 
 /// Returns whether `name` is never visible in the merged tree and cannot be created in it.

@@ -135,7 +135,11 @@ fn start_log(options: &MountOptions) -> Result<(), Failure> {
     if options.debug {
         level = level.max(LevelFilter::DEBUG);
     }
-    let builder = tracing_subscriber::fmt().with_max_level(level).with_ansi(false);
+    let builder = tracing_subscriber::fmt()
+        .with_max_level(level)
+        .with_ansi(false)
+        // They would go to stderr, and panic when nobody reads it any more.
+        .log_internal_errors(false);
     let started = match &options.log_file {
         Some(path) => builder.with_writer(Mutex::new(open_log(path)?)).try_init(),
         None => builder.with_writer(std::io::stderr).try_init(),

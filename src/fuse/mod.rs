@@ -32,20 +32,19 @@ pub struct ServeOptions {
 }
 
 /// Answers the kernel's INIT on `device`, which is mounted already, and serves requests until the
-/// mount is gone; then syncs the union.
+/// mount is gone.
 ///
 /// Calls `on_ready` once between the two: from then on no request waits in vain. Blocks; requests
 /// are served by `options.threads` threads of their own.
 ///
 /// # Errors
 /// When the handshake fails, which it also does if the mount is gone before it; when the device
-/// fails otherwise than by the end of the mount; when the last sync fails.
+/// fails otherwise than by the end of the mount.
 pub fn serve(
     device: OwnedFd,
     union: Arc<Union>,
     options: &ServeOptions,
     on_ready: impl FnOnce() + Send,
 ) -> Result<()> {
-    let served = transport_fuser::serve(device, Arc::clone(&union), options, on_ready);
-    served.and(union.finish())
+    transport_fuser::serve(device, union, options, on_ready)
 }

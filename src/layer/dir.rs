@@ -219,18 +219,25 @@ impl Dir {
     /// # Errors
     /// Those of getxattr(2) but absence; `EACCES` and `EPERM` are errors, never "not opaque".
     pub fn opaque(&self) -> Result<marks::Opaque> {
-        let handle = self.handle()?;
-        for name in marks::OPAQUE_XATTRS {
-            let value = xattr::get(Target::Handle(handle.as_fd()), name)
-                .at("getxattr", || self.describe(b""))?;
-            if let Some(value) = value {
-                let opaque = marks::Opaque::from_value(&value);
-                if opaque != marks::Opaque::No {
-                    return Ok(opaque);
+        self.with("getxattr", |dir| {
+            let dir = Target::Handle(dir);
+            // Most directories have no mark, which one call tells.
+            let list = xattr::list(dir)?;
+            if marks::lists_any(&list, &marks::XATTR_WHITEOUTS_XATTRS) {
+                return Ok(marks::Opaque::XattrWhiteouts);
+            }
+            for name in marks::OPAQUE_XATTRS {
+                if !marks::lists_any(&list, &[name]) {
+                    continue;
+                }
+                let value = xattr::get(dir, name)?;
+                match value.as_deref().map_or(marks::Opaque::No, marks::Opaque::from_value) {
+                    marks::Opaque::No => {}
+                    opaque => return Ok(opaque),
                 }
             }
-        }
-        Ok(marks::Opaque::No)
+            Ok(marks::Opaque::No)
+        })
     }
 
     /// Calls `visit` with each name, its inode number and `d_type`.

@@ -8,7 +8,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::fs::{CWD, Mode, OFlags, openat, statfs};
 use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::mount::{
     MountFlags, MountPropagationFlags, UnmountFlags, mount as sys_mount, mount_change, unmount,
@@ -28,7 +28,7 @@ const HELPERS: [&str; 3] = ["fusermount3", "/usr/bin/fusermount3", "fusermount"]
 const NO_PRIVILEGE: &str = "run as root, in a user namespace of your own (unshare -Urm, \
      podman unshare), or install fusermount3 (package fuse3)";
 
-/// A mount of ours; removed when dropped.
+/// A mount of ours.
 #[derive(Debug)]
 pub struct Mounted {
     path: PathBuf,
@@ -103,14 +103,13 @@ pub fn mount(device: Device, path: &Path, spec: &MountSpec) -> Result<NewMount> 
                     Propagation::Slave => MountPropagationFlags::DOWNSTREAM,
                     Propagation::Unbindable => MountPropagationFlags::UNBINDABLE,
                 };
-                mount_change(path, flags).map_err(|errno| {
-                    refuse(
-                        show_path(path),
-                        "mount (propagation)",
-                        errno,
-                        "leave the propagation option out",
-                    )
-                })?;
+                if let Err(errno) = mount_change(path, flags) {
+                    if let Err(error) = mounted.unmount(true) {
+                        warn!("{error}");
+                    }
+                    let cure = "leave the propagation option out";
+                    return Err(refuse(show_path(path), "mount (propagation)", errno, cure));
+                }
             }
             Ok(NewMount { device, mounted, allow_other: true })
         }
@@ -237,6 +236,7 @@ fn add_helper(error: &Error, helper: &str, stderr: &[u8]) -> Error {
     let sentence = error.to_string();
     let (what, cure) = sentence.split_once("; ").unwrap_or((&sentence, NO_PRIVILEGE));
     let (arg, why) = what.split_once(": ").unwrap_or(("mount", what));
+    let cure = if said.contains(&"'user_allow_other'") { "do so, or leave it out" } else { cure };
     Error::invalid(
         arg.to_owned(),
         format!("{why}, and {helper} failed too ({}); {cure}", said.join(" ")),
@@ -287,10 +287,23 @@ impl Mounted {
     }
 }
 
-impl Drop for Mounted {
-    fn drop(&mut self) {
-        if let Err(error) = self.unmount(true) {
-            warn!("{error}");
+impl Mounted {
+    /// Removes the mount if it is still there although its connection has ended, as after an abort
+    /// through fusectl.
+    ///
+    /// Its device number may have gone to a newer mount at the same place, which answers.
+    ///
+    /// # Errors
+    /// As [`Mounted::unmount`].
+    pub fn remove_if_dead(&self) -> Result<()> {
+        let entries = mountinfo::load()?;
+        match mountinfo::find_top(&entries, &self.path) {
+            Some(top) if Some(top.device) == self.device => (),
+            _ => return Ok(()),
+        }
+        match statfs(&self.path) {
+            Err(Errno::NOTCONN | Errno::CONNABORTED) => self.unmount(true),
+            _ => Ok(()),
         }
     }
 }

@@ -1,8 +1,8 @@
 //! The life of the server: made ready, reported to whoever started it, ended with its mount.
 //!
 //! As a daemon it is the child of the process that was started. The two talk over a socket:
-//! the child sends [`MOUNTED`] or [`FAILED`] and a sentence; the parent then asks the mount
-//! itself and sends [`ACCEPTED`]. A parent that is gone before that has told its caller nothing,
+//! the child sends `MOUNTED` or `FAILED` and a sentence; the parent then asks the mount
+//! itself and sends `ACCEPTED`. A parent that is gone before that has told its caller nothing,
 //! so the child unmounts and ends. Descriptors 0 to 2 are let go first thing: callers read the
 //! pipe behind 2 to its end.
 
@@ -11,16 +11,17 @@ use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustix::fs::{CWD, Dir, Mode, OFlags, fstat, fstatfs, openat};
 use rustix::process::{
-    Resource, Rlimit, WaitOptions, chdir, getrlimit, setrlimit, setsid, umask, waitpid,
+    Pid, Resource, Rlimit, WaitOptions, chdir, getrlimit, setrlimit, setsid, umask, waitpid,
 };
 use tracing::{debug, error, info, warn};
 
 use super::fuse_mount::{self, Device, Mounted, NewMount};
 use super::stack::Stack;
-use super::{MountSpec, refuse};
+use super::{MountSpec, refuse, unmount};
 use crate::error::{Context, Errno, Error, Result};
 use crate::fuse::{self, ServeOptions};
 use crate::options::show_path;
@@ -31,6 +32,9 @@ use crate::union::Union;
 const FUSE_SUPER_MAGIC: i64 = 0x6573_5546;
 /// Threads beyond which a FUSE connection gains nothing.
 const THREADS_USUAL: usize = 8;
+
+/// How long a server that was not accepted may take to end by itself.
+const UNACCEPTED_WAIT: Duration = Duration::from_secs(1);
 
 /// First byte of a message of the child: the mount is made, ask it.
 const MOUNTED: u8 = b'M';
@@ -64,35 +68,43 @@ pub fn start(spec: &MountSpec, inherited: Inherited) -> std::result::Result<(), 
         }
         Fork::Parent(child) => {
             drop(theirs);
-            await_ready(spec.merged(), ours).map_err(|sentence| {
-                // The child has closed its end: it is ending or has ended.
-                match waitpid(Some(child), WaitOptions::empty()) {
-                    Ok(Some((_, status))) => sentence.unwrap_or_else(|| {
-                        let how = match status.terminating_signal() {
-                            Some(signal) => format!("by signal {signal}"),
-                            None => "early".to_owned(),
-                        };
-                        format!(
-                            "{}: the server ended {how} before the mount answered; \
-                             see its log (-f -o log_level=debug)",
-                            show_path(spec.merged())
-                        )
-                    }),
-                    other => sentence.unwrap_or_else(|| format!("waitpid: {other:?}; try -f")),
-                }
-            })
+            await_ready(spec.merged(), ours).map_err(|sentence| give_up(spec, child, sentence))
         }
     }
+}
+
+/// Waits in the parent for a child that failed, and returns the sentence to print.
+fn give_up(spec: &MountSpec, child: Pid, sentence: Option<String>) -> String {
+    let merged = show_path(spec.merged());
+    let ended = match waitpid(Some(child), WaitOptions::empty()) {
+        Ok(Some((_, status))) => status.terminating_signal(),
+        Ok(None) => None,
+        Err(errno) => return format!("{merged}: waitpid: {}; try -f", Error::from(errno)),
+    };
+    if let Some(signal) = ended {
+        // Killed, it could not clean up.
+        if let Err(error) = unmount::remove_dead(spec.merged()) {
+            return format!("{merged}: the server was ended by signal {signal}; {error}");
+        }
+        return format!(
+            "{merged}: the server was ended by signal {signal} before the mount answered; try again"
+        );
+    }
+    sentence.unwrap_or_else(|| {
+        format!("{merged}: the server ended before the mount answered; see its log (-f -d)")
+    })
 }
 
 /// Is the daemon; returns its exit code.
 fn run_child(spec: &MountSpec, inherited: Inherited, socket: UnixStream) -> i32 {
     let Ok(told) = socket.try_clone() else { return 1 };
-    let result = leave_caller().and_then(|()| serve(spec, inherited, Some(socket)));
+    let result = leave_caller().and_then(|()| {
+        // What fails before, on the caller's stderr, is said by the parent alone.
+        serve(spec, inherited, Some(socket)).inspect_err(|failure| error!("{failure}"))
+    });
     match result {
         Ok(()) => 0,
         Err(failure) => {
-            error!("{failure}");
             let mut message = vec![FAILED];
             message.extend_from_slice(failure.to_string().as_bytes());
             // Nobody listens any more once the mount has been accepted.
@@ -106,7 +118,7 @@ fn run_child(spec: &MountSpec, inherited: Inherited, socket: UnixStream) -> i32 
 fn leave_caller() -> Result<()> {
     setsid().at("setsid", || "server")?;
     let null = openat(CWD, "/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
-        .at("open", || "/dev/null")?;
+        .map_err(|errno| refuse("/dev/null", "open", errno, "create it, or use -f"))?;
     rustix::stdio::dup2_stdin(&null).at("dup2", || "stdin")?;
     rustix::stdio::dup2_stdout(&null).at("dup2", || "stdout")?;
     rustix::stdio::dup2_stderr(&null).at("dup2", || "stderr")
@@ -187,6 +199,7 @@ fn serve(spec: &MountSpec, inherited: Inherited, parent: Option<UnixStream>) -> 
     let union = Arc::new(Union::open(config)?);
     let NewMount { device, mounted, allow_other } = fuse_mount::mount(device, &merged.path, spec)?;
     let mounted = Arc::new(mounted);
+    let guard = UnmountGuard(Some(Arc::clone(&mounted)));
     end_on_signal(signals, Arc::clone(&mounted))?;
     if let Some(parent) = parent {
         report(parent, Arc::clone(&mounted))?;
@@ -199,16 +212,45 @@ fn serve(spec: &MountSpec, inherited: Inherited, parent: Option<UnixStream>) -> 
         volatile: options.volatile,
     };
     let on_ready = || info!("{}: serving", show_path(mounted.path()));
-    let served = fuse::serve(device, union, &serve_options, on_ready);
-    // A server that gives up leaves no mount that nobody answers for.
-    if let Err(error) = mounted.unmount(true) {
+    let served = fuse::serve(device, Arc::clone(&union), &serve_options, on_ready);
+    match &served {
+        Ok(()) => guard.disarm(),
+        Err(_) => drop(guard),
+    }
+    if let Err(error) = union.close() {
         warn!("{error}");
     }
-    // From here on another server may have the upper.
+    // From here on another server may have the upper; syncing it harms nobody.
     drop(locks);
+    let synced = union.sync_all();
     info!("{}: ended", show_path(mounted.path()));
     drop(merged);
-    served
+    served.and(synced)
+}
+
+/// Unmounts when dropped: neither an error nor a panic leaves a mount that nobody answers for.
+#[derive(Debug)]
+struct UnmountGuard(Option<Arc<Mounted>>);
+
+impl UnmountGuard {
+    /// Ends the guard after the kernel said that the mount is gone.
+    fn disarm(mut self) {
+        if let Some(mounted) = self.0.take()
+            && let Err(error) = mounted.remove_if_dead()
+        {
+            warn!("{error}");
+        }
+    }
+}
+
+impl Drop for UnmountGuard {
+    fn drop(&mut self) {
+        if let Some(mounted) = &self.0
+            && let Err(error) = mounted.unmount(true)
+        {
+            warn!("{error}");
+        }
+    }
 }
 
 /// Starts the thread that unmounts when a signal asks for the end.
@@ -248,6 +290,9 @@ fn report(mut parent: UnixStream, mounted: Arc<Mounted>) -> Result<()> {
             if let Err(error) = mounted.unmount(true) {
                 error!("{error}");
             }
+            // The connection may live on in a copy of the mount elsewhere, and the parent waits.
+            std::thread::sleep(UNACCEPTED_WAIT);
+            std::process::exit(1);
         }
     })
 }

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{
     Access, AtFlags, CWD, FlockOperation, Mode, OFlags, StatVfsMountFlags, StatxFlags, accessat,
-    flock, fstatvfs, openat, statx,
+    flock, fstatfs, fstatvfs, openat, statx,
 };
 use tracing::{debug, warn};
 
@@ -181,11 +181,8 @@ impl Place {
 
     fn open_mountpoint(path: &Path) -> Result<Self> {
         let readable = Self::open_with(Role::Merged, path, OFlags::RDONLY);
-        match readable {
-            // Only waiting for the server's end needs the right to read it.
-            Err(_) => Self::open_with(Role::Merged, path, OFlags::PATH),
-            opened => opened,
-        }
+        // Only waiting for the server's end needs the right to read it.
+        readable.or_else(|_| Self::open_with(Role::Merged, path, OFlags::PATH))
     }
 
     fn open_with(role: Role, path: &Path, access: OFlags) -> Result<Self> {
@@ -193,6 +190,8 @@ impl Place {
         let flags = access | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let dir = openat(CWD, path, flags, Mode::empty()).map_err(|errno| failed("open", errno))?;
         let id = Id::of(dir.as_fd()).map_err(|errno| failed("statx", errno))?;
+        // A dead server's directory still opens and may answer statx(2) from the kernel's cache.
+        fstatfs(&dir).map_err(|errno| failed("fstatfs", errno))?;
         let above = ancestors(dir.as_fd(), id);
         Ok(Self { role, path: path.to_owned(), dir, id, above })
     }
@@ -237,6 +236,7 @@ fn cure(role: Role, errno: Errno) -> &'static str {
              (podman unshare)"
         }
         (Errno::NOTCONN, _) => "it is a mount whose server has died; remove it with lamina unmount",
+        (Errno::MFILE, _) => "allow more open files (ulimit -Hn), or merge some layers first",
         _ => "check the path and its filesystem",
     }
 }

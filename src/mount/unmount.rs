@@ -3,7 +3,7 @@
 use std::path::{Component, Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{CWD, FlockOperation, Mode, OFlags, flock, openat};
+use rustix::fs::{CWD, FlockOperation, Mode, OFlags, flock, openat, statfs};
 
 use super::mountinfo::{MountEntry, find_top, load};
 use super::{fuse_mount, refuse};
@@ -31,6 +31,22 @@ pub fn unmount(merged: &Path, lazy: bool) -> Result<()> {
     }
     fuse_mount::remove(&path, lazy)?;
     if lazy { Ok(()) } else { await_end(&path) }
+}
+
+/// Removes the mount at `merged` if its server has died.
+///
+/// # Errors
+/// If it cannot be removed.
+pub fn remove_dead(merged: &Path) -> Result<()> {
+    let entries = load()?;
+    match locate(merged, &entries) {
+        Ok((path, entry)) if entry.is_fuse() => match statfs(&path) {
+            Err(Errno::NOTCONN | Errno::CONNABORTED) => fuse_mount::remove(&path, true),
+            _ => Ok(()),
+        },
+        // Nothing is mounted there.
+        Ok(_) | Err(_) => Ok(()),
+    }
 }
 
 /// Finds the mount that `merged` names, without asking the mount, which may be dead.

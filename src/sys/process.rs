@@ -1,6 +1,6 @@
 //! Processes, signals and descriptors that come from outside: what a daemon needs of the system.
 
-#![allow(unsafe_code)]
+#![allow(unsafe_code, reason = "system calls that no crate wraps safely")]
 
 use std::io::IoSliceMut;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -47,19 +47,6 @@ fn thread_count() -> Option<usize> {
     Some(std::fs::read_dir("/proc/self/task").ok()?.count())
 }
 
-/// Returns the descriptors above 2 that are open now.
-///
-/// Called first thing in `main`, all it finds were inherited.
-fn open_descriptors() -> Vec<RawFd> {
-    let Ok(entries) = std::fs::read_dir("/proc/self/fd") else { return Vec::new() };
-    let numbers: Vec<RawFd> = entries
-        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-        .filter(|&fd| fd > 2)
-        .collect();
-    // The listing's own descriptor was among them and is closed by now.
-    numbers.into_iter().filter(|&fd| is_open(fd)).collect()
-}
-
 fn is_open(fd: RawFd) -> bool {
     // SAFETY: fcntl(2) with F_GETFD takes any number and changes nothing.
     unsafe { libc::fcntl(fd, libc::F_GETFD) != -1 }
@@ -72,7 +59,13 @@ pub struct Inherited(Vec<RawFd>);
 impl Inherited {
     /// Notes what is open; to be called once, before anything else opens a descriptor.
     pub fn note() -> Self {
-        Self(open_descriptors())
+        let Ok(entries) = std::fs::read_dir("/proc/self/fd") else { return Self::default() };
+        let numbers: Vec<RawFd> = entries
+            .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+            .filter(|&fd| fd > 2)
+            .collect();
+        // The listing's own descriptor was among them and is closed by now.
+        Self(numbers.into_iter().filter(|&fd| is_open(fd)).collect())
     }
 
     /// Closes them all.

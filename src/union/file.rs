@@ -15,7 +15,9 @@ use super::copy_up::Extent;
 use super::node::{Node, NodeId};
 use super::{Leaf, Union};
 use crate::error::{Context, Errno, Error, Result};
+use crate::marks;
 use crate::sys;
+use crate::sys::xattr::{self, Target};
 
 /// An open file behind a node.
 #[derive(Debug)]
@@ -39,6 +41,23 @@ pub enum Whence {
     Data,
     /// `SEEK_HOLE`.
     Hole,
+}
+
+/// Refuses a file whose data lies elsewhere: to read it as it is would be to read zeros.
+fn refuse_metacopy(file: &OwnedFd) -> Result<()> {
+    for name in marks::METACOPY_XATTRS {
+        let found = xattr::get(Target::Open(file.as_fd()), name).at("getxattr", || OPEN_FILE)?;
+        if found.is_some() {
+            return Err(Error::Corrupt {
+                what:
+                    "written with metacopy=on, which is not supported yet; mount the layers with \
+                       kernel overlayfs"
+                        .into(),
+                at: "a file without data of its own".into(),
+            });
+        }
+    }
+    Ok(())
 }
 
 /// How a message names what is only known by its handle.
@@ -124,6 +143,7 @@ impl Union {
                 }
                 opened => opened?,
             };
+            refuse_metacopy(&file)?;
             let data = node.data.lock();
             if let Some(data) = data.as_ref().filter(|data| data.writable || !writable) {
                 return Ok(Arc::clone(data));

@@ -13,7 +13,7 @@ use super::lock;
 use super::node::{Dir, Links, Node, NodeId, Place};
 use super::readdir::{Child, Names};
 use super::resolve::Fact;
-use crate::error::{Errno, Result};
+use crate::error::{Errno, Error, Result};
 use crate::layer::{self, UPPER};
 use crate::marks;
 use crate::sys::name::At;
@@ -90,6 +90,9 @@ impl Union {
             Fact::Absent | Fact::Whiteout => None,
             Fact::Leaf => Some(Found { stat, layer, parts: Vec::new() }),
             Fact::Directory { .. } => {
+                if layer < self.lowest {
+                    refuse_redirect(part, name)?;
+                }
                 Some(Found { stat, layer, parts: vec![part.child(name, &stat)] })
             }
         })
@@ -211,6 +214,23 @@ pub(super) fn fact_of(part: &layer::Dir, name: &[u8], stat: &Statx) -> Result<Fa
         return Ok(Fact::Whiteout);
     }
     Ok(Fact::Leaf)
+}
+
+/// Refuses a directory that goes on elsewhere in the lower layers: to show it without what lies
+/// there would be to lose files.
+fn refuse_redirect(part: &layer::Dir, name: &[u8]) -> Result<()> {
+    let list = part.call("listxattr", name, |at| xattr::list(Target::Name(at)))?;
+    if !marks::lists_any(&list, &marks::REDIRECT_XATTRS) {
+        return Ok(());
+    }
+    Err(Error::Unsupported {
+        feature: format!(
+            "{}: written with redirect_dir=on, which is not supported yet; mount the layers with \
+             kernel overlayfs",
+            part.describe(name)
+        )
+        .into(),
+    })
 }
 
 fn has_whiteout_xattr(part: &layer::Dir, name: &[u8]) -> Result<bool> {

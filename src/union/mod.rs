@@ -92,6 +92,8 @@ pub struct Union {
     numbers: Numbers,
     upper: Option<Upper>,
     volatile: bool,
+    /// The bottom of the stack.
+    lowest: layer::Index,
     /// See [`lock`].
     rename: RwLock<()>,
     handles: Arc<HandleCache>,
@@ -151,6 +153,7 @@ impl Union {
             numbers,
             upper,
             volatile: config.volatile,
+            lowest: lowers.last().map_or(UPPER, |lower| lower.layer.index),
             rename: RwLock::new(()),
             handles,
             idle: Mutex::new(LruCache::new(idle)),
@@ -192,20 +195,26 @@ impl Union {
         self.poisoned.store(true, Ordering::Release);
     }
 
-    /// Ends the work of the union when the last request has been answered: makes durable what was
-    /// written, unless it is volatile, and empties the work directory.
+    /// Empties the work directory, when the last request has been answered.
     ///
     /// # Errors
-    /// Those of syncfs(2), and of listing and unlinking in the work directory.
-    pub fn finish(&self) -> Result<()> {
-        let Some(upper) = &self.upper else { return Ok(()) };
-        if !self.volatile {
-            upper.root.with("syncfs", |dir| {
+    /// Those of listing and unlinking there.
+    pub fn close(&self) -> Result<()> {
+        self.upper.as_ref().map_or(Ok(()), |upper| upper.work.empty())
+    }
+
+    /// Makes everything durable that was written, unless the union is volatile.
+    ///
+    /// # Errors
+    /// Those of syncfs(2).
+    pub fn sync_all(&self) -> Result<()> {
+        match &self.upper {
+            Some(upper) if !self.volatile => upper.root.with("syncfs", |dir| {
                 let dir = sys::open::directory(dir, b".")?;
                 rustix::fs::syncfs(dir.as_fd())
-            })?;
+            }),
+            _ => Ok(()),
         }
-        upper.work.empty()
     }
 
     fn writable(&self) -> Result<&Upper> {

@@ -438,7 +438,7 @@ fn read_part(part: &Arc<layer::Dir>) -> Result<Vec<Found>> {
         }
         Ok(())
     })?;
-    if part.layer.index != UPPER && holds_xattr_whiteouts(part)? {
+    if part.layer.index != UPPER && part.opaque()? == marks::Opaque::XattrWhiteouts {
         let regular = |(_, entry): &(usize, &Found)| entry.2 == FileType::Regular;
         unsure.extend(found.iter().enumerate().filter(regular).map(|(at, _)| at));
     }
@@ -464,19 +464,4 @@ fn read_part(part: &Arc<layer::Dir>) -> Result<Vec<Found>> {
         }
     }
     Ok(found)
-}
-
-/// Tells whether a lower directory is marked as one that may hold xattr whiteouts.
-fn holds_xattr_whiteouts(part: &layer::Dir) -> Result<bool> {
-    if part.opaque()? == marks::Opaque::XattrWhiteouts {
-        return Ok(true);
-    }
-    part.with("getxattr", |dir| {
-        for name in marks::XATTR_WHITEOUTS_XATTRS {
-            if sys::xattr::get(sys::xattr::Target::Handle(dir), name)?.is_some() {
-                return Ok(true);
-            }
-        }
-        Ok(false)
-    })
 }

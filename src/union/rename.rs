@@ -142,17 +142,18 @@ impl Union {
         check_name(name)?;
         check_name(new_name)?;
         let (from, to) = (self.node(parent)?, self.node(new_parent)?);
-        // Each turn brings the object of a name to the upper; one that changed hands needs another.
+        // What the rules refuse is refused before anything is copied up. Then each turn brings the
+        // objects to the upper; a name that shows another one by then needs one more.
         for _ in 0..RENAME_TRIES {
+            if self.try_rename(upper, (&from, name), (&to, new_name), flags)? {
+                return Ok(());
+            }
             self.bring_up(&from, name)?;
             if flags.contains(RenameFlags::EXCHANGE) {
                 self.bring_up(&to, new_name)?;
             }
             self.copy_up(&from, Extent::All)?;
             self.copy_up(&to, Extent::All)?;
-            if self.try_rename(upper, (&from, name), (&to, new_name), flags)? {
-                return Ok(());
-            }
         }
         Err(Errno::BUSY.into())
     }
@@ -170,7 +171,7 @@ impl Union {
         done
     }
 
-    /// Renames unless a name shows another object by now; tells whether it was done.
+    /// Renames unless something must be copied up first; tells whether it was done.
     fn try_rename(
         &self,
         upper: &Upper,
@@ -211,12 +212,14 @@ impl Union {
         let plan = plan_rename(&case)?;
         let lower = |victim: &Victim<'_>| victim.node.dir.is_none() && victim.layer != UPPER;
         let exchange = flags.contains(RenameFlags::EXCHANGE);
+        let (Some(old), Some(new)) = (from_dir.upper.get(), to_dir.upper.get()) else {
+            return Ok(false);
+        };
         if lower(&source) || exchange && target.as_ref().is_some_and(lower) {
             return Ok(false);
         }
-        let old = End { parent: from, upper: from_dir.upper.get().ok_or(Errno::STALE)?, name };
-        let new =
-            End { parent: to, upper: to_dir.upper.get().ok_or(Errno::STALE)?, name: new_name };
+        let old = End { parent: from, upper: old, name };
+        let new = End { parent: to, upper: new, name: new_name };
         let kept = match &target {
             Some(target) if !exchange => self.before_replacing(upper, &plan, &new, target)?,
             _ => None,
