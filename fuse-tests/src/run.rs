@@ -1,0 +1,585 @@
+//! Generated cases, run on the program under test and on kernel overlayfs side by side.
+//!
+//! A case is a small layer stack and a list of operations. Many cases share one mount, each in a directory of its own.
+//! Compared are the outcome of every operation, the tree every few operations and at the end, the tree after a remount, and
+//! the trees when each side mounts what the other one wrote.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+
+use crate::env;
+use crate::fixture::{Kind, Mount, Sandbox, Spec, try_fill};
+use crate::ops::{Op, PATHS, Rng, Target, Verb};
+use crate::tree::{self, Options, Snapshot};
+
+/// A difference between ours and the kernel's that is meant to be.
+pub struct Allowed {
+    /// What differs, and why that is right.
+    pub reason: &'static str,
+    /// Whether the outcomes (ours, the kernel's) of an operation differ just so.
+    pub applies: fn(&Op, &str, &str) -> bool,
+}
+
+/// All differences that are meant to be. Beside these, some values are never compared: access and change times, inode numbers
+/// (only which names share one, and that listings agree with stat), block counts, and link counts of directories.
+/// Generated sequences read through descriptors that are fresh or open for writing, because the kernel's descriptors that were
+/// opened for reading before a copy-up go on showing the old data, and ours do not. What the kernel lists but does not find is
+/// left out of its listings: it lists a directory that only one layer has as it is, whiteouts included, and ours hides whiteouts
+/// everywhere.
+pub const ALLOWED: &[Allowed] = &[Allowed {
+    reason: "renaming one name of a file to another of its names does nothing; in a user namespace the kernel takes the two \
+             names of a copied-up file for two files, and gives up",
+    applies: |op, ours, kernel| {
+        let apart = !env::is_initial_namespace();
+        apart && op.verb == Verb::rename && (ours, kernel) == ("ok", "ESTALE")
+    },
+}];
+
+/// How cases are made and compared.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Who is compared with the kernel; the kernel itself, to test the harness.
+    pub ours: Kind,
+    /// Lower layers hold hard links. Then the kernel has an index, and nothing is remounted: without an index on disk the links
+    /// of a lower file part at the next mount.
+    pub links: bool,
+    /// Operations in each case.
+    pub ops: usize,
+    /// A fault for the test of the harness: what this does to our snapshots must be found.
+    pub fault: Option<fn(&mut Snapshot)>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config { ours: Kind::Lamina, links: false, ops: 20, fault: None }
+    }
+}
+
+/// A layer stack and operations.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Case {
+    /// Where it came from.
+    pub seed: u64,
+    /// Lines of each lower layer (see [`crate::fixture`]), bottom first.
+    pub layers: Vec<Vec<String>>,
+    /// What is done.
+    pub ops: Vec<Op>,
+}
+
+impl Case {
+    /// The case of a seed.
+    pub fn generate(seed: u64, config: &Config) -> Case {
+        let mut rng = Rng::new(seed);
+        let style = Style { links: config.links, marks: false };
+        let layers = generate_layers(&mut rng, 4, style);
+        let ops = (0..config.ops).map(|_| Op::generate(&mut rng)).collect();
+        Case { seed, layers, ops }
+    }
+
+    /// Reads a case from its printed form.
+    ///
+    /// # Errors
+    /// A line that is no operation.
+    pub fn parse(text: &str) -> Result<Case, String> {
+        let mut case = Case { seed: 0, layers: Vec::new(), ops: Vec::new() };
+        let mut in_ops = false;
+        for line in text.lines().map(str::trim).filter(|l| !l.is_empty()) {
+            if let Some(seed) = line.strip_prefix("# seed ") {
+                case.seed = seed.parse().map_err(|_| "seed")?;
+            } else if line == "# layer" {
+                case.layers.push(Vec::new());
+            } else if line == "# operations" {
+                in_ops = true;
+            } else if in_ops {
+                case.ops.push(line.parse()?);
+            } else if let Some(layer) = case.layers.last_mut() {
+                layer.push(line.into());
+            }
+        }
+        Ok(case)
+    }
+}
+
+impl fmt::Display for Case {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "# seed {}", self.seed)?;
+        for layer in &self.layers {
+            writeln!(f, "# layer")?;
+            for line in layer {
+                writeln!(f, "{line}")?;
+            }
+        }
+        writeln!(f, "# operations")?;
+        for op in &self.ops {
+            writeln!(f, "{op}")?;
+        }
+        Ok(())
+    }
+}
+
+/// What generated layers may hold.
+#[derive(Clone, Copy, Debug)]
+pub struct Style {
+    /// Hard links between files of a layer.
+    pub links: bool,
+    /// xattr whiteouts.
+    pub marks: bool,
+}
+
+/// Layers of up to `most` levels, bottom first.
+pub fn generate_layers(rng: &mut Rng, most: usize, style: Style) -> Vec<Vec<String>> {
+    let count = 1 + rng.below(most);
+    (0..count).map(|level| generate_layer(rng, level, style)).collect()
+}
+
+fn generate_layer(rng: &mut Rng, level: usize, style: Style) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    let mut dirs = vec![String::new()];
+    let mut files: Vec<String> = Vec::new();
+    let density = 25 + rng.below(50);
+    for path in PATHS {
+        let parent = path.rsplit_once('/').map_or("", |(parent, _)| parent);
+        if !dirs.iter().any(|dir| dir == parent) || !rng.chance(density) {
+            continue;
+        }
+        let has_children = PATHS.iter().any(|other| other.starts_with(&format!("{path}/")));
+        let kind = rng.below(100);
+        let mode = *rng.pick(&["644", "600", "755", "444", "777", "4755", "6777"]);
+        match kind {
+            _ if has_children && kind < 70 => {
+                let mode = *rng.pick(&["755", "700", "1777", "2775"]);
+                lines.push(format!("dir {path} {mode}"));
+                dirs.push((*path).to_owned());
+                if level > 0 && rng.chance(20) {
+                    lines.push(format!("opaque {path}"));
+                }
+            }
+            0..40 => {
+                let content =
+                    rng.pick(&["size:0", "size:5", "size:5000", "size:70000", "hole:70000"]);
+                lines.push(format!("file {path} {mode} {content}"));
+                files.push((*path).to_owned());
+            }
+            40..50 if style.links && !files.is_empty() => {
+                lines.push(format!("link {path} {}", rng.pick(&files)));
+            }
+            40..58 => {
+                let target = rng.pick(&["a", "b", "nowhere", "a/b"]);
+                lines.push(format!("symlink {path} {target}"));
+            }
+            58..64 => lines.push(format!("fifo {path} {mode}")),
+            64..68 => {
+                lines.push(format!("dir {path} 755"));
+            }
+            68..75 if style.marks && level > 0 && env::is_root() => {
+                lines.push(format!("xwhiteout {path}"));
+                continue;
+            }
+            _ if level > 0 => {
+                lines.push(format!("whiteout {path}"));
+                continue;
+            }
+            _ => continue,
+        }
+        if rng.chance(15) {
+            lines.push(format!("owner {path} 1000 {}", rng.pick(&[1000, 0, 2000])));
+        }
+        let plain = lines.last().is_some_and(|l| l.starts_with("file") || l.starts_with("dir"));
+        if plain && rng.chance(15) {
+            lines.push(format!("xattr {path} user.a lower{level}"));
+        }
+        if rng.chance(10) {
+            let time = rng.pick(&["-1", "-2147483649.999999999", "5000000000.5", "0"]);
+            lines.push(format!("mtime {path} {time}"));
+        }
+    }
+    lines
+}
+
+/// A difference.
+#[derive(Clone, Debug)]
+pub struct Failure {
+    /// Index of the case; none if only the whole batch shows it.
+    pub case: Option<usize>,
+    /// What differs.
+    pub text: String,
+}
+
+struct Pair {
+    ours: Option<Mount>,
+    kernel: Option<Mount>,
+}
+
+impl Pair {
+    fn paths(&self) -> (PathBuf, PathBuf) {
+        let path = |mount: &Option<Mount>| mount.as_ref().map(|m| m.path().to_path_buf());
+        (path(&self.ours).unwrap_or_default(), path(&self.kernel).unwrap_or_default())
+    }
+
+    fn remount(&mut self) {
+        self.ours = self.ours.take().map(Mount::remount);
+        self.kernel = self.kernel.take().map(Mount::remount);
+    }
+}
+
+/// The directory of a case in a batch.
+fn directory(index: usize) -> String {
+    format!("s{index:03}")
+}
+
+/// Runs cases on one pair of mounts.
+///
+/// # Errors
+/// The first difference.
+pub fn run_batch(cases: &[Case], config: &Config) -> Result<(), Failure> {
+    let mut sandbox = Sandbox::new();
+    let height = cases.iter().map(|case| case.layers.len()).max().unwrap_or(1);
+    let mut layers: Vec<PathBuf> = (0..height).map(|_| sandbox.layer("")).collect();
+    // The kernel refuses a single lower layer only without an upper one, so one is enough here.
+    for (index, case) in cases.iter().enumerate() {
+        for (layer, lines) in layers.iter_mut().zip(&case.layers) {
+            let root = layer.join(directory(index));
+            std::fs::create_dir(&root).unwrap();
+            try_fill(&root, &lines.join("\n"))
+                .map_err(|text| Failure { case: Some(index), text })?;
+        }
+    }
+    let index = if config.links { "index=on" } else { "index=off" };
+    let ours = sandbox.side(config.ours, "ours");
+    let ours = match config.ours {
+        Kind::Kernel => ours.option(index),
+        // Device nodes work in the mounts of the kernel's root.
+        Kind::Lamina if env::is_machine_root() => ours.option("dev").option("suid"),
+        Kind::Lamina => ours,
+    };
+    let kernel = sandbox.side(Kind::Kernel, "kernel").option(index);
+    let start = tree::now();
+    let mut pair = Pair { ours: Some(ours.mount()), kernel: Some(kernel.mount()) };
+    let mut ends = Vec::new();
+    for (index, case) in cases.iter().enumerate() {
+        let run = Run { config, dir: directory(index), start };
+        let end = run.operations(case, &mut pair);
+        ends.push(end.map_err(|text| Failure { case: Some(index), text })?);
+    }
+    let compare = |pair: &Pair, when: &str| {
+        for (index, end) in ends.iter().enumerate() {
+            let run = Run { config, dir: directory(index), start };
+            run.compare(pair, when, Some(end))
+                .map_err(|text| Failure { case: Some(index), text })?;
+        }
+        Ok(())
+    };
+    if !config.links {
+        pair.remount();
+        compare(&pair, "after a remount")?;
+        // Each on the upper layer of the other.
+        drop((pair.ours.take(), pair.kernel.take()));
+        if let Some((upper, work)) = &ours.upper {
+            check_upper(&sandbox, upper, work).map_err(|text| Failure { case: None, text })?;
+        }
+        let crossed = |spec: &Spec, other: &Spec| spec.clone().on_upper_of(other).mount();
+        let (a, b) = (crossed(&ours, &kernel), crossed(&kernel, &ours));
+        let pair = Pair { ours: Some(a), kernel: Some(b) };
+        compare(&pair, "each on the upper layer of the other")?;
+    }
+    Ok(())
+}
+
+/// What must hold in an upper layer that is not mounted: a whiteout only where it hides something (so none in an opaque
+/// directory), no names that the kernel would show, nothing left in the work directory.
+fn check_upper(sandbox: &Sandbox, upper: &Path, work: &Path) -> Result<(), String> {
+    let options = Options { private_xattrs: true, check_ino: false, ..Options::default() };
+    let tree = tree::snapshot_with(upper, options);
+    let mut lowers = sandbox.side(Kind::Kernel, "lowers").read_only();
+    if lowers.lowers.len() == 1 {
+        // The kernel refuses a single layer.
+        let empty = sandbox.root().join("empty");
+        std::fs::create_dir_all(&empty).unwrap();
+        lowers.lowers.push(empty);
+    }
+    let lowers = lowers.mount();
+    let opaque = format!("xattr {}opaque", env::overlay_prefix());
+    let mut problems = String::new();
+    for (path, entry) in &tree.entries {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if name.starts_with(".wh.") {
+            problems += &format!("{}: the kernel would show this\n", path.display());
+        }
+        if entry.get("device") == "0:0" {
+            let hidden = std::fs::symlink_metadata(lowers.path().join(path)).is_ok();
+            let apart = path.ancestors().any(|dir| {
+                tree.get(dir).is_some_and(|dir| dir.get(&opaque) == "y" && dir != entry)
+            });
+            if !hidden || apart {
+                problems += &format!("{}: a whiteout that hides nothing\n", path.display());
+            }
+        }
+    }
+    drop(lowers);
+    let left = tree::snapshot_with(work, options);
+    // Not counted is the inode that whiteouts are links of; the next mount empties the directory.
+    let counted = |path: &&PathBuf| path.components().count() > 1 && !path.ends_with("whiteout");
+    for path in left.entries.keys().filter(counted) {
+        problems += &format!("left in the work directory: {}\n", path.display());
+    }
+    if problems.is_empty() { Ok(()) } else { Err(format!("upper layer: {problems}")) }
+}
+
+struct Run<'a> {
+    config: &'a Config,
+    dir: String,
+    start: i128,
+}
+
+impl Run<'_> {
+    fn operations(&self, case: &Case, pair: &mut Pair) -> Result<Snapshot, String> {
+        let mut targets = self.targets(pair);
+        for (number, op) in case.ops.iter().enumerate() {
+            match op.verb {
+                Verb::drop_caches if env::is_machine_root() => {
+                    std::fs::write("/proc/sys/vm/drop_caches", "2").unwrap();
+                }
+                Verb::remount if !self.config.links => {
+                    drop(targets);
+                    pair.remount();
+                    targets = self.targets(pair);
+                }
+                _ => {}
+            }
+            let ours = targets.0.apply(op);
+            let kernel = targets.1.apply(op);
+            if ours != kernel && !ALLOWED.iter().any(|known| (known.applies)(op, &ours, &kernel)) {
+                return Err(format!(
+                    "operation {number} `{op}`: ours gives {ours}, the kernel {kernel}"
+                ));
+            }
+            if number % 8 == 7 {
+                self.compare(pair, &format!("after operation {number} `{op}`"), None)?;
+            }
+        }
+        drop(targets);
+        self.compare(pair, "at the end", None)
+    }
+
+    fn targets(&self, pair: &Pair) -> (Target, Target) {
+        let (ours, kernel) = pair.paths();
+        let mut ours = Target::new(&ours.join(&self.dir), self.start);
+        ours.hide_dangling = self.config.ours == Kind::Kernel;
+        let mut kernel = Target::new(&kernel.join(&self.dir), self.start);
+        kernel.hide_dangling = true;
+        (ours, kernel)
+    }
+
+    /// Compares the trees with each other and with an earlier one of the kernel, and gives the kernel's.
+    fn compare(
+        &self,
+        pair: &Pair,
+        when: &str,
+        earlier: Option<&Snapshot>,
+    ) -> Result<Snapshot, String> {
+        let dir_times = std::env::var_os("FUSE_TESTS_NO_DIR_TIMES").is_none();
+        let recent = Some(self.start);
+        let take = |root: &Path, kind: Kind| {
+            // The kernel's listings do not always agree with its stat: in user namespaces, and on upper layers of others.
+            let check_ino = kind == Kind::Lamina;
+            let options = Options { recent, check_ino, dir_times, ..Options::default() };
+            tree::snapshot_with(root.join(&self.dir), options)
+        };
+        let (ours, kernel) = pair.paths();
+        let (mut ours, mut kernel) = (take(&ours, self.config.ours), take(&kernel, Kind::Kernel));
+        if let Some(fault) = self.config.fault {
+            fault(&mut ours);
+        }
+        for (tree, kind) in [(&mut ours, self.config.ours), (&mut kernel, Kind::Kernel)] {
+            if kind == Kind::Kernel {
+                tree.entries.retain(|_, entry| !entry.get("stat").starts_with("No such file"));
+            }
+        }
+        forgive_links(&mut ours, &kernel);
+        let differences = tree::diff(&ours, &kernel);
+        if !differences.is_empty() {
+            let text = differences.join("\n");
+            return Err(format!(
+                "{when} the trees differ (left ours, right the kernel's):\n{text}"
+            ));
+        }
+        if let Some(earlier) = earlier {
+            let mut earlier = earlier.clone();
+            forgive_links(&mut earlier, &kernel);
+            let mut now = kernel.clone();
+            forgive_links(&mut now, &earlier);
+            let differences = tree::diff(&earlier, &now);
+            if !differences.is_empty() {
+                let text = differences.join("\n");
+                return Err(format!("{when} both trees are not what they were:\n{text}"));
+            }
+        }
+        Ok(kernel)
+    }
+}
+
+/// In a user namespace the kernel cannot tell where a file was copied up from. When a lower file has got a second name, its two
+/// names then have different inode numbers until the next mount, so one file looks like two. Removed from `tree` is what `other`
+/// does not see.
+fn forgive_links(tree: &mut Snapshot, other: &Snapshot) {
+    if env::is_initial_namespace() {
+        return;
+    }
+    for (path, entry) in &mut tree.entries {
+        if other.get(path).is_some_and(|other| other.get(LINK).is_empty()) {
+            entry.clear(LINK);
+        }
+    }
+}
+
+/// The field that names the first name of a file with several.
+const LINK: &str = "same file as";
+
+/// Runs a batch; a failure of ours that is a panic (a mount that fails, a lower layer that changed) is a failure too.
+fn run_caught(cases: &[Case], config: &Config) -> Result<(), Failure> {
+    catch_unwind(AssertUnwindSafe(|| run_batch(cases, config))).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().cloned();
+        let text = text.or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned()));
+        Err(Failure { case: None, text: text.unwrap_or_default() })
+    })
+}
+
+/// How many cases share a mount.
+const BATCH: usize = 50;
+
+/// Runs `count` cases from `seed` on. At the first batch with a difference it stops, unless `FUSE_TESTS_SURVEY` is set: then it
+/// goes on to the end and reports all kinds of differences.
+///
+/// # Panics
+/// At a difference, with a shrunk case of each kind in its printed form.
+pub fn run_many(seed: u64, count: usize, config: &Config) {
+    let seeds: Vec<u64> = (0..count as u64).map(|n| seed.wrapping_add(n)).collect();
+    let mut found = Findings::default();
+    for seeds in seeds.chunks(BATCH) {
+        let cases: Vec<Case> = seeds.iter().map(|s| Case::generate(*s, config)).collect();
+        if let Err(failure) = run_caught(&cases, config) {
+            found.add(&cases, &failure, config);
+            if std::env::var_os("FUSE_TESTS_SURVEY").is_none() {
+                break;
+            }
+        }
+    }
+    assert!(found.0.is_empty(), "{found}");
+}
+
+/// Runs one case.
+///
+/// # Panics
+/// At a difference.
+pub fn run_one(case: &Case, config: &Config) {
+    if let Err(failure) = run_caught(std::slice::from_ref(case), config) {
+        panic!("{}\n{case}", failure.text);
+    }
+}
+
+/// Every kind of difference with how many cases showed it, and one of them, shrunk.
+#[derive(Default)]
+struct Findings(BTreeMap<String, (usize, String)>);
+
+impl Findings {
+    fn add(&mut self, cases: &[Case], failure: &Failure, config: &Config) {
+        // A batch stops at its first failure, and a panic does not say which case it was: each is tried alone.
+        let mut alone = 0;
+        for case in cases {
+            if let Err(failure) = run_caught(std::slice::from_ref(case), config) {
+                alone += 1;
+                let kind = kind_of(&failure.text);
+                if let Some((count, _)) = self.0.get_mut(&kind) {
+                    *count += 1;
+                } else {
+                    let (case, text) = shrink(case.clone(), failure.text, config);
+                    self.0.insert(kind, (1, format!("{text}\n{CASE_FOLLOWS}\n{case}")));
+                }
+            }
+        }
+        if alone == 0 {
+            let seeds: Vec<u64> = cases.iter().map(|case| case.seed).collect();
+            let text = format!("{}\nno case shows it alone; the seeds: {seeds:?}", failure.text);
+            self.0.insert(kind_of(&failure.text), (1, text));
+        }
+    }
+}
+
+/// Stands before each shrunk case in a report.
+pub const CASE_FOLLOWS: &str =
+    "--- shrunk case, to be given to the test `replay` in FUSE_TESTS_REPLAY:";
+
+impl fmt::Display for Findings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{} kinds of differences", self.0.len())?;
+        for (number, (kind, (count, text))) in self.0.iter().enumerate() {
+            writeln!(f, "=== kind {} ({count} cases): {kind}\n{text}", number + 1)?;
+        }
+        Ok(())
+    }
+}
+
+/// What makes two failures alike: the operation and its outcomes, or the fields in which trees differ.
+fn kind_of(text: &str) -> String {
+    let first = text.lines().next().unwrap_or_default();
+    if let Some((_, rest)) = first.split_once('`')
+        && let Some((op, outcomes)) = rest.split_once("`: ours gives ")
+        && let Some((ours, kernel)) = outcomes.split_once(", the kernel ")
+    {
+        let word = |text: &str| text.split(' ').next().unwrap_or_default().to_owned();
+        return format!("{}: {} for {}", word(op), word(ours), word(kernel));
+    }
+    if first.ends_with("(left ours, right the kernel's):") || first.ends_with("what they were:") {
+        let when = match first.split_once(" the trees").or(first.split_once(" both trees")) {
+            Some((when, _)) if !when.starts_with("after operation") => when,
+            _ => "at the end",
+        };
+        let fields: BTreeSet<&str> =
+            text.lines().skip(1).filter_map(|line| line.split(": ").nth(1)).collect();
+        return format!("{when}: {fields:?}");
+    }
+    let first = match first.strip_prefix("upper layer: ") {
+        Some(problem) => problem.rsplit(": ").next().unwrap_or_default(),
+        None => first,
+    };
+    first.chars().filter(|c| !c.is_ascii_digit()).collect()
+}
+
+/// Removes operations and layer lines as long as the case fails in the same way, by halves, quarters and so on.
+fn shrink(mut case: Case, mut text: String, config: &Config) -> (Case, String) {
+    let mut budget = 250;
+    let kind = kind_of(&text);
+    loop {
+        let before = case.clone();
+        let parts = case.layers.len() + 1;
+        for part in 0..parts {
+            let length = |case: &Case| case.layers.get(part).map_or(case.ops.len(), Vec::len);
+            let mut step = length(&case).div_ceil(2);
+            while step > 0 {
+                let mut at = 0;
+                while at < length(&case) && budget > 0 {
+                    let mut smaller = case.clone();
+                    let end = (at + step).min(length(&case));
+                    if part < case.layers.len() {
+                        smaller.layers[part].drain(at..end);
+                    } else {
+                        smaller.ops.drain(at..end);
+                    }
+                    budget -= 1;
+                    match run_caught(std::slice::from_ref(&smaller), config) {
+                        Err(failure) if kind_of(&failure.text) == kind => {
+                            (case, text) = (smaller, failure.text);
+                        }
+                        _ => at += step,
+                    }
+                }
+                step /= 2;
+            }
+        }
+        if case == before || budget == 0 {
+            return (case, text);
+        }
+    }
+}

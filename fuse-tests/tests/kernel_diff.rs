@@ -1,0 +1,118 @@
+//! Generated operation sequences on the program under test and on kernel overlayfs side by side.
+//!
+//! `FUSE_TESTS_SEQUENCES` sets how many (default 300, the full run is 10000), `FUSE_TESTS_SEED` where they begin.
+//! A failure prints the shrunk case; put it into a file and run the test `replay` with `FUSE_TESTS_REPLAY=FILE`.
+
+use fuse_tests::fixture::Kind;
+use fuse_tests::run::{self, Case, Config};
+use fuse_tests::{env, ran_in_user_namespace, skip};
+
+fn number(variable: &str, default: u64) -> u64 {
+    std::env::var(variable).map_or(default, |text| text.parse().expect(variable))
+}
+
+/// The share of the sequences that one test runs.
+fn sequences(percent: u64) -> usize {
+    usize::try_from((number("FUSE_TESTS_SEQUENCES", 300) * percent).div_ceil(100)).unwrap()
+}
+
+/// Tests begin far from each other.
+fn seed(test: u64) -> u64 {
+    number("FUSE_TESTS_SEED", 1).wrapping_add(test << 32)
+}
+
+fn missing() -> Option<String> {
+    env::no_fuse().or_else(env::no_kernel_overlay)
+}
+
+#[test]
+fn sequences_as_root() {
+    if !env::is_machine_root() {
+        skip!("needs root");
+    }
+    if let Some(reason) = missing() {
+        skip!("{reason}");
+    }
+    run::run_many(seed(0), sequences(50), &Config::default());
+}
+
+#[test]
+fn sequences_with_hard_links_in_lower_layers() {
+    if !env::is_machine_root() {
+        skip!("needs root");
+    }
+    if let Some(reason) = missing() {
+        skip!("{reason}");
+    }
+    run::run_many(seed(1), sequences(20), &Config { links: true, ..Config::default() });
+}
+
+#[test]
+fn sequences_in_a_user_namespace() {
+    if ran_in_user_namespace!() {
+        return;
+    }
+    if let Some(reason) = missing() {
+        skip!("{reason}");
+    }
+    run::run_many(seed(2), sequences(30), &Config::default());
+}
+
+/// Kernel against kernel: the comparison itself finds nothing where nothing differs.
+#[test]
+fn kernel_against_kernel_shows_no_difference() {
+    if let Some(reason) = env::no_kernel_overlay() {
+        skip!("{reason}");
+    }
+    for links in [false, true] {
+        let config = Config { ours: Kind::Kernel, links, ..Config::default() };
+        run::run_many(seed(3), sequences(20), &config);
+    }
+}
+
+/// A test that cannot fail is a defect: one wrong bit of a mode must be found, and shrunk to nothing.
+#[test]
+fn an_injected_fault_is_found_and_shrunk() {
+    if let Some(reason) = env::no_kernel_overlay() {
+        skip!("{reason}");
+    }
+    let config = Config {
+        ours: Kind::Kernel,
+        fault: Some(|tree| {
+            for entry in tree.entries.values_mut().filter(|e| e.get("type") == "Symlink") {
+                entry.set("mode", "0644");
+            }
+        }),
+        ..Config::default()
+    };
+    let failure = std::panic::catch_unwind(|| run::run_many(seed(4), 20, &config)).unwrap_err();
+    let text = failure.downcast_ref::<String>().unwrap();
+    assert!(text.contains("mode: left \"0644\", right \"0777\""), "{text}");
+    let case = Case::parse(text.split_once(run::CASE_FOLLOWS).unwrap().1).unwrap();
+    let lines = case.ops.len() + case.layers.iter().map(Vec::len).sum::<usize>();
+    assert_eq!(lines, 1, "one line that makes a symlink is enough: {text}");
+}
+
+/// What is printed at a failure reads back as the same case.
+#[test]
+fn a_printed_case_reads_back() {
+    for n in 0..50 {
+        let case = Case::generate(n, &Config { ops: 60, links: n % 2 == 0, ..Config::default() });
+        let again = Case::parse(&case.to_string()).unwrap();
+        assert_eq!(again.to_string(), case.to_string());
+        assert_eq!(again.layers, case.layers);
+    }
+}
+
+/// Runs the case in the file `FUSE_TESTS_REPLAY`, as it was printed; with `FUSE_TESTS_LINKS=1` as one of the hard-link test, with
+/// `FUSE_TESTS_USER=1` in a user namespace.
+#[test]
+fn replay() {
+    let Some(file) = std::env::var_os("FUSE_TESTS_REPLAY") else { return };
+    if std::env::var_os("FUSE_TESTS_USER").is_some() && ran_in_user_namespace!() {
+        return;
+    }
+    let text = std::fs::read_to_string(file).unwrap();
+    let links = std::env::var_os("FUSE_TESTS_LINKS").is_some();
+    run::run_one(&Case::parse(&text).unwrap(), &Config { links, ..Config::default() });
+}
