@@ -8,7 +8,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use rustix::fs::{CWD, Mode, OFlags, openat, statfs};
+use rustix::fs::{CWD, FileType, Mode, OFlags, openat, statfs};
 use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::mount::{
     MountFlags, MountPropagationFlags, UnmountFlags, mount as sys_mount, mount_change, unmount,
@@ -18,7 +18,7 @@ use tracing::{debug, warn};
 
 use super::mountinfo::{self, MountEntry};
 use super::{MountSpec, refuse};
-use crate::error::{Errno, Error, Result};
+use crate::error::{Context, Errno, Error, Result};
 use crate::options::{MountOptions, Propagation, show_path};
 use crate::sys::process::receive_descriptor;
 
@@ -58,7 +58,19 @@ impl Device {
     /// `Invalid` if there is no such device.
     pub fn open() -> Result<Self> {
         match openat(CWD, DEVICE, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()) {
-            Ok(device) => Ok(Self(Ok(device))),
+            Ok(device) => {
+                let stat = rustix::fs::fstat(&device).at("fstat", || DEVICE)?;
+                let is_device = FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice;
+                if !is_device || stat.st_rdev != rustix::fs::makedev(10, 229) {
+                    return Err(Error::invalid(
+                        DEVICE,
+                        "is not the FUSE device (character device 10:229); remove it and make \
+                         another (mknod -m 666 /dev/fuse c 10 229), or pass the host's to the \
+                         container (--device /dev/fuse)",
+                    ));
+                }
+                Ok(Self(Ok(device)))
+            }
             Err(errno @ (Errno::ACCESS | Errno::PERM)) => Ok(Self(Err(errno))),
             Err(errno) => Err(refuse(
                 DEVICE,

@@ -38,6 +38,13 @@ pub(super) struct Found {
     pub(super) parts: Vec<Arc<layer::Dir>>,
 }
 
+impl Found {
+    /// Tells whether other names of a lower layer lead to the same object.
+    pub(super) fn is_alias(&self) -> bool {
+        self.layer != UPPER && self.parts.is_empty() && self.stat.stx_nlink > 1
+    }
+}
+
 impl Union {
     /// Looks up a name; `None` if it does not exist. A hit counts one lookup of the node.
     ///
@@ -52,7 +59,27 @@ impl Union {
         }
         let names = self.names(dir)?;
         let Some(found) = self.find(dir, &names, name)? else { return Ok(None) };
-        self.enter(&parent, name, found).map(Some)
+        let may_be_alias = found.is_alias();
+        let entry = self.enter(&parent, name, found)?;
+        drop(names);
+        if may_be_alias {
+            self.link_alias(entry.node);
+        }
+        Ok(Some(entry))
+    }
+
+    /// Links a name just seen to the object it shows, if that was copied up under another name:
+    /// what a name has shown it must show after a remount as well.
+    pub(super) fn link_alias(&self, node: NodeId) {
+        let Some(node) = self.table.get(node) else { return };
+        let Some(links) = node.links.get() else { return };
+        let is_pending = {
+            let links = links.lock();
+            links.anchored && !links.pending.is_empty()
+        };
+        if is_pending && let Err(error) = self.copy_up(&node, super::copy_up::Extent::All) {
+            tracing::warn!("a further name of a copied-up file stays a lower one: {error}");
+        }
     }
 
     /// Counts `count` lookups less; the node is freed with the last one.
@@ -126,9 +153,9 @@ impl Union {
     /// Returns the entry of what was found under (parent, name), whose names are locked.
     pub(super) fn enter(&self, parent: &Arc<Node>, name: &[u8], found: Found) -> Result<Entry> {
         let ino = self.number_of(&found);
+        let several = found.is_alias();
         let Found { stat, layer, parts } = found;
         let kind = FileType::of_mode(u32::from(stat.stx_mode));
-        let several = kind != FileType::Directory && layer != UPPER && stat.stx_nlink > 1;
         let (node, new) = self.table.get_or_insert(ino, |id| {
             let parent = Some(Arc::clone(parent));
             let place = Place { parent, name: name.into(), layer, gone: false, held: None };

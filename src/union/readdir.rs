@@ -334,8 +334,10 @@ impl Union {
         let Some(listing) = names.as_ref().and_then(|names| names.listing.as_ref()) else {
             return Ok(());
         };
+        let mut aliases = Vec::new();
         for (number, child) in listing.children.range(offset.saturating_sub(2)..) {
             let Some(found) = self.find_child(dir, child)? else { continue };
+            let may_be_alias = found.is_alias();
             let entry = self.enter(&node, &child.name, found)?;
             let listed = DirEntry {
                 name: &child.name,
@@ -347,6 +349,13 @@ impl Union {
                 self.forget(entry.node, 1);
                 break;
             }
+            if may_be_alias {
+                aliases.push(entry.node);
+            }
+        }
+        drop(names);
+        for alias in aliases {
+            self.link_alias(alias);
         }
         Ok(())
     }
