@@ -441,6 +441,18 @@ pub fn processes_with_argument(argument: &Path) -> Vec<u32> {
         .collect()
 }
 
+/// What each thread of a process is doing, for a report.
+pub fn threads_of(pid: u32) -> String {
+    let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else { return String::new() };
+    let line = |thread: PathBuf| {
+        let read = |name| fs::read_to_string(thread.join(name)).unwrap_or_default();
+        let (name, stat) = (read("comm"), read("stat"));
+        let state = stat.rsplit(") ").next().and_then(|rest| rest.chars().next()).unwrap_or('?');
+        format!("\n{} {state} in {} ({})", name.trim(), read("wchan"), read("syscall").trim())
+    };
+    threads.flatten().map(|thread| line(thread.path())).collect()
+}
+
 /// True if the file is a whiteout of the kernel's form.
 pub fn is_whiteout(path: &Path) -> bool {
     fs::symlink_metadata(path).is_ok_and(|m| m.file_type().is_char_device() && m.rdev() == 0)
