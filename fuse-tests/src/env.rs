@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
-use rustix::mount::{MountFlags, UnmountFlags};
+use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
 
 /// Ends the calling test because something it needs is missing; prints and counts the reason.
 #[macro_export]
@@ -216,7 +216,15 @@ pub fn run_in_user_namespace(test: &str) -> bool {
     if is_machine_root() {
         std::os::unix::fs::chown(&data, Some(FIRST_ID), Some(FIRST_ID)).unwrap();
         // The map is written from here, so the shell waits for it.
-        command.args(["--user", "--mount", "--keep-caps", "sh", "-c"]);
+        command.args([
+            "--user",
+            "--mount",
+            "--propagation",
+            "unchanged",
+            "--keep-caps",
+            "sh",
+            "-c",
+        ]);
         command.arg("read go && exec setpriv --reuid 0 --regid 0 --clear-groups \"$@\"").arg("sh");
     } else {
         command.args(["--user", "--mount", "--map-root-user", "--map-auto"]);
@@ -291,6 +299,12 @@ impl Base {
         let path = Path::new(&parent).join(format!("fuse-tests-{}-{n}", std::process::id()));
         fs::create_dir(&path).unwrap_or_else(|e| panic!("mkdir {}: {e}", path.display()));
         let looped = is_machine_root() && try_overlay(&path).is_err() && mount_loop(&path);
+        // A mount namespace that a test makes copies every mount that lives at that moment. Of shared ones the copies go away
+        // with the original, so they do not keep its server from ending.
+        if is_machine_root() {
+            rustix::mount::mount_bind(&path, &path).unwrap();
+            rustix::mount::mount_change(&path, MountPropagationFlags::SHARED).unwrap();
+        }
         let base = Arc::new(Base { path, looped });
         *slot = Arc::downgrade(&base);
         base
@@ -306,6 +320,9 @@ impl Base {
 impl Drop for Base {
     fn drop(&mut self) {
         let image = self.path.with_extension("img");
+        if is_machine_root() {
+            let _ = rustix::mount::unmount(&self.path, UnmountFlags::DETACH);
+        }
         if self.looped {
             let _ = Command::new("umount").arg(&self.path).status();
             let _ = fs::remove_file(image);
@@ -439,6 +456,18 @@ pub fn processes_with_argument(argument: &Path) -> Vec<u32> {
                 .is_ok_and(|line| line.split(|b| *b == 0).any(|arg| arg == wanted))
         })
         .collect()
+}
+
+/// What each thread of a process is doing, for a report.
+pub fn threads_of(pid: u32) -> String {
+    let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else { return String::new() };
+    let line = |thread: PathBuf| {
+        let read = |name| fs::read_to_string(thread.join(name)).unwrap_or_default();
+        let (name, stat) = (read("comm"), read("stat"));
+        let state = stat.rsplit(") ").next().and_then(|rest| rest.chars().next()).unwrap_or('?');
+        format!("\n{} {state} in {} ({})", name.trim(), read("wchan"), read("syscall").trim())
+    };
+    threads.flatten().map(|thread| line(thread.path())).collect()
 }
 
 /// True if the file is a whiteout of the kernel's form.

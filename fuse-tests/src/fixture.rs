@@ -475,6 +475,7 @@ impl Mount {
                 let pids = self.pids();
                 problem +=
                     &format!("{} still served by {pids:?} {BOUND:?} later", merged.display());
+                pids.iter().for_each(|pid| problem += &env::threads_of(*pid));
                 kill(&pids);
                 break;
             }

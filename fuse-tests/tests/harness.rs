@@ -188,3 +188,31 @@ fn a_test_knows_its_name() {
     let inner = || fuse_tests::function_name!();
     assert_eq!(inner(), "a_test_knows_its_name");
 }
+
+/// A namespace that another test makes copies the mounts of this one; they must end all the same.
+#[test]
+fn a_mount_ends_although_a_namespace_copied_it() {
+    if !env::is_machine_root() {
+        skip!("needs root");
+    }
+    if let Some(reason) = env::no_fuse() {
+        skip!("{reason}");
+    }
+    let sandbox = sandbox();
+    let mount = sandbox.mount(Kind::Lamina);
+    let mut child = std::process::Command::new("unshare")
+        .args(["--user", "--mount", "--propagation", "unchanged", "sleep", "300"])
+        .spawn()
+        .unwrap();
+    let mounts = format!("/proc/{}/mountinfo", child.id());
+    let namespace = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/mnt")).ok();
+    env::wait_until("the namespace", std::time::Duration::from_secs(10), || {
+        namespace(&child.id().to_string()).is_some_and(|ns| Some(ns) != namespace("self"))
+    });
+    let copied = fs::read_to_string(mounts).unwrap();
+    let ended = catch_unwind(AssertUnwindSafe(|| mount.unmount()));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(copied.contains(sandbox.merged().to_str().unwrap()), "nothing was copied");
+    ended.unwrap();
+}
