@@ -1,7 +1,7 @@
 //! The one error type of the crate and the only mapping from errors to errno.
 //!
 //! Expected absence is a value, never an error. An errno that the rules of a filesystem demand
-//! (`EEXIST`, `ENOTEMPTY`, …) is [`Error::Refused`]; one that a system call returned is
+//! (`EEXIST`, `ENOTEMPTY`, ...) is [`Error::Refused`]; one that a system call returned is
 //! [`Error::Sys`] and carries the call and the place, so that a message can name both.
 
 use std::borrow::Cow;
