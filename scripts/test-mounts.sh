@@ -24,6 +24,12 @@ case "${1-}" in
 esac
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+# A mount namespace that anybody else makes would copy our mounts and keep their servers alive.
+if [ "$(id -u)" = 0 ] && [ -z "${LAMINA_SUITES_ALONE-}" ]; then
+    export LAMINA_SUITES_ALONE=1
+    exec unshare --mount --propagation private bash scripts/test-mounts.sh "$@"
+fi
 PATH=${CARGO_HOME:-$HOME/.cargo}/bin:$PATH:/usr/sbin:/sbin
 
 if [ -z "${LAMINA_BIN-}" ]; then

@@ -596,6 +596,54 @@ fn forget_all() {
     fs::write("/proc/sys/vm/drop_caches", "2\n").unwrap();
 }
 
+// Layers written with redirect_dir=on or metacopy=on and shown as they are lose files or read as
+// zeros. Both are refused instead, by name, and the rest of the tree stays usable.
+#[test]
+fn redirects_and_metacopies_are_refused() {
+    needs_root!();
+    let mut c = Case::new(2);
+    for prefix in ["trusted", "user"] {
+        let dir = format!("{prefix}-moved");
+        fs::create_dir(c.l(0, &dir)).unwrap();
+        let mark = format!("{prefix}.overlay.redirect");
+        set_xattr(&c.l(0, &dir), OsStr::new(&mark), b"/old").unwrap();
+        let file = format!("{prefix}-stub");
+        File::create(c.l(0, &file)).unwrap().set_len(5).unwrap();
+        let mark = format!("{prefix}.overlay.metacopy");
+        set_xattr(&c.l(0, &file), OsStr::new(&mark), b"").unwrap();
+    }
+    fs::create_dir(c.l(1, "old")).unwrap();
+    put(c.l(1, "old/inner"), "inner");
+    put(c.l(1, "plain"), "plain");
+    c.mount();
+    for prefix in ["trusted", "user"] {
+        let moved = fs::metadata(c.m(&format!("{prefix}-moved"))).unwrap_err();
+        assert_eq!(moved.raw_os_error(), Some(Errno::OPNOTSUPP.raw_os_error()), "{prefix}");
+        let stub = c.m(&format!("{prefix}-stub"));
+        assert_eq!(fs::metadata(&stub).unwrap().len(), 5);
+        let read = fs::read(&stub).unwrap_err();
+        assert_eq!(read.raw_os_error(), Some(Errno::IO.raw_os_error()), "{prefix}");
+        // Nor may a copy of the zeros land in the upper.
+        assert!(OpenOptions::new().append(true).open(&stub).unwrap().write(b"x").is_err());
+        assert!(!c.u(&format!("{prefix}-stub")).exists());
+    }
+    assert_eq!(text(c.m("plain")), "plain");
+    assert_eq!(text(c.m("old/inner")), "inner");
+}
+
+// Opening a lower file for writing is no change of it; copying it up for that costs the whole file.
+#[test]
+fn open_for_writing_copies_nothing_up() {
+    needs_root!();
+    let mut c = Case::new(1);
+    put(c.l(0, "f"), "content");
+    c.mount();
+    let file = OpenOptions::new().read(true).write(true).open(c.m("f")).unwrap();
+    assert!(!c.u("f").exists());
+    file.write_at(b"C", 0).unwrap();
+    assert_eq!(text(c.u("f")), "Content");
+}
+
 // A lower filesystem without ACLs answers EOPNOTSUPP to an ACL read; passed on, every file not
 // owned by the caller is unreadable.
 #[test]
