@@ -150,6 +150,14 @@ pub(super) const fn bare_attributes(ino: u64, kind: FileType) -> FileAttr {
     }
 }
 
+/// Returns attributes for a listed name that could not be looked up.
+///
+/// Their size is none that a file can have, so the kernel takes the type alone and gives the node
+/// id back at once: it must be one that is never a node's.
+pub(super) const fn unknown_attributes(kind: FileType) -> FileAttr {
+    FileAttr { size: u64::MAX, ..bare_attributes(u64::MAX, kind) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

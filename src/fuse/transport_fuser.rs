@@ -13,6 +13,7 @@
 use super::ServeOptions;
 use super::convert::{
     PERMISSIONS, attributes, bare_attributes, decode_dev, file_type, reply_errno, set_time,
+    unknown_attributes,
 };
 use super::dispatch::{Answer, Dispatcher, FOREVER, Keep, XattrAnswer};
 use crate::error::{Errno, Error, Result};
@@ -553,12 +554,14 @@ impl Filesystem for Server {
     ) {
         let listed = self.node(ino).and_then(|node| {
             self.dispatch.readdirplus(node, offset, &mut |listed, entry| {
-                // Of "." and "..", which have no entry, the kernel takes number and type alone; it
-                // neither caches nor counts them, whatever their node id.
-                let attr = entry.map_or_else(
-                    || bare_attributes(listed.ino, listed.kind),
-                    |entry| attributes(&entry.attr),
-                );
+                let attr = match entry {
+                    Some(entry) => attributes(&entry.attr),
+                    // The kernel neither caches nor counts these two, whatever their node id.
+                    None if matches!(listed.name, b"." | b"..") => {
+                        bare_attributes(listed.ino, listed.kind)
+                    }
+                    None => unknown_attributes(listed.kind),
+                };
                 let name = OsStr::from_bytes(listed.name);
                 match reply.add(attr.ino, listed.offset, name, &FOREVER, &attr, GENERATION) {
                     true => Visit::Full,

@@ -36,12 +36,17 @@ pub fn reader(dir: BorrowedFd<'_>, name: &[u8]) -> Result<OwnedFd, Errno> {
     quiet(dir, name, ALWAYS | OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK)
 }
 
-/// Opens regular file `name` in `dir` for reading and writing.
+/// Opens regular file `name` in `dir` for reading and writing, or for writing alone where its
+/// owner may not read it.
 ///
 /// # Errors
 /// Those of openat(2).
 pub fn writer(dir: BorrowedFd<'_>, name: &[u8]) -> Result<OwnedFd, Errno> {
-    beneath(dir, name, ALWAYS | OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NONBLOCK, Mode::empty())
+    let flags = ALWAYS | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    match beneath(dir, name, flags | OFlags::RDWR, Mode::empty()) {
+        Err(Errno::ACCESS) => beneath(dir, name, flags | OFlags::WRONLY, Mode::empty()),
+        opened => opened,
+    }
 }
 
 /// Creates regular file `name` in `dir`, open for reading and writing; it must not exist.

@@ -293,8 +293,8 @@ impl Union {
 }
 
 /// Gives `to` what `stat` and the xattrs of `from` say. The order matters: chown clears setuid
-/// and capabilities, an ACL and a mode are one thing, and all of them change the times.
-fn copy_attributes(from: Target<'_>, to: Target<'_>, stat: &Statx) -> Result<()> {
+/// and capabilities, the mode may forbid its owner to set an xattr, and all of them change times.
+pub(super) fn copy_attributes(from: Target<'_>, to: Target<'_>, stat: &Statx) -> Result<()> {
     let context = || "a copy in work";
     let owner = (Some(stat.stx_uid), Some(stat.stx_gid));
     let mode = u32::from(stat.stx_mode);
@@ -305,6 +305,7 @@ fn copy_attributes(from: Target<'_>, to: Target<'_>, stat: &Statx) -> Result<()>
         }
         Target::Name(at) => sys::name::chown(at, owner.0, owner.1).at("fchownat", context)?,
     }
+    copy_xattrs(from, to)?;
     if !is_symlink {
         match to {
             Target::Open(fd) | Target::Handle(fd) => sys::name::chmod_handle(fd, mode),
@@ -313,7 +314,6 @@ fn copy_attributes(from: Target<'_>, to: Target<'_>, stat: &Statx) -> Result<()>
         }
         .at("chmod", context)?;
     }
-    copy_xattrs(from, to)?;
     let times = times_of(stat);
     match to {
         Target::Open(fd) | Target::Handle(fd) => sys::name::set_times_handle(fd, &times),

@@ -164,7 +164,11 @@ impl Union {
         }
         let to = dir.upper.get().ok_or(Errno::STALE)?;
         let whiteout = self.in_the_way(dir, &mut names, to, name)?;
-        let (file, stat) = if !whiteout && (caller.uid, caller.gid) == (self.uid, self.gid) {
+        // A whiteout of the `.wh.` form is not in the way, but hides something all the same.
+        let hides = names.listing.as_ref().is_some_and(|listing| listing.is_below(name));
+        let opaque = matches!(what, What::Directory) && (whiteout || hides);
+        let is_ours = (caller.uid, caller.gid) == (self.uid, self.gid);
+        let (file, stat) = if is_ours && !whiteout && !opaque {
             let mode = self.masked(caller, dir, mode, &what)?;
             let file = to.call("create", name, |at| what.make(at, mode))?;
             let stat = match &file {
@@ -173,7 +177,8 @@ impl Union {
             };
             (file, stat)
         } else {
-            self.make_in_work(upper, caller, dir, to, name, mode, &what, whiteout)?
+            let way = Way { whiteout, opaque };
+            self.make_in_work(upper, caller, dir, to, name, mode, &what, way)?
         };
         self.made(&parent, &mut names, to, name, file, stat)
     }
@@ -239,7 +244,7 @@ impl Union {
         name: &[u8],
         mode: u32,
         what: &What<'_>,
-        whiteout: bool,
+        way: Way,
     ) -> Result<(Option<OwnedFd>, Statx)> {
         let dress = Dress {
             caller,
@@ -251,21 +256,20 @@ impl Union {
         if let What::File = what {
             let staged = upper.work.stage_file(&upper.work.dir, mode & 0o700)?;
             dress.put_on(staged.file.as_fd())?;
-            let file = upper.work.publish_file(staged, to, name, whiteout)?;
+            let file = upper.work.publish_file(staged, to, name, way.whiteout)?;
             let stat = sys::stat::of(&file).at("statx", || to.describe(name))?;
             return Ok((Some(file), stat));
         }
         let temp: Temp<'_> = upper.work.temp();
         temp.call("create", |at| what.make(at, mode & 0o700))?;
         let handle = temp.call("openat", |at| sys::open::handle(at.dir, at.name))?;
-        dress.put_on(handle.as_fd())?;
-        let is_dir = dress.kind == FileType::Directory;
-        let flags = if is_dir && whiteout {
+        if way.opaque {
             temp.call("setxattr", |at| upper.work.set_opaque(at))?;
-            RenameFlags::EXCHANGE
-        } else {
-            RenameFlags::empty()
-        };
+        }
+        dress.put_on(handle.as_fd())?;
+        // A directory cannot be renamed over a whiteout, but can change places with it.
+        let swap = way.whiteout && dress.kind == FileType::Directory;
+        let flags = if swap { RenameFlags::EXCHANGE } else { RenameFlags::empty() };
         upper.work.publish(temp, to, name, flags)?;
         let stat = sys::stat::of(&handle).at("statx", || to.describe(name))?;
         Ok((None, stat))
@@ -300,6 +304,15 @@ impl Union {
         }
         Ok((entry, node))
     }
+}
+
+/// What lies under the name of a new object.
+#[derive(Clone, Copy)]
+struct Way {
+    /// A whiteout, to be replaced.
+    whiteout: bool,
+    /// Lower layers hold something that a directory must hide.
+    opaque: bool,
 }
 
 /// What a new object gets from its maker and from the directory it is made in.

@@ -352,6 +352,13 @@ fn open_work(
         // The kernel makes it without permissions, which not every owner may ignore.
         let handle = sys::open::handle(at.dir, at.name)?;
         sys::name::chmod_handle(&handle, 0o700)?;
+        // What is made in it must inherit nothing.
+        for acl in [&b"system.posix_acl_default"[..], b"system.posix_acl_access"] {
+            match sys::xattr::remove(sys::xattr::Target::Handle(handle.as_fd()), acl) {
+                Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP) => {}
+                Err(errno) => return Err(errno),
+            }
+        }
         sys::open::directory(at.dir, at.name)
     })?;
     let work = layer::Dir::root(UPPER, handle, path.join("work"), handles)?;

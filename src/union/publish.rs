@@ -212,14 +212,44 @@ impl Work {
         name: &[u8],
         flags: RenameFlags,
     ) -> Result<()> {
-        let handle = self.dir.handle()?;
-        let from = At::new(handle.as_fd(), &temp.name);
-        to.call("renameat2", name, |to| sys::name::rename(from, to, flags))?;
+        self.exchange_or_rename(&temp, to, name, flags)?;
         if !flags.contains(RenameFlags::EXCHANGE) {
             // Moved away, so there is nothing to clean up.
             std::mem::forget(temp);
         }
         Ok(())
+    }
+
+    /// Swaps what `temp` names with `name` in `to`; the other object is in work then, as `temp`.
+    pub(crate) fn exchange(&self, temp: &Temp<'_>, to: &layer::Dir, name: &[u8]) -> Result<()> {
+        self.exchange_or_rename(temp, to, name, RenameFlags::EXCHANGE)
+    }
+
+    fn exchange_or_rename(
+        &self,
+        temp: &Temp<'_>,
+        to: &layer::Dir,
+        name: &[u8],
+        flags: RenameFlags,
+    ) -> Result<()> {
+        let handle = self.dir.handle()?;
+        let from = At::new(handle.as_fd(), &temp.name);
+        to.call("renameat2", name, |to| {
+            match sys::name::rename(from, to, flags) {
+                Err(Errno::ACCESS) => {}
+                done => return done,
+            }
+            // A directory that its owner may not write to cannot get another parent: for the time
+            // of the rename it can be written to.
+            let moving = Writable::new(from)?;
+            let other = flags.contains(RenameFlags::EXCHANGE).then(|| Writable::new(to));
+            let done = sys::name::rename(from, to, flags);
+            if let Some(Ok(other)) = other {
+                other.restore()?;
+            }
+            moving.restore()?;
+            done
+        })
     }
 
     /// Publishes a staged file as `name` in `to`; over what is there only if `replace`.
@@ -305,6 +335,25 @@ impl Work {
             })?;
         }
         Ok(Some(dir.child(name, &stat)))
+    }
+}
+
+/// A directory made writable for its owner, who is not privileged; anything else is left alone.
+struct Writable(Option<(OwnedFd, u32)>);
+
+impl Writable {
+    fn new(at: At<'_>) -> std::result::Result<Self, Errno> {
+        let handle = sys::open::handle(at.dir, at.name)?;
+        let mode = u32::from(sys::stat::of(&handle)?.stx_mode);
+        if FileType::from_raw_mode(mode) != FileType::Directory || mode & 0o200 != 0 {
+            return Ok(Self(None));
+        }
+        sys::name::chmod_handle(&handle, mode | 0o200)?;
+        Ok(Self(Some((handle, mode))))
+    }
+
+    fn restore(self) -> std::result::Result<(), Errno> {
+        self.0.map_or(Ok(()), |(handle, mode)| sys::name::chmod_handle(&handle, mode))
     }
 }
 

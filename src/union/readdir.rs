@@ -63,7 +63,7 @@ pub(crate) struct Listing {
 struct Name {
     /// Number in `children` if the name is visible.
     number: Option<u64>,
-    /// The upper part holds a whiteout.
+    /// The upper part holds a whiteout under this very name, not as a `.wh.` file.
     whiteout: bool,
     /// The lower parts alone would show the name.
     below: bool,
@@ -166,12 +166,12 @@ impl Draft {
         }
     }
 
-    fn push(&mut self, layer: layer::Index, fact: Fact) {
+    fn push(&mut self, layer: layer::Index, fact: Fact, inode: u64) {
         if !self.closed {
             self.closed = self.merge.push(layer, fact) == Next::Done;
         }
         if layer == UPPER {
-            self.upper_whiteout = fact == Fact::Whiteout;
+            self.upper_whiteout = fact == Fact::Whiteout && inode != MARK_ONLY;
         } else if !self.below_closed {
             self.below_closed = self.below.push(layer, fact) == Next::Done;
         }
@@ -230,7 +230,7 @@ impl Union {
                     draft.kind = kind;
                     draft.object = (part.device, inode);
                 }
-                draft.push(part.layer.index, fact);
+                draft.push(part.layer.index, fact, inode);
             }
         }
         let mut listing = Listing::default();
@@ -304,7 +304,7 @@ impl Union {
             return Ok(());
         };
         for (number, child) in listing.children.range(offset.saturating_sub(2)..) {
-            let ino = self.child_ino(dir, child)?;
+            let ino = self.child_ino(dir, child);
             let offset = number + 3;
             if visit(DirEntry { name: &child.name, ino, kind: child.kind, offset }) == Visit::Full {
                 break;
@@ -315,7 +315,8 @@ impl Union {
 
     /// Lists names like [`Union::readdir`], each with its entry, as a lookup would give it.
     ///
-    /// `.` and `..` come without an entry. Each entry taken counts as one lookup.
+    /// `.` and `..` come without an entry, and so does what cannot be looked at. Each entry taken
+    /// counts as one lookup.
     ///
     /// # Errors
     /// Those of [`Union::readdir`] and of statx(2).
@@ -336,15 +337,25 @@ impl Union {
         };
         let mut aliases = Vec::new();
         for (number, child) in listing.children.range(offset.saturating_sub(2)..) {
-            let Some(found) = self.find_child(dir, child)? else { continue };
+            let offset = number + 3;
+            let found = match self.find_child(dir, child) {
+                Ok(Some(found)) => found,
+                Ok(None) => continue,
+                // One child that cannot be looked at does not hide the others.
+                Err(error) => {
+                    tracing::debug!(%error, "listed without attributes");
+                    let ino = self.numbers.of(child.object.0, child.object.1);
+                    let listed = DirEntry { name: &child.name, ino, kind: child.kind, offset };
+                    if visit(listed, None) == Visit::Full {
+                        break;
+                    }
+                    continue;
+                }
+            };
             let may_be_alias = found.is_alias();
             let entry = self.enter(&node, &child.name, found)?;
-            let listed = DirEntry {
-                name: &child.name,
-                ino: entry.attr.ino,
-                kind: entry.attr.kind(),
-                offset: number + 3,
-            };
+            let (ino, kind) = (entry.attr.ino, entry.attr.kind());
+            let listed = DirEntry { name: &child.name, ino, kind, offset };
             if visit(listed, Some(&entry)) == Visit::Full {
                 self.forget(entry.node, 1);
                 break;
@@ -391,13 +402,15 @@ impl Union {
     }
 
     /// Returns the number that stat(2) would show for a child.
-    fn child_ino(&self, dir: &Dir, child: &Child) -> Result<u64> {
+    ///
+    /// A child that cannot be looked at shows some number: its name is no secret.
+    fn child_ino(&self, dir: &Dir, child: &Child) -> u64 {
         if child.parts.is_some()
-            && let Some(found) = self.find_child(dir, child)?
+            && let Ok(Some(found)) = self.find_child(dir, child)
         {
-            return Ok(self.number_of(&found));
+            return self.number_of(&found);
         }
-        Ok(self.numbers.of(child.object.0, child.object.1))
+        self.numbers.of(child.object.0, child.object.1)
     }
 
     /// Makes the changes of a directory durable.
@@ -418,7 +431,11 @@ impl Union {
     }
 }
 
+/// Name, what it is, type and inode number.
 type Found = (Arc<[u8]>, Fact, FileType, u64);
+
+/// Inode number that stands for a name with a `.wh.` file and no object.
+const MARK_ONLY: u64 = 0;
 
 /// Reads the names of one part, with whiteouts of every form turned into facts.
 fn read_part(part: &Arc<layer::Dir>) -> Result<Vec<Found>> {
@@ -469,7 +486,7 @@ fn read_part(part: &Arc<layer::Dir>) -> Result<Vec<Found>> {
                     *closed = true;
                 }
             }
-            None => found.push((hidden.into(), Fact::Whiteout, FileType::Regular, 0)),
+            None => found.push((hidden.into(), Fact::Whiteout, FileType::Regular, MARK_ONLY)),
         }
     }
     Ok(found)

@@ -3,21 +3,24 @@
 //!
 //! Locks: `Union::rename` for writing between two directories, then `Dir::names` of both.
 
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use rustix::fs::RenameFlags;
 
-use super::copy_up::Extent;
+use super::copy_up::{Extent, copy_attributes};
 use super::create::check_name;
 use super::node::{Node, NodeId};
 use super::readdir::Child;
 use super::remove::Victim;
 use super::{Union, Upper, lock};
-use crate::error::{Errno, Error, Result};
+use crate::error::{Context, Errno, Error, Result};
 use crate::layer::{self, UPPER};
 use crate::marks;
 use crate::sys;
+use crate::sys::name::At;
 use crate::sys::stat::device;
+use crate::sys::xattr::Target;
 
 /// One side of a rename.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,7 +57,8 @@ struct Plan {
     opaque_source: bool,
     /// The other directory of an exchange likewise.
     opaque_target: bool,
-    /// The upper part of the replaced directory may hold whiteouts: an empty one takes its place.
+    /// The upper part of the replaced directory may hold whiteouts: then an empty one takes its
+    /// place first.
     clear_target: bool,
     /// The exchange left a whiteout under the old name that hides nothing.
     drop_whiteout: bool,
@@ -221,7 +225,7 @@ impl Union {
         let old = End { parent: from, upper: old, name };
         let new = End { parent: to, upper: new, name: new_name };
         let kept = match &target {
-            Some(target) if !exchange => self.before_replacing(upper, &plan, &new, target)?,
+            Some(target) if !exchange => self.before_replacing(&new, target)?,
             _ => None,
         };
         self.publish_rename(upper, &plan, &old, &new)?;
@@ -265,8 +269,6 @@ impl Union {
     /// Readies an object that the rename replaces.
     fn before_replacing(
         &self,
-        upper: &Upper,
-        plan: &Plan,
         at: &End<'_>,
         target: &Victim<'_>,
     ) -> Result<Option<std::os::fd::OwnedFd>> {
@@ -274,14 +276,6 @@ impl Union {
             for part in dir.parts() {
                 part.pin()?;
             }
-        }
-        if plan.clear_target {
-            // Looks the same before and after: an empty directory.
-            let empty = upper.work.make_directory(0o700)?;
-            if plan.opaque_source {
-                empty.call("setxattr", |at| upper.work.set_opaque(at))?;
-            }
-            upper.work.publish(empty, at.upper, at.name, RenameFlags::EXCHANGE)?;
         }
         self.before_removal(at.upper, at.name, target)
     }
@@ -300,11 +294,14 @@ impl Union {
         if plan.opaque_target {
             new.upper.call("setxattr", new.name, |at| upper.work.set_opaque(at))?;
         }
-        old.upper.call("renameat2", old.name, |from| {
-            new.upper
-                .call("renameat2", new.name, |to| sys::name::rename(from, to, plan.flags))
-                .map_err(|error| error.errno())
-        })?;
+        match rename_upper(old, new, plan.flags) {
+            Err(error)
+                if plan.clear_target && matches!(error.errno(), Errno::NOTEMPTY | Errno::EXIST) =>
+            {
+                self.rename_over_whiteouts(upper, plan, old, new)?;
+            }
+            done => done?,
+        }
         if plan.drop_whiteout {
             // Done already as far as anybody can see; a whiteout that stays hides nothing.
             if let Err(error) = old.upper.call("unlinkat", old.name, sys::name::unlink) {
@@ -312,6 +309,32 @@ impl Union {
             }
         }
         Ok(())
+    }
+
+    /// Renames a directory over one that is empty but for whiteouts. An empty one that looks the
+    /// same takes that one's place first, and gives it back should the rename fail.
+    fn rename_over_whiteouts(
+        &self,
+        upper: &Upper,
+        plan: &Plan,
+        old: &End<'_>,
+        new: &End<'_>,
+    ) -> Result<()> {
+        let target = new.upper.call("openat", new.name, |at| sys::open::handle(at.dir, at.name))?;
+        let stat = sys::stat::of(&target).at("statx", || new.upper.describe(new.name))?;
+        let empty = upper.work.make_directory(0o700)?;
+        if plan.opaque_source {
+            empty.call("setxattr", |at| upper.work.set_opaque(at))?;
+        }
+        let work = upper.work.dir.handle()?;
+        let dressed = Target::Name(At::new(work.as_fd(), &empty.name));
+        copy_attributes(Target::Handle(target.as_fd()), dressed, &stat)?;
+        upper.work.exchange(&empty, new.upper, new.name)?;
+        rename_upper(old, new, plan.flags).inspect_err(|_| {
+            if let Err(error) = upper.work.exchange(&empty, new.upper, new.name) {
+                tracing::error!("an empty directory took the place of another: {error}");
+            }
+        })
     }
 
     /// Takes note that an upper object has the name `now` instead of `before`.
@@ -336,6 +359,13 @@ impl Union {
             self.release(&old, 1);
         }
     }
+}
+
+/// The one renameat2(2) of a rename.
+fn rename_upper(old: &End<'_>, new: &End<'_>, flags: RenameFlags) -> Result<()> {
+    let handle = new.upper.handle()?;
+    let to = At::new(handle.as_fd(), new.name);
+    old.upper.call("renameat2", old.name, |from| sys::name::rename(from, to, flags))
 }
 
 /// How often the object under a name may change hands while it is copied up.
