@@ -234,7 +234,7 @@ impl Dispatcher {
         node: NodeId,
         offset: u64,
         data: &[u8],
-        kill_privileges: bool,
+        kill_privileges: Option<u32>,
     ) -> Answer<usize> {
         self.run("write", node, b"", || self.union.write(node, offset, data, kill_privileges))
     }
@@ -267,8 +267,8 @@ impl Dispatcher {
     }
 
     /// Takes setuid and setgid away before a change by somebody who may not keep them.
-    pub(super) fn drop_privileges(&self, node: NodeId) -> Answer<()> {
-        self.run("drop_privileges", node, b"", || self.union.drop_privileges(node))
+    pub(super) fn drop_privileges(&self, node: NodeId, gid: u32) -> Answer<()> {
+        self.run("drop_privileges", node, b"", || self.union.drop_privileges(node, gid))
     }
 
     /// Allocates, punches or shifts space, as fallocate(2).

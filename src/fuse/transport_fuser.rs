@@ -159,7 +159,7 @@ impl Server {
 
     /// With HANDLE_KILLPRIV_V2 the kernel leaves setuid and setgid to us, and says so in WRITE only.
     fn before_change(&self, request: &Request, node: NodeId) -> Answer<()> {
-        if request.uid() == 0 { Ok(()) } else { self.dispatch.drop_privileges(node) }
+        if request.uid() == 0 { Ok(()) } else { self.dispatch.drop_privileges(node, request.gid()) }
     }
 
     /// Returns who asks, and the umask that is left to apply.
@@ -323,7 +323,7 @@ impl Filesystem for Server {
             atime: atime.map(set_time),
             mtime: mtime.map(set_time),
             // The kernel's own bit for this does not get through `fuser`.
-            kill_privileges: size.is_some() && request.uid() != 0,
+            kill_privileges: (size.is_some() && request.uid() != 0).then(|| request.gid()),
         };
         match self.node(ino).and_then(|node| self.dispatch.setattr(node, &set)) {
             Ok(attr) => reply.attr(&FOREVER, &attributes(&attr)),
@@ -467,7 +467,7 @@ impl Filesystem for Server {
 
     fn write(
         &self,
-        _request: &Request,
+        request: &Request,
         ino: INodeNo,
         _fh: FileHandle,
         offset: u64,
@@ -477,7 +477,7 @@ impl Filesystem for Server {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        let kill = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
+        let kill = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID).then(|| request.gid());
         let written = self.node(ino).and_then(|node| self.dispatch.write(node, offset, data, kill));
         reply_written(written, reply);
     }

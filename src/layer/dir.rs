@@ -56,7 +56,7 @@ pub struct Dir {
 }
 
 /// How often a walk is begun again because a rename crossed it.
-const RENAME_TRIES: u32 = 3;
+const RENAME_TRIES: u32 = 100;
 
 static NEXT_ID: AtomicU64 = AtomicU64::new(1);
 
@@ -223,20 +223,23 @@ impl Dir {
             let dir = Target::Handle(dir);
             // Most directories have no mark, which one call tells.
             let list = xattr::list(dir)?;
+            let mut opaque = marks::Opaque::No;
             if marks::lists_any(&list, &marks::XATTR_WHITEOUTS_XATTRS) {
-                return Ok(marks::Opaque::XattrWhiteouts);
+                opaque = marks::Opaque::XattrWhiteouts;
             }
             for name in marks::OPAQUE_XATTRS {
                 if !marks::lists_any(&list, &[name]) {
                     continue;
                 }
                 let value = xattr::get(dir, name)?;
-                let opaque = value.as_deref().map_or(marks::Opaque::No, marks::Opaque::from_value);
-                if opaque != marks::Opaque::No {
-                    return Ok(opaque);
+                match value.as_deref().map_or(marks::Opaque::No, marks::Opaque::from_value) {
+                    // Hides all, whatever else the directory is marked with.
+                    marks::Opaque::Yes => return Ok(marks::Opaque::Yes),
+                    marks::Opaque::XattrWhiteouts => opaque = marks::Opaque::XattrWhiteouts,
+                    marks::Opaque::No => {}
                 }
             }
-            Ok(marks::Opaque::No)
+            Ok(opaque)
         })
     }
 
@@ -260,10 +263,10 @@ impl Dir {
         &self,
         op: &'static str,
         name: &[u8],
-        call: impl FnOnce(At<'_>) -> std::result::Result<T, Errno>,
+        mut call: impl FnMut(At<'_>) -> std::result::Result<T, Errno>,
     ) -> Result<T> {
         let handle = self.handle()?;
-        call(At::new(handle.as_fd(), name)).at(op, || self.describe(name))
+        self.with_room(|| call(At::new(handle.as_fd(), name))).at(op, || self.describe(name))
     }
 
     /// Runs one system call on the open directory.
@@ -273,10 +276,24 @@ impl Dir {
     pub fn with<T>(
         &self,
         op: &'static str,
-        call: impl FnOnce(BorrowedFd<'_>) -> std::result::Result<T, Errno>,
+        mut call: impl FnMut(BorrowedFd<'_>) -> std::result::Result<T, Errno>,
     ) -> Result<T> {
         let handle = self.handle()?;
-        call(handle.as_fd()).at(op, || self.describe(b""))
+        self.with_room(|| call(handle.as_fd())).at(op, || self.describe(b""))
+    }
+
+    /// Makes a call once more, with some handles closed, if the process ran out of descriptors.
+    fn with_room<T>(
+        &self,
+        mut call: impl FnMut() -> std::result::Result<T, Errno>,
+    ) -> std::result::Result<T, Errno> {
+        match call() {
+            Err(Errno::MFILE | Errno::NFILE) => {
+                self.layer.handles.shrink();
+                call()
+            }
+            done => done,
+        }
     }
 }
 

@@ -20,7 +20,20 @@ use tracing::{debug, warn};
 use super::{MountSpec, refuse};
 use crate::error::{Context, Errno, Error, Result};
 use crate::options::show_path;
+use crate::sys::mountfd::private_read_only;
 use crate::union::{Config, LayerSpec, UpperSpec};
+
+/// Returns a lower's directory cut off from what is or will be mounted beneath it, and write
+/// protected by the kernel; as it is where the caller may not mount.
+fn private(dir: OwnedFd) -> OwnedFd {
+    match private_read_only(dir.as_fd()) {
+        Ok(clone) => clone,
+        Err(errno) => {
+            debug!(%errno, "a lower layer is used without a mount of its own");
+            dir
+        }
+    }
+}
 
 /// How long an earlier mount on the same upper may take to end after its unmount.
 const LOCK_WAIT: Duration = Duration::from_secs(2);
@@ -104,7 +117,7 @@ impl Stack {
 
     /// Turns the directories into what the union is built of, and the mountpoint.
     pub fn into_config(self, spec: &MountSpec) -> (Config, Merged) {
-        let layer = |place: Place| LayerSpec { dir: place.dir, path: place.path };
+        let layer = |place: Place| LayerSpec { dir: private(place.dir), path: place.path };
         let upper = match (self.upper, self.work) {
             (Some(upper), Some(work)) => Some(UpperSpec {
                 dir: upper.dir,

@@ -6,6 +6,7 @@
 
 pub mod data;
 pub mod inode_flags;
+pub mod mountfd;
 pub mod name;
 pub mod open;
 pub mod process;

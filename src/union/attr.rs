@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 use rustix::fs::{StatVfs, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT};
 
 use super::copy_up::Extent;
+use super::file::Data;
 use super::node::{Node, NodeId};
 use super::{Union, lock};
 use crate::error::{Context, Errno, Result};
@@ -141,8 +142,9 @@ pub struct SetAttr {
     pub atime: Option<SetTime>,
     /// Last change of content.
     pub mtime: Option<SetTime>,
-    /// Clear setuid and setgid with a change of size, because the caller may not keep them.
-    pub kill_privileges: bool,
+    /// Clear setuid and setgid with a change of size, because the caller, who is of this group, may
+    /// not keep them.
+    pub kill_privileges: Option<u32>,
 }
 
 impl SetAttr {
@@ -260,41 +262,43 @@ impl Union {
         })
     }
 
-    fn truncate(&self, node: &Arc<Node>, size: u64, kill_privileges: bool) -> Result<()> {
+    fn truncate(&self, node: &Arc<Node>, size: u64, caller: Option<u32>) -> Result<()> {
         if node.dir.is_some() {
             return Err(Errno::ISDIR.into());
         }
         self.copy_up(node, Extent::First(size))?;
         let data = self.writable_data(node)?;
-        if kill_privileges {
-            self.kill_privileges(node, &data)?;
+        if let Some(gid) = caller {
+            self.kill_privileges(node, &data, gid)?;
         }
         sys::data::truncate(data.file.as_fd(), size).at("ftruncate", || "a file in upper")
     }
 
-    /// Clears setuid and setgid of a file that somebody unprivileged is about to change.
+    /// Clears setuid and setgid of a file that somebody unprivileged of group `gid` is about to
+    /// change.
     ///
     /// # Errors
     /// `EROFS` without an upper; those of the copy-up and of chmod(2).
-    pub fn drop_privileges(&self, node: NodeId) -> Result<()> {
+    pub fn drop_privileges(&self, node: NodeId, gid: u32) -> Result<()> {
         let node = self.node(node)?;
         if node.unprivileged.load(Ordering::Relaxed) {
             return Ok(());
         }
         self.copy_up(&node, Extent::All)?;
         let data = self.writable_data(&node)?;
-        self.kill_privileges(&node, &data)
+        self.kill_privileges(&node, &data, gid)
     }
 
-    /// Clears what a write by somebody unprivileged must clear: setuid, and setgid of a program.
-    pub(super) fn kill_privileges(&self, node: &Node, data: &super::file::Data) -> Result<()> {
+    /// Clears what a write by somebody unprivileged must clear: setuid, and setgid of a program or
+    /// of another group's file. Of which further groups the writer is a member is not known.
+    pub(super) fn kill_privileges(&self, node: &Node, data: &Data, gid: u32) -> Result<()> {
         if node.unprivileged.load(Ordering::Relaxed) {
             return Ok(());
         }
         let stat = sys::stat::of(&data.file).at("statx", || "an open file")?;
         let mode = u32::from(stat.stx_mode);
         let mut kept = mode & 0o7777 & !libc::S_ISUID;
-        if mode & (libc::S_ISGID | libc::S_IXGRP) == libc::S_ISGID | libc::S_IXGRP {
+        if mode & libc::S_IXGRP != 0 || stat.stx_gid != gid {
             kept &= !libc::S_ISGID;
         }
         if kept != mode & 0o7777 {

@@ -124,7 +124,9 @@ impl Union {
 
     /// Publishes a finished copy under the name of the node, or keeps it without one.
     fn publish_copy(&self, upper: &Upper, node: &Arc<Node>, copy: Copy<'_>) -> Result<()> {
-        if let Some(links) = node.links.get() {
+        if let Some(links) = node.links.get()
+            && !node.place.read().gone
+        {
             // Names are linked to the anchor afterwards, each on its own.
             let name = Work::anchor(node.ino);
             let object = copy.keep_as_anchor(upper, &name)?;

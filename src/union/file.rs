@@ -187,7 +187,7 @@ impl Union {
 
     /// Writes at `offset`; a lower file is copied up first.
     ///
-    /// `kill_privileges`: the writer may not keep setuid and setgid bits.
+    /// `kill_privileges`: the writer, who is of this group, may not keep setuid and setgid bits.
     ///
     /// # Errors
     /// `EROFS` without an upper; those of the copy-up and of pwrite(2).
@@ -196,12 +196,12 @@ impl Union {
         node: NodeId,
         offset: u64,
         content: &[u8],
-        kill_privileges: bool,
+        kill_privileges: Option<u32>,
     ) -> Result<usize> {
         let node = self.node(node)?;
         let data = self.change_data(&node)?;
-        if kill_privileges {
-            self.kill_privileges(&node, &data)?;
+        if let Some(gid) = kill_privileges {
+            self.kill_privileges(&node, &data, gid)?;
         }
         sys::data::write_at(data.file.as_fd(), content, offset).at("pwrite", || OPEN_FILE)
     }

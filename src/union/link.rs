@@ -62,23 +62,10 @@ impl Union {
         }
         match node.links.get() {
             Some(links) => links.lock().count += 1,
-            // What is linked and then unlinked is mostly meant to stay under the new name.
-            None => self.rename_place(&node, &parent, new_name),
+            None => self.settle(&node, &parent, new_name),
         }
         self.table.retain(&node);
         Ok(Entry { node: node.id, attr: self.attr_from(&node, &stat) })
-    }
-
-    fn rename_place(&self, node: &Arc<Node>, parent: &Arc<Node>, name: &[u8]) {
-        self.table.retain(parent);
-        let mut place = node.place.write();
-        let old = place.parent.replace(Arc::clone(parent));
-        place.name = name.into();
-        place.held = None;
-        drop(place);
-        if let Some(old) = old {
-            self.release(&old, 1);
-        }
     }
 
     /// Keeps the node of an object with several lower names for the life of the mount: a lookup

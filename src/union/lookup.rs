@@ -157,8 +157,7 @@ impl Union {
         let Found { stat, layer, parts } = found;
         let kind = FileType::of_mode(u32::from(stat.stx_mode));
         let (node, new) = self.table.get_or_insert(ino, |id| {
-            let parent = Some(Arc::clone(parent));
-            let place = Place { parent, name: name.into(), layer, gone: false, held: None };
+            let place = Place::new(Some(Arc::clone(parent)), name, layer);
             let node = Node::new(id, ino, kind, place);
             if several {
                 let links = Links { count: stat.stx_nlink, ..Links::default() };
@@ -208,10 +207,18 @@ impl Union {
         }
     }
 
-    /// Gives an upper object whose known name went, or was never known, the name just found.
-    fn settle(&self, node: &Arc<Node>, parent: &Arc<Node>, name: &[u8]) {
+    /// Takes note of a name of an upper object: its first, if the known ones went, or one more.
+    pub(super) fn settle(&self, node: &Arc<Node>, parent: &Arc<Node>, name: &[u8]) {
         let mut place = node.place.write();
+        if place.is_named(parent, name) && place.held.is_none() && place.layer == UPPER {
+            return;
+        }
         if place.held.is_none() && !place.gone && place.layer == UPPER {
+            let is_known = place.other(parent, name).is_some();
+            if !is_known && place.others.len() < OTHERS_MAX {
+                self.table.retain(parent);
+                place.others.push((Arc::clone(parent), name.into()));
+            }
             return;
         }
         self.table.retain(parent);
@@ -226,6 +233,9 @@ impl Union {
         }
     }
 }
+
+/// Names remembered of one upper object; with more, a handle is held when the first name goes.
+const OTHERS_MAX: usize = 8;
 
 /// Tells what an object is for the merge rule; opaque marks are left for when they matter.
 ///

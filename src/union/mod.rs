@@ -50,6 +50,12 @@ use crate::sys::name::At;
 /// Names remembered in listings before those of released directories are given up.
 const LISTED_MAX: usize = 1_000_000;
 
+/// Directory handles kept open for the next call.
+const HANDLES_MAX: usize = 1024;
+
+/// Data handles kept open of files that nobody has open.
+const IDLE_MAX: usize = 512;
+
 /// What a union is made of.
 #[derive(Debug)]
 pub struct Config {
@@ -130,14 +136,18 @@ impl Union {
             return Err(Error::invalid("lowerdir", "at least one layer is needed"));
         }
         let files = descriptor_limit();
-        let handles = Arc::new(HandleCache::new(files / 2));
+        let handles = Arc::new(HandleCache::new((files / 2).min(HANDLES_MAX)));
         let numbers = Numbers::default();
         let upper = match config.upper {
             Some(upper) => {
                 let root = layer::Dir::root(UPPER, upper.dir, upper.path, &handles)?;
                 numbers.register(root.device);
                 let work = open_work(upper.work, upper.work_path, &handles)?;
-                Some(Upper { root, work: Work::open(work, config.userxattr)? })
+                let work = Work::open(work, config.userxattr)?;
+                if config.volatile {
+                    mark_volatile(&work.dir)?;
+                }
+                Some(Upper { root, work })
             }
             None => None,
         };
@@ -147,7 +157,7 @@ impl Union {
             numbers.register(root.device);
             lowers.push(root);
         }
-        let idle = NonZeroUsize::new(files / 8).unwrap_or(NonZeroUsize::MIN);
+        let idle = NonZeroUsize::new((files / 8).min(IDLE_MAX)).unwrap_or(NonZeroUsize::MIN);
         let union = Self {
             table: Table::default(),
             numbers,
@@ -185,7 +195,7 @@ impl Union {
         let top = lowers.first().or(upper.as_ref()).ok_or(Errno::STALE)?;
         let ino = self.numbers.of(top.device, top.inode);
         let layer = if upper.is_some() { UPPER } else { 1 };
-        let place = Place { parent: None, name: Box::default(), layer, gone: false, held: None };
+        let place = Place::new(None, b"", layer);
         let dir = Dir::new(upper, lowers);
         Ok(Node::new(NodeId::ROOT, ino, FileType::Directory, place).with_dir(dir))
     }
@@ -195,12 +205,17 @@ impl Union {
         self.poisoned.store(true, Ordering::Release);
     }
 
-    /// Empties the work directory, when the last request has been answered.
+    /// Empties the work directory, when the last request has been answered; of a volatile union
+    /// the mark stays, as the kernel's does.
     ///
     /// # Errors
     /// Those of listing and unlinking there.
     pub fn close(&self) -> Result<()> {
-        self.upper.as_ref().map_or(Ok(()), |upper| upper.work.empty())
+        match &self.upper {
+            Some(upper) if self.volatile => upper.work.empty_but(MARKER_DIR),
+            Some(upper) => upper.work.empty_but(b""),
+            None => Ok(()),
+        }
     }
 
     /// Makes everything durable that was written, unless the union is volatile.
@@ -242,15 +257,19 @@ impl Union {
                 if place.gone { place.held.take() } else { None }
             };
             // The inode number is free to be used again once we let go.
-            if let Some(stat) = held.and_then(|held| sys::stat::of(&held).ok()) {
+            if let Some(held) = held
+                && let Ok(stat) = sys::stat::of(&held)
+            {
                 self.numbers.drop_kept(sys::stat::device(&stat), stat.stx_ino);
             }
         }
     }
 
     fn unlisted(&self, names: usize) {
-        let before = self.listed.load(Ordering::Relaxed);
-        self.listed.fetch_sub(names.min(before), Ordering::Relaxed);
+        // A count in round numbers: changes of a listing are not counted.
+        let less = |listed: usize| Some(listed.saturating_sub(names));
+        let counted = self.listed.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
+        debug_assert!(counted.is_ok(), "there is always a new count");
     }
 
     /// Calls `call` with the object of a node that is no directory, while no rename can move it.
@@ -260,7 +279,7 @@ impl Union {
         &self,
         node: &Arc<Node>,
         op: &'static str,
-        call: impl FnOnce(Leaf<'_>) -> std::result::Result<T, Errno>,
+        mut call: impl FnMut(Leaf<'_>) -> std::result::Result<T, Errno>,
     ) -> Result<T> {
         if node.links.get().is_some_and(|links| links.lock().anchored) {
             let upper = self.upper.as_ref().ok_or(Errno::ROFS)?;
@@ -294,7 +313,7 @@ impl Union {
         &self,
         node: &Arc<Node>,
         op: &'static str,
-        call: impl FnOnce(BorrowedFd<'_>, bool) -> std::result::Result<T, Errno>,
+        mut call: impl FnMut(BorrowedFd<'_>, bool) -> std::result::Result<T, Errno>,
     ) -> Result<T> {
         if let Some(dir) = &node.dir {
             let upper = dir.upper.get().ok_or(Errno::ROFS)?;
@@ -330,6 +349,19 @@ impl Union {
     }
 }
 
+/// Where the kernel marks an upper that may be incomplete, in `work`: a directory in a directory.
+const MARKER_DIR: &[u8] = b"incompat";
+const MARKER: &[u8] = b"volatile";
+
+/// Leaves the mark by which every later mount knows that this one was volatile.
+fn mark_volatile(work: &layer::Dir) -> Result<()> {
+    work.call("mkdirat", MARKER_DIR, |at| {
+        sys::name::mkdir(at, 0o700)?;
+        let incompat = sys::open::directory(at.dir, at.name)?;
+        sys::name::mkdir(At::new(incompat.as_fd(), MARKER), 0o700)
+    })
+}
+
 /// How many descriptors the process may have open; a share of it is used for caches.
 fn descriptor_limit() -> usize {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
@@ -343,7 +375,6 @@ fn open_work(
     handles: &Arc<HandleCache>,
 ) -> Result<Arc<layer::Dir>> {
     const WORK: &[u8] = b"work";
-    const MARKER: &[&[u8]] = &[b"incompat", b"volatile"];
     let dir = layer::Dir::root(UPPER, workdir, path.clone(), handles)?;
     if dir.find(WORK)?.is_none() {
         dir.call("mkdirat", WORK, |at| sys::name::mkdir(at, 0o700))?;
@@ -362,13 +393,10 @@ fn open_work(
         sys::open::directory(at.dir, at.name)
     })?;
     let work = layer::Dir::root(UPPER, handle, path.join("work"), handles)?;
-    let marker = work.with("statx", |work| {
-        let [incompat, marker] = MARKER else { return Ok(None) };
-        match sys::open::directory(work, incompat) {
-            Ok(incompat) => sys::stat::find(incompat.as_fd(), marker),
-            Err(Errno::NOENT) => Ok(None),
-            Err(errno) => Err(errno),
-        }
+    let marker = work.with("statx", |work| match sys::open::directory(work, MARKER_DIR) {
+        Ok(incompat) => sys::stat::find(incompat.as_fd(), MARKER),
+        Err(Errno::NOENT) => Ok(None),
+        Err(errno) => Err(errno),
     })?;
     if marker.is_some() {
         return Err(Error::Busy {

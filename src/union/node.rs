@@ -62,6 +62,24 @@ pub(crate) struct Place {
     pub(crate) gone: bool,
     /// Reaches an upper object whose name above is not, or no longer, its own.
     pub(crate) held: Option<Arc<OwnedFd>>,
+    /// More names of an upper object, to go on with when the one above goes. Parents are counted.
+    pub(crate) others: Vec<(Arc<Node>, Box<[u8]>)>,
+}
+
+impl Place {
+    /// A place with one name.
+    pub(crate) fn new(parent: Option<Arc<Node>>, name: &[u8], layer: layer::Index) -> Self {
+        Self { parent, name: name.into(), layer, gone: false, held: None, others: Vec::new() }
+    }
+
+    pub(crate) fn is_named(&self, parent: &Arc<Node>, name: &[u8]) -> bool {
+        self.parent.as_ref().is_some_and(|at| Arc::ptr_eq(at, parent)) && *self.name == *name
+    }
+
+    /// Position of a name among the others.
+    pub(crate) fn other(&self, parent: &Arc<Node>, name: &[u8]) -> Option<usize> {
+        self.others.iter().position(|(at, other)| Arc::ptr_eq(at, parent) && **other == *name)
+    }
 }
 
 /// A lower object with several names stays one object within the mount.
@@ -274,9 +292,8 @@ impl Table {
             if self.release_one(&node, n) {
                 let mut place = node.place.write();
                 // The parent is told once, so its name stays for messages but its count goes.
-                if let Some(parent) = place.parent.take() {
-                    more.push(parent);
-                }
+                more.extend(place.parent.take());
+                more.extend(place.others.drain(..).map(|(parent, _)| parent));
                 drop(place);
                 if let Some(links) = node.links.get() {
                     more.extend(links.lock().pending.drain(..).map(|(parent, _)| parent));
@@ -345,8 +362,7 @@ mod tests {
     use super::*;
 
     fn file(id: NodeId, ino: u64, parent: Option<Arc<Node>>) -> Node {
-        let place = Place { parent, name: (*b"f").into(), layer: 1, gone: false, held: None };
-        Node::new(id, ino, FileType::Regular, place)
+        Node::new(id, ino, FileType::Regular, Place::new(parent, b"f", 1))
     }
 
     #[test]

@@ -57,7 +57,7 @@ impl Temp<'_> {
     pub(crate) fn call<T>(
         &self,
         op: &'static str,
-        call: impl FnOnce(At<'_>) -> std::result::Result<T, Errno>,
+        call: impl FnMut(At<'_>) -> std::result::Result<T, Errno>,
     ) -> Result<T> {
         self.work.dir.call(op, &self.name, call)
     }
@@ -71,7 +71,7 @@ impl Work {
     pub(crate) fn open(dir: Arc<layer::Dir>, userxattr: bool) -> Result<Self> {
         let mut work =
             Self { dir, opaque: b"", has_unnamed: AtomicBool::new(true), next: AtomicU64::new(0) };
-        work.empty()?;
+        work.empty_but(b"")?;
         work.opaque = work.probe_opaque(userxattr)?;
         work.probe_whiteout()?;
         Ok(work)
@@ -277,10 +277,12 @@ impl Work {
         Ok(file)
     }
 
-    /// Empties work, whatever an earlier mount left in it.
-    pub(crate) fn empty(&self) -> Result<()> {
+    /// Empties work, whatever an earlier mount left in it, but for the name `kept`.
+    pub(crate) fn empty_but(&self, kept: &[u8]) -> Result<()> {
         for name in names(&self.dir)? {
-            self.remove_tree(&name)?;
+            if name != kept {
+                self.remove_tree(&name)?;
+            }
         }
         Ok(())
     }

@@ -278,9 +278,12 @@ impl Union {
         }
         // Too much is remembered: what can be read again is given up, directory by directory.
         if self.listed.load(Ordering::Relaxed) > super::LISTED_MAX {
-            let dropped = dir.names.write().listing.take();
-            let len = dropped.as_ref().map_or(0, Listing::len);
-            self.listed.fetch_sub(len.min(self.listed.load(Ordering::Relaxed)), Ordering::Relaxed);
+            let mut names = dir.names.write();
+            // Opened again meanwhile: its offsets must hold.
+            if dir.opened.load(Ordering::Acquire) == 0 {
+                let dropped = names.listing.take();
+                self.unlisted(dropped.as_ref().map_or(0, Listing::len));
+            }
         }
     }
 

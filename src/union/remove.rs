@@ -37,7 +37,7 @@ impl Union {
             return Err(Errno::ISDIR.into());
         }
         let to = dir.upper.get().ok_or(Errno::STALE)?;
-        let kept = self.before_removal(to, name, &victim)?;
+        let kept = self.before_removal(&parent, to, name, &victim)?;
         if !victim.below {
             to.call("unlinkat", name, sys::name::unlink)?;
         } else if victim.layer == UPPER {
@@ -144,11 +144,19 @@ impl Union {
     /// Takes hold of an upper object that is about to lose the name its node has for it.
     pub(super) fn before_removal(
         &self,
+        parent: &Arc<Node>,
         to: &layer::Dir,
         name: &[u8],
         victim: &Victim<'_>,
     ) -> Result<Option<OwnedFd>> {
-        if victim.layer != UPPER || victim.node.dir.is_some() {
+        let node = &victim.node;
+        if victim.layer != UPPER || node.dir.is_some() || node.links.get().is_some() {
+            return Ok(None);
+        }
+        let place = node.place.read();
+        let goes_on = !place.is_named(parent, name) || !place.others.is_empty();
+        drop(place);
+        if goes_on && victim.stat.stx_nlink > 1 {
             return Ok(None);
         }
         to.call("openat", name, |at| sys::open::handle(at.dir, at.name)).map(Some)
@@ -198,15 +206,23 @@ impl Union {
         }
         let last = victim.layer != UPPER || victim.stat.stx_nlink <= 1;
         let mut place = node.place.write();
-        let is_place =
-            place.parent.as_ref().is_some_and(|at| Arc::ptr_eq(at, parent)) && *place.name == *name;
+        let mut released = None;
         if last {
             place.gone = true;
-        }
-        if (last || is_place)
-            && let Some(kept) = kept
+        } else if let Some(other) = place.other(parent, name) {
+            released = Some(place.others.swap_remove(other).0);
+        } else if place.is_named(parent, name)
+            && let Some((parent, name)) = place.others.pop()
         {
+            released = place.parent.replace(parent);
+            place.name = name;
+        }
+        if let Some(kept) = kept {
             place.held = Some(Arc::new(kept));
+        }
+        drop(place);
+        if let Some(parent) = released {
+            self.release(&parent, 1);
         }
     }
 

@@ -183,7 +183,9 @@ impl Union {
         (to, new_name): (&Arc<Node>, &[u8]),
         flags: RenameFlags,
     ) -> Result<bool> {
-        let _alone = (!Arc::ptr_eq(from, to)).then(|| self.rename.write());
+        let apart = !Arc::ptr_eq(from, to);
+        let _alone = apart.then(|| self.rename.write());
+        let _among = (!apart).then(|| self.rename.read());
         let mut both = lock::two_directories(from, to)?;
         if from.place.read().gone || to.place.read().gone {
             return Err(Errno::NOENT.into());
@@ -191,6 +193,9 @@ impl Union {
         let (from_dir, to_dir) = (lock::directory(from)?, lock::directory(to)?);
         let source = self.victim(from, from_dir, both.from(), name)?;
         let is_dir = source.node.dir.is_some();
+        if is_within(to, &source.node) {
+            return Err(Errno::INVAL.into());
+        }
         // A directory needs to know about whiteouts in its way.
         if is_dir || to_dir.is_merged() {
             self.load(to_dir, both.to())?;
@@ -203,6 +208,9 @@ impl Union {
         if target.as_ref().is_some_and(|target| Arc::ptr_eq(&target.node, &source.node)) {
             // Two names of one object: rename(2) does nothing.
             return Ok(true);
+        }
+        if target.as_ref().is_some_and(|target| is_within(from, &target.node)) {
+            return Err(Errno::NOTEMPTY.into());
         }
         let hidden = both.to().listing.as_ref();
         let case = Case {
@@ -277,7 +285,7 @@ impl Union {
                 part.pin()?;
             }
         }
-        self.before_removal(at.upper, at.name, target)
+        self.before_removal(at.parent, at.upper, at.name, target)
     }
 
     fn publish_rename(
@@ -346,19 +354,37 @@ impl Union {
             part.moved(now.upper, now.name);
         }
         let mut place = node.place.write();
-        let is_place = place.parent.as_ref().is_some_and(|at| Arc::ptr_eq(at, before.parent))
-            && *place.name == *before.name;
-        if !is_place {
+        let other = place.other(before.parent, before.name);
+        let old = if let Some(other) = other.and_then(|other| place.others.get_mut(other)) {
+            other.1 = now.name.into();
+            Some(std::mem::replace(&mut other.0, Arc::clone(now.parent)))
+        } else if place.is_named(before.parent, before.name) {
+            place.name = now.name.into();
+            place.parent.replace(Arc::clone(now.parent))
+        } else {
             return;
-        }
+        };
         self.table.retain(now.parent);
-        let old = place.parent.replace(Arc::clone(now.parent));
-        place.name = now.name.into();
         drop(place);
         if let Some(old) = old {
             self.release(&old, 1);
         }
     }
+}
+
+/// Tells whether `node` is `dir` or lies beneath it. No rename between directories runs meanwhile.
+fn is_within(node: &Arc<Node>, dir: &Arc<Node>) -> bool {
+    if dir.dir.is_none() {
+        return false;
+    }
+    let mut next = Some(Arc::clone(node));
+    while let Some(node) = next {
+        if Arc::ptr_eq(&node, dir) {
+            return true;
+        }
+        next = node.place.read().parent.clone();
+    }
+    false
 }
 
 /// The one renameat2(2) of a rename.

@@ -82,7 +82,7 @@ impl Union {
         &self,
         node: &Arc<Node>,
         op: &'static str,
-        call: impl FnOnce(Target<'_>) -> std::result::Result<(), Errno>,
+        call: impl FnMut(Target<'_>) -> std::result::Result<(), Errno>,
     ) -> Result<()> {
         self.copy_up(node, Extent::All)?;
         // An ACL is a mode too.
@@ -98,7 +98,7 @@ impl Union {
         &self,
         node: &Arc<Node>,
         op: &'static str,
-        call: impl FnOnce(Target<'_>) -> std::result::Result<T, Errno>,
+        mut call: impl FnMut(Target<'_>) -> std::result::Result<T, Errno>,
     ) -> Result<T> {
         if let Some(dir) = &node.dir {
             let top = dir.top().ok_or(Errno::STALE)?;
@@ -146,7 +146,7 @@ impl Union {
         &self,
         node: NodeId,
         change: bool,
-        call: impl FnOnce(std::os::fd::BorrowedFd<'_>) -> std::result::Result<T, Errno>,
+        mut call: impl FnMut(std::os::fd::BorrowedFd<'_>) -> std::result::Result<T, Errno>,
     ) -> Result<T> {
         let node = self.node(node)?;
         if change {
