@@ -1,7 +1,7 @@
 //! The union: what kernel overlayfs does with a stack of layers, without a kernel and without FUSE.
 //!
 //! Knows nothing of requests and replies; a server, a test or a library user calls it alike. Every
-//! method takes `&self` and may be called from any thread; [`lock`] has the order of locks. Every
+//! method takes `&self` and may be called from any thread; `lock` has the order of locks. Every
 //! change is prepared out of sight and published by one rename or link, so that whatever stops the
 //! process leaves the tree before or after the operation.
 
