@@ -218,9 +218,9 @@ impl Union {
             let work = upper.work.dir.handle()?;
             let anchor = Work::anchor(node.ino);
             let from = At::new(work.as_fd(), &anchor);
-            unnoticed(to, || to.call("linkat", &name, |to| sys::name::link(from, to)))?;
             let stat =
                 upper.work.dir.call("statx", &anchor, |at| sys::stat::at(at.dir, at.name))?;
+            unnoticed(to, || to.call("linkat", &name, |to| sys::name::link(from, to)))?;
             if let Some(listing) = &mut names.listing {
                 listing.copied_up(&name, (sys::stat::device(&stat), stat.stx_ino));
             }

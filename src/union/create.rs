@@ -168,19 +168,27 @@ impl Union {
         let hides = names.listing.as_ref().is_some_and(|listing| listing.is_below(name));
         let opaque = matches!(what, What::Directory) && (whiteout || hides);
         let is_ours = (caller.uid, caller.gid) == (self.uid, self.gid);
-        let (file, stat) = if is_ours && !whiteout && !opaque {
-            let mode = self.masked(caller, dir, mode, &what)?;
-            let file = to.call("create", name, |at| what.make(at, mode))?;
-            let stat = match &file {
-                Some(file) => sys::stat::of(file).at("statx", || to.describe(name))?,
-                None => to.call("statx", name, |at| sys::stat::at(at.dir, at.name))?,
-            };
-            (file, stat)
+        let new = New { caller, dir, to, name, mode, what };
+        let done = if is_ours && !whiteout && !opaque {
+            self.make_in_place(&new)
         } else {
-            let way = Way { whiteout, opaque };
-            self.make_in_work(upper, caller, dir, to, name, mode, &what, way)?
+            self.make_in_work(upper, &new, Way { whiteout, opaque })
         };
-        self.made(&parent, &mut names, to, name, file, stat)
+        done.and_then(|(file, stat)| self.made(&parent, &mut names, to, name, file, stat))
+            // It may be there all the same.
+            .inspect_err(|_| self.distrust(&mut names))
+    }
+
+    /// Makes the object in one call, under its final name.
+    fn make_in_place(&self, new: &New<'_>) -> Result<(Option<OwnedFd>, Statx)> {
+        let New { to, name, what, .. } = *new;
+        let mode = self.masked(new)?;
+        let file = to.call("create", name, |at| what.make(at, mode))?;
+        let stat = match &file {
+            Some(file) => sys::stat::of(file).at("statx", || to.describe(name))?,
+            None => to.call("statx", name, |at| sys::stat::at(at.dir, at.name))?,
+        };
+        Ok((file, stat))
     }
 
     /// Tells whether a whiteout lies in the way of a new name.
@@ -211,12 +219,13 @@ impl Union {
     }
 
     /// Applies the umask, unless a default ACL takes its place.
-    fn masked(&self, caller: &Caller, dir: &Dir, mode: u32, what: &What<'_>) -> Result<u32> {
-        let is_symlink = matches!(what, What::Symlink(_));
-        if is_symlink || mode & caller.umask == 0 || self.default_acl(dir)?.is_some() {
-            return Ok(mode & 0o7777);
+    fn masked(&self, new: &New<'_>) -> Result<u32> {
+        let is_symlink = matches!(new.what, What::Symlink(_));
+        let umask = new.caller.umask;
+        if is_symlink || new.mode & umask == 0 || self.default_acl(new.dir)?.is_some() {
+            return Ok(new.mode & 0o7777);
         }
-        Ok(mode & 0o7777 & !caller.umask)
+        Ok(new.mode & 0o7777 & !umask)
     }
 
     /// Returns the default ACL of a directory, asked for once.
@@ -234,18 +243,13 @@ impl Union {
     }
 
     /// Prepares the object in work as the caller's, and publishes it.
-    #[expect(clippy::too_many_arguments, reason = "all of them describe one new object")]
     fn make_in_work(
         &self,
         upper: &Upper,
-        caller: &Caller,
-        dir: &Dir,
-        to: &layer::Dir,
-        name: &[u8],
-        mode: u32,
-        what: &What<'_>,
+        new: &New<'_>,
         way: Way,
     ) -> Result<(Option<OwnedFd>, Statx)> {
+        let New { caller, dir, to, name, mode, what } = *new;
         let dress = Dress {
             caller,
             mode,
@@ -304,6 +308,17 @@ impl Union {
         }
         Ok((entry, node))
     }
+}
+
+/// A new object: who wants it, where, and what it shall be.
+#[derive(Clone, Copy)]
+struct New<'a> {
+    caller: &'a Caller,
+    dir: &'a Dir,
+    to: &'a layer::Dir,
+    name: &'a [u8],
+    mode: u32,
+    what: What<'a>,
 }
 
 /// What lies under the name of a new object.

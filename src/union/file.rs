@@ -75,10 +75,18 @@ impl Union {
             self.writable()?;
         }
         node.opened.fetch_add(1, Ordering::AcqRel);
-        if node.kind == FileType::Regular && write && node.is_upper() {
-            self.writable_data(&node).inspect_err(|_| self.unpin(&node))?;
+        if node.kind != FileType::Regular {
+            return Ok(());
         }
-        Ok(())
+        let opened = if write && node.is_upper() {
+            self.writable_data(&node).map(|_| ())
+        } else if self.uid != 0 {
+            // Later its mode may forbid us to.
+            self.readable_data(&node).map(|_| ())
+        } else {
+            Ok(())
+        };
+        opened.inspect_err(|_| self.unpin(&node))
     }
 
     /// Ends what [`Union::open_file`] or [`Union::create`] began.

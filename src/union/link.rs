@@ -50,7 +50,10 @@ impl Union {
         } else {
             to.call("linkat", new_name, |at| sys::name::link_handle(object.as_fd(), at))?;
         }
-        let stat = sys::stat::of(&object).at("statx", || to.describe(new_name))?;
+        let stat = sys::stat::of(&object)
+            .at("statx", || to.describe(new_name))
+            // The name may be there all the same.
+            .inspect_err(|_| self.distrust(&mut names))?;
         if let Some(listing) = &mut names.listing {
             listing.insert(Child {
                 name: new_name.into(),

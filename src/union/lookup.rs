@@ -105,8 +105,10 @@ impl Union {
         if marks::is_reserved_name(name) {
             return Ok(None);
         }
-        let Some(part) = dir.top() else { return Ok(None) };
-        self.find_in(part, name)
+        // One part, or one lower part and an upper one made this moment by a copy-up: what is empty
+        // until a change, which would have made the listing.
+        let part = dir.lowers.first().or_else(|| dir.upper.get());
+        part.map_or(Ok(None), |part| self.find_in(part, name))
     }
 
     /// Finds a name in a single part.

@@ -7,7 +7,7 @@
 //!
 //! Locks: runs under `Dir::names`.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -179,6 +179,12 @@ impl Draft {
 }
 
 impl Union {
+    /// Gives up a listing that a failed change may have made untrue; it is read again.
+    pub(super) fn distrust(&self, names: &mut Names) {
+        let dropped = names.listing.take();
+        self.unlisted(dropped.as_ref().map_or(0, Listing::len));
+    }
+
     /// Returns the names of a directory for reading, complete where a lookup needs them to be.
     ///
     /// A directory with one part needs no listing to be looked up in; one with several does,
@@ -281,8 +287,7 @@ impl Union {
             let mut names = dir.names.write();
             // Opened again meanwhile: its offsets must hold.
             if dir.opened.load(Ordering::Acquire) == 0 {
-                let dropped = names.listing.take();
-                self.unlisted(dropped.as_ref().map_or(0, Listing::len));
+                self.distrust(&mut names);
             }
         }
     }
@@ -481,16 +486,25 @@ fn read_part(part: &Arc<layer::Dir>) -> Result<Vec<Found>> {
         entry.2 = FileType::of_mode(u32::from(stat.stx_mode));
         entry.1 = super::lookup::fact_of(part, &entry.0, &stat)?;
     }
-    for hidden in marked {
-        match found.iter_mut().find(|entry| *entry.0 == *hidden) {
-            // The mark is for lower layers; beside a directory it makes that opaque.
-            Some(entry) => {
-                if let Fact::Directory { closed } = &mut entry.1 {
-                    *closed = true;
-                }
-            }
-            None => found.push((hidden.into(), Fact::Whiteout, FileType::Regular, MARK_ONLY)),
+    if marked.is_empty() {
+        return Ok(found);
+    }
+    let mut marked: HashSet<Box<[u8]>> = marked.into_iter().collect();
+    for (name, fact, ..) in &mut found {
+        // The mark is for lower layers; beside a directory it makes that opaque.
+        if marked.remove(&**name)
+            && let Fact::Directory { closed } = fact
+        {
+            *closed = true;
         }
     }
+    let alone = |hidden: Box<[u8]>| (hidden.into(), Fact::Whiteout, FileType::Regular, MARK_ONLY);
+    found.extend(marked.into_iter().map(alone));
     Ok(found)
+}
+
+/// Tells whether a directory holds nothing but whiteouts and marks, by what is on the disk now.
+pub(super) fn shows_nothing(part: &Arc<layer::Dir>) -> Result<bool> {
+    let found = read_part(part)?;
+    Ok(found.iter().all(|(_, fact, ..)| matches!(fact, Fact::Absent | Fact::Whiteout)))
 }

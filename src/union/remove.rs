@@ -14,7 +14,7 @@ use super::copy_up::Extent;
 use super::create::check_name;
 use super::node::{Dir, Node, NodeId};
 use super::publish::Work;
-use super::readdir::Names;
+use super::readdir::{Names, shows_nothing};
 use super::{Union, Upper, lock};
 use crate::error::{Context, Errno, Result};
 use crate::layer::{self, UPPER};
@@ -66,40 +66,40 @@ impl Union {
         let victim = self.victim(&parent, dir, &mut names, name)?;
         let own = lock::directory(&victim.node)?;
         let mut own_names = own.names.write();
-        let listing = self.load(own, &mut own_names)?;
-        if !listing.is_empty() {
-            return Err(Errno::NOTEMPTY.into());
-        }
-        for part in own.parts() {
-            part.pin()?;
-        }
+        // Its name goes, and with that the way to open it again.
+        own.upper.get().map_or(Ok(()), |part| part.pin())?;
         let to = dir.upper.get().ok_or(Errno::STALE)?;
-        if victim.layer != UPPER {
-            upper.work.whiteout(to, name)?;
-        } else if victim.below {
-            let whiteout = upper.work.temp_whiteout()?;
-            upper.work.publish(whiteout, to, name, RenameFlags::EXCHANGE)?;
-        } else {
-            self.remove_upper_directory(upper, to, name)?;
+        let is_plain = victim.layer == UPPER && own.lowers.is_empty() && !victim.below;
+        if !(is_plain && remove_empty(to, name)?) {
+            if !self.load(own, &mut own_names)?.is_empty() {
+                return Err(Errno::NOTEMPTY.into());
+            }
+            // What goes with it unseen is looked at once more: it may be marks only.
+            if let Some(part) = own.upper.get()
+                && !shows_nothing(part)?
+            {
+                self.distrust(&mut own_names);
+                return Err(Errno::NOTEMPTY.into());
+            }
+            if victim.layer != UPPER {
+                upper.work.whiteout(to, name)?;
+            } else if victim.below {
+                let whiteout = upper.work.temp_whiteout()?;
+                upper.work.publish(whiteout, to, name, RenameFlags::EXCHANGE)?;
+            } else {
+                // Its marks go with it, out of sight.
+                let aside = upper.work.temp();
+                let work = upper.work.dir.handle()?;
+                let aside = At::new(work.as_fd(), &aside.name);
+                let flags = RenameFlags::empty();
+                to.call("renameat2", name, |at| sys::name::rename(at, aside, flags))?;
+            }
         }
         if let Some(listing) = &mut names.listing {
             listing.remove(name, victim.below);
         }
         victim.node.place.write().gone = true;
         Ok(())
-    }
-
-    /// Removes a directory that may still hold whiteouts: those go with it, out of sight.
-    fn remove_upper_directory(&self, upper: &Upper, to: &layer::Dir, name: &[u8]) -> Result<()> {
-        match to.call("unlinkat", name, |at| Ok(sys::name::rmdir(at)))? {
-            Ok(()) => return Ok(()),
-            Err(Errno::NOTEMPTY | Errno::EXIST) => {}
-            Err(errno) => return Err(errno).at("unlinkat", || to.describe(name)),
-        }
-        let aside = upper.work.temp();
-        let work = upper.work.dir.handle()?;
-        let aside_at = At::new(work.as_fd(), &aside.name);
-        to.call("renameat2", name, |at| sys::name::rename(at, aside_at, RenameFlags::empty()))
     }
 
     /// Readies the parent of a name that is to go.
@@ -230,6 +230,15 @@ impl Union {
         for _ in 0..times {
             self.release(node, 1);
         }
+    }
+}
+
+/// Removes a directory that is empty on the disk; tells whether it was.
+fn remove_empty(to: &layer::Dir, name: &[u8]) -> Result<bool> {
+    match to.call("unlinkat", name, |at| Ok(sys::name::rmdir(at)))? {
+        Ok(()) => Ok(true),
+        Err(Errno::NOTEMPTY | Errno::EXIST) => Ok(false),
+        Err(errno) => Err(errno).at("unlinkat", || to.describe(name)),
     }
 }
 

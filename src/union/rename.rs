@@ -11,7 +11,7 @@ use rustix::fs::RenameFlags;
 use super::copy_up::{Extent, copy_attributes};
 use super::create::check_name;
 use super::node::{Node, NodeId};
-use super::readdir::Child;
+use super::readdir::{Child, shows_nothing};
 use super::remove::Victim;
 use super::{Union, Upper, lock};
 use crate::error::{Context, Errno, Error, Result};
@@ -280,10 +280,10 @@ impl Union {
         at: &End<'_>,
         target: &Victim<'_>,
     ) -> Result<Option<std::os::fd::OwnedFd>> {
-        if let Some(dir) = &target.node.dir {
-            for part in dir.parts() {
-                part.pin()?;
-            }
+        if let Some(dir) = &target.node.dir
+            && let Some(part) = dir.upper.get()
+        {
+            part.pin()?;
         }
         self.before_removal(at.parent, at.upper, at.name, target)
     }
@@ -304,7 +304,9 @@ impl Union {
         }
         match rename_upper(old, new, plan.flags) {
             Err(error)
-                if plan.clear_target && matches!(error.errno(), Errno::NOTEMPTY | Errno::EXIST) =>
+                if plan.clear_target
+                    && matches!(error.errno(), Errno::NOTEMPTY | Errno::EXIST)
+                    && holds_only_marks(new)? =>
             {
                 self.rename_over_whiteouts(upper, plan, old, new)?;
             }
@@ -385,6 +387,12 @@ fn is_within(node: &Arc<Node>, dir: &Arc<Node>) -> bool {
         next = node.place.read().parent.clone();
     }
     false
+}
+
+/// Tells whether the directory at `end` would show nothing, by what is on the disk now.
+fn holds_only_marks(end: &End<'_>) -> Result<bool> {
+    let stat = end.upper.call("statx", end.name, |at| sys::stat::at(at.dir, at.name))?;
+    shows_nothing(&end.upper.child(end.name, &stat))
 }
 
 /// The one renameat2(2) of a rename.
