@@ -8,6 +8,11 @@ use std::sync::Mutex;
 
 use tracing::debug;
 use tracing::level_filters::LevelFilter;
+use tracing_subscriber::Layer;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::fmt::writer::BoxMakeWriter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 use super::Failure;
 use super::program::Arguments;
@@ -135,15 +140,19 @@ fn start_log(options: &MountOptions) -> Result<(), Failure> {
     if options.debug {
         level = level.max(LevelFilter::DEBUG);
     }
-    let builder = tracing_subscriber::fmt()
-        .with_max_level(level)
+    // The transport calls it an error that a request was interrupted before its reply.
+    let transport = if level == LevelFilter::TRACE { level } else { LevelFilter::OFF };
+    let targets = Targets::new().with_default(level).with_target("fuser", transport);
+    let writer = match &options.log_file {
+        Some(path) => BoxMakeWriter::new(Mutex::new(open_log(path)?)),
+        None => BoxMakeWriter::new(std::io::stderr),
+    };
+    let lines = tracing_subscriber::fmt::layer()
         .with_ansi(false)
         // They would go to stderr, and panic when nobody reads it any more.
-        .log_internal_errors(false);
-    let started = match &options.log_file {
-        Some(path) => builder.with_writer(Mutex::new(open_log(path)?)).try_init(),
-        None => builder.with_writer(std::io::stderr).try_init(),
-    };
+        .log_internal_errors(false)
+        .with_writer(writer);
+    let started = tracing_subscriber::registry().with(lines.with_filter(targets)).try_init();
     // A library user may have set up logging already; that one stays.
     drop(started);
     Ok(())

@@ -32,6 +32,8 @@ use crate::union::Union;
 const FUSE_SUPER_MAGIC: i64 = 0x6573_5546;
 /// Threads beyond which a FUSE connection gains nothing.
 const THREADS_USUAL: usize = 8;
+/// Threads that are needed for requests to be answered beside long copy-ups.
+const THREADS_LEAST: usize = 4;
 
 /// How long a server that was not accepted may take to end by itself.
 const UNACCEPTED_WAIT: Duration = Duration::from_secs(1);
@@ -308,7 +310,8 @@ fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<()> {
 }
 
 fn usual_threads() -> usize {
-    std::thread::available_parallelism().map_or(2, usize::from).clamp(2, THREADS_USUAL)
+    let cpus = std::thread::available_parallelism().map_or(2, usize::from);
+    cpus.saturating_mul(2).clamp(THREADS_LEAST, THREADS_USUAL)
 }
 
 /// Allows as many descriptors as this process may have; layers are held open by them.
