@@ -5,7 +5,7 @@
 
 use std::fs::{self, OpenOptions};
 use std::io::Write;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
@@ -399,6 +399,29 @@ pub fn disk_usage(path: &Path) -> u64 {
         0
     };
     meta.blocks() * 512 + inside
+}
+
+/// Returns what is left in the work directory, except the empty directories kept at rest and a
+/// whiteout kept for reuse by linking.
+pub fn work_residue(c: &Case) -> Vec<PathBuf> {
+    let mut left = Vec::new();
+    let mut todo = vec![c.w("")];
+    while let Some(dir) = todo.pop() {
+        for entry in fs::read_dir(dir).unwrap() {
+            let entry = entry.unwrap();
+            let meta = entry.metadata().unwrap();
+            let path = entry.path();
+            let resting = ["work", "index"].iter().any(|name| path == c.w(name)) && meta.is_dir();
+            let spare_whiteout = meta.file_type().is_char_device() && meta.rdev() == 0;
+            if meta.is_dir() {
+                todo.push(path.clone());
+            }
+            if !resting && !spare_whiteout {
+                left.push(path);
+            }
+        }
+    }
+    left
 }
 
 /// Runs a shell script that must succeed; gives its output.

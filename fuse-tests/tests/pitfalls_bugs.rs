@@ -6,14 +6,14 @@
 use std::fs::{self, File, FileTimes, OpenOptions, Permissions};
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, PermissionsExt, chown, symlink};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, chown, symlink};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, UNIX_EPOCH};
 
 use fuse_tests::case::{
     BOUND, CAP_NET_RAW, Case, as_user, disk_usage, getx, gone, ino, is_mounted, mode, names, nlink,
-    nobody, put, python, setx, sh, text, whiteout,
+    nobody, put, python, setx, sh, text, whiteout, work_residue,
 };
 use fuse_tests::env::{self, wait_until};
 use fuse_tests::fixture::set_mtime;
@@ -507,29 +507,6 @@ fn b6_a_hundred_mkdir_rmdir_leave_nothing_in_work() {
     assert_eq!(work_residue(&c), Vec::<PathBuf>::new());
     c.mount();
     assert_eq!(names(c.m("d")), [""; 0]);
-}
-
-/// Returns what is left in the work directory, except the empty directories kept at rest and a
-/// whiteout kept for reuse by linking.
-fn work_residue(c: &Case) -> Vec<PathBuf> {
-    let mut left = Vec::new();
-    let mut todo = vec![c.w("")];
-    while let Some(dir) = todo.pop() {
-        for entry in fs::read_dir(dir).unwrap() {
-            let entry = entry.unwrap();
-            let meta = entry.metadata().unwrap();
-            let path = entry.path();
-            let resting = ["work", "index"].iter().any(|name| path == c.w(name)) && meta.is_dir();
-            let spare_whiteout = meta.file_type().is_char_device() && meta.rdev() == 0;
-            if meta.is_dir() {
-                todo.push(path.clone());
-            }
-            if !resting && !spare_whiteout {
-                left.push(path);
-            }
-        }
-    }
-    left
 }
 
 // B7 - a directory renamed onto the place of a deleted lower one is not made opaque: after a
