@@ -850,3 +850,57 @@ fn mark_files_are_matched_in_linear_time() {
     let used = Duration::from_nanos(c.server_nanoseconds() - before);
     assert!(used < Duration::from_secs(2), "{used:?} for {count} names");
 }
+
+// An operation is done on disk and then fails, at a stat of what it made: the listing never hears of
+// it, so the object is not to be seen until the next mount, nor to be made.
+#[test]
+fn what_failed_after_it_was_done_is_seen() {
+    needs_root!();
+    if Command::new("strace").arg("-V").output().is_err() {
+        fuse_tests::skip!("there is no strace to make system calls fail");
+    }
+    let mut c = Case::new(2);
+    for n in 0..2 {
+        put(c.l(n, &format!("d/old{n}")), "old");
+    }
+    put(c.u("d/file"), "file");
+    c.mount();
+    assert_eq!(names(c.m("d")), ["file", "old0", "old1"]);
+    fs::remove_file(c.m("d/old0")).unwrap();
+    let server = c.server().to_string();
+    let mut strace = Command::new("strace")
+        .args(["-f", "-q", "-o", "/dev/null", "-e", "trace=statx"])
+        .args(["-e", "inject=statx:error=EIO:when=1+1", "-p", &server])
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let is_traced = || {
+        let mut tasks = fs::read_dir(format!("/proc/{server}/task")).unwrap();
+        tasks.all(|task| {
+            let status = fs::read_to_string(task.unwrap().path().join("status"));
+            status.is_ok_and(|text| text.contains("TracerPid:") && !text.contains("TracerPid:\t0"))
+        })
+    };
+    wait_until("strace", BOUND, is_traced);
+    let failed = [
+        fs::create_dir(c.m("d/dir")).is_err(),
+        File::create_new(c.m("d/made")).is_err(),
+        fs::hard_link(c.m("d/file"), c.m("d/link")).is_err(),
+        symlink("x", c.m("d/sym")).is_err(),
+        fs::create_dir(c.m("d/old0")).is_err(),
+        fs::rename(c.m("d/file"), c.m("d/moved")).is_err(),
+    ];
+    let pid = rustix::process::Pid::from_child(&strace);
+    kill_process(pid, Signal::TERM).unwrap();
+    strace.wait().unwrap();
+    assert!(failed.contains(&true), "nothing failed");
+    let live = names(c.m("d"));
+    for name in ["dir", "made", "link", "sym", "old0", "file", "moved"] {
+        let is_object = fs::symlink_metadata(c.u("d").join(name))
+            .is_ok_and(|_| !env::is_whiteout(&c.u("d").join(name)));
+        assert_eq!(live.iter().any(|n| n == name), is_object, "{name}: {failed:?} {live:?}");
+        assert_eq!(fs::symlink_metadata(c.m("d").join(name)).is_ok(), is_object, "{name}");
+    }
+    c.remount();
+    assert_eq!(names(c.m("d")), live, "before and after a remount");
+}
