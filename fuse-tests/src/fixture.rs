@@ -211,6 +211,11 @@ impl Sandbox {
         self.spec(kind).mount()
     }
 
+    /// Takes the lower layers as they are for what must not change; a mount does it by itself.
+    pub fn seal(&self) {
+        self.seals.seal(&self.lowers);
+    }
+
     /// Says that the test itself changed a lower layer: it is looked at anew before the next mount.
     pub fn forget_seals(&self) {
         self.seals.0.lock().unwrap().clear();

@@ -1,6 +1,7 @@
 //! Harness of the suites that mount laminafs for real: layers from text, mounts that clean up after themselves,
 //! canonical snapshots of trees, and generated operation sequences run side by side on two mounts.
 
+pub mod case;
 pub mod env;
 pub mod fixture;
 pub mod ops;

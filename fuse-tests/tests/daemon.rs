@@ -9,57 +9,16 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use fuse_tests::case::{BOUND, is_mounted, said, the_server, umount};
 use fuse_tests::env::{self, wait_until};
 use fuse_tests::fixture::{Kind, Sandbox};
+use fuse_tests::{both, needs_root};
 use rustix::fs::{CWD, FileType, Mode};
-use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 use rustix::process::{Pid, Signal, kill_process};
 
-const BOUND: Duration = Duration::from_secs(10);
-
 /// What statfs(2) says of a FUSE mount.
 const FUSE_MAGIC: i64 = 0x6573_5546;
-
-/// Skips the calling test without root of the machine and FUSE.
-macro_rules! needs_root {
-    () => {
-        if !env::is_machine_root() {
-            fuse_tests::skip!("needs root of the machine");
-        }
-        if let Some(reason) = env::no_fuse() {
-            fuse_tests::skip!("{reason}");
-        }
-    };
-}
-
-/// Makes two tests of a function: as root, and in a user namespace.
-macro_rules! both {
-    ($name:ident) => {
-        mod $name {
-            #[test]
-            fn as_root() {
-                if !fuse_tests::env::is_machine_root() {
-                    fuse_tests::skip!("needs root of the machine");
-                }
-                if let Some(reason) = fuse_tests::env::no_fuse() {
-                    fuse_tests::skip!("{reason}");
-                }
-                super::$name();
-            }
-
-            #[test]
-            fn in_a_user_namespace() {
-                if let Some(reason) = fuse_tests::env::no_fuse() {
-                    fuse_tests::skip!("{reason}");
-                }
-                if !fuse_tests::ran_in_user_namespace!() {
-                    super::$name();
-                }
-            }
-        }
-    };
-}
 
 /// A sandbox with one small layer, and mounts made by running the program in every way there is.
 struct Stage {
@@ -115,9 +74,7 @@ impl Stage {
 
     #[track_caller]
     fn server(&self) -> Pid {
-        let pids = self.servers();
-        assert_eq!(pids.len(), 1, "{pids:?}");
-        Pid::from_raw(i32::try_from(pids[0]).unwrap()).unwrap()
+        the_server(&self.merged())
     }
 
     /// Unmounts by system call and waits for the server to end.
@@ -173,18 +130,6 @@ fn run(command: &mut Command) -> Output {
     Output { status, stdout, stderr }
 }
 
-/// Unmounts by system call. A test beside this one may hold a descriptor for the moment between
-/// its fork and exec.
-#[track_caller]
-fn umount(path: &Path) {
-    let mut answer = Ok(());
-    wait_until("the mount to be free", BOUND, || {
-        answer = rustix::mount::unmount(path, UnmountFlags::empty());
-        answer != Err(Errno::BUSY)
-    });
-    answer.unwrap_or_else(|e| panic!("umount {}: {e}", path.display()));
-}
-
 /// Runs a command that unmounts, again for as long as it says that the mount is busy.
 fn run_unless_busy(command: &mut Command) -> Output {
     let end = Instant::now() + BOUND;
@@ -195,14 +140,6 @@ fn run_unless_busy(command: &mut Command) -> Output {
             return out;
         }
     }
-}
-
-fn said(out: &Output) -> String {
-    String::from_utf8_lossy(&out.stderr).into_owned()
-}
-
-fn is_mounted(path: &Path) -> bool {
-    env::mounts_below(path).iter().any(|mount| mount == path)
 }
 
 /// A link to the program under the name that container engines look for.
@@ -1124,6 +1061,7 @@ fn no_dev_fuse_is_one_sentence() {
     for (what, prepare) in [
         ("missing", hide.to_owned()),
         ("a plain file", format!("{hide} && : > /dev/fuse")),
+        ("a fifo", format!("{hide} && mkfifo -m 666 /dev/fuse")),
         ("another device", format!("{hide} && mknod -m 666 /dev/fuse c 1 3")),
         ("an unknown device", format!("{hide} && mknod -m 666 /dev/fuse c 250 99")),
     ] {

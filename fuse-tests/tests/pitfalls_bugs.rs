@@ -6,270 +6,21 @@
 use std::fs::{self, File, FileTimes, OpenOptions, Permissions};
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, PermissionsExt, chown, symlink};
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, chown, symlink};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
 use std::time::{Duration, UNIX_EPOCH};
 
+use fuse_tests::case::{
+    BOUND, CAP_NET_RAW, Case, as_user, disk_usage, getx, gone, ino, is_mounted, mode, names, nlink,
+    nobody, put, python, setx, sh, text, whiteout, work_residue,
+};
 use fuse_tests::env::{self, wait_until};
-use fuse_tests::fixture::{Kind, Mount, Sandbox, Spec, set_mtime, set_xattr};
-use rustix::fs::{CWD, FallocateFlags, FileType, Gid, Mode, OFlags, Uid, XattrFlags};
+use fuse_tests::fixture::set_mtime;
+use fuse_tests::needs_root;
+use rustix::fs::{FallocateFlags, Gid, Mode, OFlags, Uid, XattrFlags};
 use rustix::io::Errno;
-use rustix::process::{Pid, Signal, kill_process};
-
-/// Skips the calling test without root of the machine, who may make whiteouts, owners and `trusted.` xattrs.
-macro_rules! needs_root {
-    () => {
-        if !env::is_machine_root() {
-            fuse_tests::skip!("needs root of the machine");
-        }
-        if let Some(reason) = env::no_fuse() {
-            fuse_tests::skip!("{reason}");
-        }
-    };
-}
-
-const BOUND: Duration = Duration::from_secs(10);
-
-/// Lower layers to be filled by path, then a mount of them.
-struct Case {
-    mount: Option<Mount>,
-    by_hand: bool,
-    sandbox: Sandbox,
-}
-
-impl Case {
-    fn new(lowers: usize) -> Case {
-        let mut sandbox = Sandbox::new();
-        for _ in 0..lowers {
-            sandbox.layer("");
-        }
-        Case { mount: None, by_hand: false, sandbox }
-    }
-
-    /// A path in lower layer `n`, 0 being the topmost.
-    fn l(&self, n: usize, path: &str) -> PathBuf {
-        below(&self.sandbox.lowers()[n], path)
-    }
-
-    /// A path in the mount.
-    fn m(&self, path: &str) -> PathBuf {
-        below(&self.sandbox.merged(), path)
-    }
-
-    /// A path in the upper layer.
-    fn u(&self, path: &str) -> PathBuf {
-        below(&self.sandbox.upper(), path)
-    }
-
-    /// A path in the work directory.
-    fn w(&self, path: &str) -> PathBuf {
-        below(&self.sandbox.work(), path)
-    }
-
-    fn spec(&self) -> Spec {
-        self.sandbox.spec(Kind::Lamina)
-    }
-
-    #[track_caller]
-    fn mount(&mut self) {
-        self.mount = Some(self.spec().mount());
-    }
-
-    /// Mounts with the daemon started under another umask.
-    #[track_caller]
-    fn mount_with_umask(&mut self, umask: &str) {
-        let command = self.spec().command();
-        let status = Command::new("sh")
-            .args(["-c", &format!("umask {umask}; exec \"$@\" 2>/dev/null"), "sh"])
-            .arg(command.get_program())
-            .args(command.get_args())
-            .stdin(Stdio::null())
-            .status()
-            .unwrap();
-        assert!(status.success(), "mount under umask {umask}: {status}");
-        self.by_hand = true;
-    }
-
-    #[track_caller]
-    fn unmount(&mut self) {
-        if let Some(mount) = self.mount.take() {
-            mount.unmount();
-        }
-        if std::mem::take(&mut self.by_hand) {
-            let merged = self.sandbox.merged();
-            rustix::mount::unmount(&merged, rustix::mount::UnmountFlags::empty()).unwrap();
-            wait_until("the end of the server", BOUND, || {
-                env::processes_with_argument(&merged).is_empty()
-            });
-        }
-    }
-
-    #[track_caller]
-    fn remount(&mut self) {
-        if let Some(mount) = self.mount.take() {
-            self.mount = Some(mount.remount());
-        } else {
-            self.unmount();
-            self.mount();
-        }
-    }
-
-    /// The process that serves the mount.
-    fn server(&self) -> i32 {
-        let pids = self.mount.as_ref().unwrap().pids();
-        assert_eq!(pids.len(), 1, "{pids:?}");
-        i32::try_from(pids[0]).unwrap()
-    }
-
-    /// Bytes the server has read and written by system calls so far.
-    fn server_io(&self) -> u64 {
-        let text = fs::read_to_string(format!("/proc/{}/io", self.server())).unwrap();
-        text.lines()
-            .filter_map(|line| {
-                line.strip_prefix("rchar: ").or_else(|| line.strip_prefix("wchar: "))
-            })
-            .map(|number| number.parse::<u64>().unwrap())
-            .sum()
-    }
-}
-
-impl Drop for Case {
-    fn drop(&mut self) {
-        if self.by_hand {
-            let merged = self.sandbox.merged();
-            let _ = rustix::mount::unmount(&merged, rustix::mount::UnmountFlags::DETACH);
-            wait_until("the end of the server", BOUND, || {
-                env::processes_with_argument(&merged).is_empty()
-            });
-        }
-    }
-}
-
-fn below(dir: &Path, path: &str) -> PathBuf {
-    if path.is_empty() { dir.to_path_buf() } else { dir.join(path) }
-}
-
-/// Writes a file, with its parents.
-#[track_caller]
-fn put(path: impl AsRef<Path>, content: impl AsRef<[u8]>) {
-    fs::create_dir_all(path.as_ref().parent().unwrap()).unwrap();
-    fs::write(&path, content).unwrap_or_else(|e| panic!("{}: {e}", path.as_ref().display()));
-}
-
-#[track_caller]
-fn text(path: impl AsRef<Path>) -> String {
-    fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.as_ref().display()))
-}
-
-/// The sorted names of a directory; each must be found by lookup too, and listed once.
-#[track_caller]
-fn names(dir: impl AsRef<Path>) -> Vec<String> {
-    let dir = dir.as_ref();
-    let mut names: Vec<String> = fs::read_dir(dir)
-        .unwrap_or_else(|e| panic!("{}: {e}", dir.display()))
-        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-        .collect();
-    names.sort();
-    for name in &names {
-        fs::symlink_metadata(dir.join(name))
-            .unwrap_or_else(|e| panic!("{name} is listed in {} but: {e}", dir.display()));
-    }
-    assert!(names.windows(2).all(|w| w[0] != w[1]), "a name twice: {names:?}");
-    names
-}
-
-/// Fails unless the name does not exist.
-#[track_caller]
-fn gone(path: impl AsRef<Path>) {
-    let path = path.as_ref();
-    match fs::symlink_metadata(path) {
-        Ok(meta) => panic!("{} is there: {:?}", path.display(), meta.file_type()),
-        Err(e) => assert_eq!(e.kind(), std::io::ErrorKind::NotFound, "{}: {e}", path.display()),
-    }
-}
-
-#[track_caller]
-fn mode(path: impl AsRef<Path>) -> u32 {
-    fs::symlink_metadata(path).unwrap().mode() & 0o7777
-}
-
-#[track_caller]
-fn ino(path: impl AsRef<Path>) -> u64 {
-    fs::symlink_metadata(path).unwrap().ino()
-}
-
-#[track_caller]
-fn nlink(path: impl AsRef<Path>) -> u64 {
-    fs::symlink_metadata(path).unwrap().nlink()
-}
-
-#[track_caller]
-fn whiteout(path: impl AsRef<Path>) {
-    rustix::fs::mknodat(CWD, path.as_ref(), FileType::CharacterDevice, Mode::empty(), 0).unwrap();
-}
-
-#[track_caller]
-fn setx(path: impl AsRef<Path>, name: &str, value: impl AsRef<[u8]>) {
-    set_xattr(path.as_ref(), name.as_ref(), value.as_ref()).unwrap();
-}
-
-fn getx(path: impl AsRef<Path>, name: &str) -> Option<Vec<u8>> {
-    let mut value = vec![0; 4096];
-    match rustix::fs::lgetxattr(path.as_ref(), name, &mut value) {
-        Ok(n) => Some(value[..n].to_vec()),
-        Err(Errno::NODATA) => None,
-        Err(e) => panic!("{}: {name}: {e}", path.as_ref().display()),
-    }
-}
-
-/// Runs a shell script that must succeed; gives its output.
-#[track_caller]
-fn sh(dir: impl AsRef<Path>, script: &str) -> String {
-    let out = Command::new("sh").args(["-ec", script]).current_dir(dir).output().unwrap();
-    let said = String::from_utf8_lossy(&out.stderr);
-    assert!(out.status.success(), "{script}\n{said}");
-    String::from_utf8(out.stdout).unwrap()
-}
-
-/// Runs a shell script as another user, without capabilities.
-fn as_user(id: u32, dir: impl AsRef<Path>, script: &str) -> Output {
-    let id = id.to_string();
-    Command::new("setpriv")
-        .args(["--reuid", &id, "--regid", &id, "--clear-groups", "sh", "-ec", script])
-        .current_dir(dir)
-        .output()
-        .unwrap()
-}
-
-/// Runs a shell script as `nobody`; it must succeed.
-#[track_caller]
-fn nobody(dir: impl AsRef<Path>, script: &str) {
-    let out = as_user(65534, dir, script);
-    assert!(out.status.success(), "{script}: {}", String::from_utf8_lossy(&out.stderr));
-}
-
-#[track_caller]
-fn python(script: &str, arguments: &[&str]) {
-    let out =
-        Command::new("/usr/bin/python3").arg("-c").arg(script).args(arguments).output().unwrap();
-    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
-}
-
-fn is_mounted(path: &Path) -> bool {
-    env::mounts_below(path).iter().any(|mount| mount == path)
-}
-
-/// Bytes allocated below a directory.
-fn disk_usage(path: &Path) -> u64 {
-    let meta = fs::symlink_metadata(path).unwrap();
-    let inside: u64 = if meta.is_dir() {
-        fs::read_dir(path).unwrap().map(|e| disk_usage(&e.unwrap().path())).sum()
-    } else {
-        0
-    };
-    meta.blocks() * 512 + inside
-}
+use rustix::process::{Signal, kill_process};
 
 // B1 - a file is open read-only on its lower copy; a second open for writing reuses that backing
 // and the write lands in the lower layer, shared with every other user of the image.
@@ -611,7 +362,7 @@ fn b5_modes_follow_the_callers_umask_and_no_other() {
     for daemon_umask in ["022", "077", "000"] {
         let mut c = Case::new(1);
         put(c.l(0, "low/f"), "");
-        c.mount_with_umask(daemon_umask);
+        c.mount_after(&format!("umask {daemon_umask}"));
         for (umask, file, dir) in [
             ("077", 0o600, 0o700),
             ("000", 0o666, 0o777),
@@ -657,7 +408,7 @@ fn b5_copied_up_directories_keep_mode_owner_and_times() {
                 set_mtime(&path, 1_234_567_890, 123_456_789).unwrap();
             }
         }
-        c.mount_with_umask(umask);
+        c.mount_after(&format!("umask {umask}"));
         for mode in modes {
             // A change deep inside copies both directories up and adds no name to either.
             fs::write(c.m(&format!("{mode:o}/sub/f")), "changed").unwrap();
@@ -756,29 +507,6 @@ fn b6_a_hundred_mkdir_rmdir_leave_nothing_in_work() {
     assert_eq!(work_residue(&c), Vec::<PathBuf>::new());
     c.mount();
     assert_eq!(names(c.m("d")), [""; 0]);
-}
-
-/// Returns what is left in the work directory, except the empty directories kept at rest and a
-/// whiteout kept for reuse by linking.
-fn work_residue(c: &Case) -> Vec<PathBuf> {
-    let mut left = Vec::new();
-    let mut todo = vec![c.w("")];
-    while let Some(dir) = todo.pop() {
-        for entry in fs::read_dir(dir).unwrap() {
-            let entry = entry.unwrap();
-            let meta = entry.metadata().unwrap();
-            let path = entry.path();
-            let resting = ["work", "index"].iter().any(|name| path == c.w(name)) && meta.is_dir();
-            let spare_whiteout = meta.file_type().is_char_device() && meta.rdev() == 0;
-            if meta.is_dir() {
-                todo.push(path.clone());
-            }
-            if !resting && !spare_whiteout {
-                left.push(path);
-            }
-        }
-    }
-    left
 }
 
 // B7 - a directory renamed onto the place of a deleted lower one is not made opaque: after a
@@ -1139,9 +867,6 @@ fn b12_setuid_setgid_and_capabilities_drop_on_write_by_another_user() {
     assert_eq!(getx(c.m("root-writes"), "security.capability"), None);
 }
 
-/// A version 2 capability record: CAP_NET_RAW, permitted and effective.
-const CAP_NET_RAW: &[u8] = &[1, 0, 0, 2, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
-
 // B13 - new objects do not take the access ACL from the parent's default ACL: access is widened.
 #[test]
 fn b13_default_acls_are_inherited_as_on_a_plain_directory() {
@@ -1352,7 +1077,7 @@ fn b20_sigterm_unmounts() {
     c.mount();
     put(c.m("new"), "unsynced");
     let pid = c.server();
-    kill_process(Pid::from_raw(pid).unwrap(), Signal::TERM).unwrap();
+    kill_process(pid, Signal::TERM).unwrap();
     wait_until("the mount to go", BOUND, || !is_mounted(&c.m("")));
     wait_until("the server to end", BOUND, || fs::metadata(format!("/proc/{pid}")).is_err());
     assert_eq!(names(c.m("")), [""; 0], "the mount point is a plain directory again");

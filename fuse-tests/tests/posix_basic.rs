@@ -14,6 +14,7 @@ use std::os::unix::fs::{
 use std::path::Path;
 use std::process::Command;
 
+use fuse_tests::both;
 use fuse_tests::env;
 use fuse_tests::fixture::{Kind, Sandbox, pattern, set_mtime};
 use fuse_tests::tree::{self, Options, assert_same, snapshot_with};
@@ -22,34 +23,6 @@ use rustix::fs::{
     StatxFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, XattrFlags,
 };
 use rustix::io::Errno;
-
-/// Makes two tests of a function: as root, and in a user namespace.
-macro_rules! both {
-    ($name:ident) => {
-        mod $name {
-            #[test]
-            fn as_root() {
-                if !fuse_tests::env::is_machine_root() {
-                    fuse_tests::skip!("needs root of the machine");
-                }
-                if let Some(reason) = fuse_tests::env::no_fuse() {
-                    fuse_tests::skip!("{reason}");
-                }
-                super::$name();
-            }
-
-            #[test]
-            fn in_a_user_namespace() {
-                if let Some(reason) = fuse_tests::env::no_fuse() {
-                    fuse_tests::skip!("{reason}");
-                }
-                if !fuse_tests::ran_in_user_namespace!() {
-                    super::$name();
-                }
-            }
-        }
-    };
-}
 
 /// The answers of an operation list, one line each.
 #[derive(Default)]
