@@ -28,14 +28,23 @@ pub struct Allowed {
 /// opened for reading before a copy-up go on showing the old data, and ours do not. What the kernel lists but does not find is
 /// left out of its listings: it lists a directory that only one layer has as it is, whiteouts included, and ours hides whiteouts
 /// everywhere.
-pub const ALLOWED: &[Allowed] = &[Allowed {
-    reason: "renaming one name of a file to another of its names does nothing; in a user namespace the kernel takes the two \
-             names of a copied-up file for two files, and gives up",
-    applies: |op, ours, kernel| {
-        let apart = !env::is_initial_namespace();
-        apart && op.verb == Verb::rename && (ours, kernel) == ("ok", "ESTALE")
+pub const ALLOWED: &[Allowed] = &[
+    Allowed {
+        reason: "opening a file for writing copies it up in the kernel, not in ours; removing the ACL that it does not have is no \
+             error of an upper file only",
+        applies: |op, ours, kernel| {
+            op.verb == Verb::removeacl && (ours, kernel) == ("ENODATA", "ok")
+        },
     },
-}];
+    Allowed {
+        reason: "renaming one name of a file to another of its names does nothing; in a user namespace the kernel takes the two \
+             names of a copied-up file for two files, and gives up",
+        applies: |op, ours, kernel| {
+            let apart = !env::is_initial_namespace();
+            apart && op.verb == Verb::rename && (ours, kernel) == ("ok", "ESTALE")
+        },
+    },
+];
 
 /// How cases are made and compared.
 #[derive(Clone, Debug)]

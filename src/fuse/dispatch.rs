@@ -12,7 +12,7 @@
 use crate::error::{Errno, Error, Result};
 use crate::union::{
     Attr, Caller, DirEntry, Entry, NodeId, RenameFlags, SetAttr, StatVfs, Union, Visit, Whence,
-    XattrFlags,
+    Written, XattrFlags,
 };
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -235,7 +235,7 @@ impl Dispatcher {
         offset: u64,
         data: &[u8],
         kill_privileges: Option<u32>,
-    ) -> Answer<usize> {
+    ) -> Answer<Written> {
         self.run("write", node, b"", || self.union.write(node, offset, data, kill_privileges))
     }
 
@@ -266,8 +266,9 @@ impl Dispatcher {
         self.run("fsyncdir", node, b"", || self.union.sync_dir(node))
     }
 
-    /// Takes setuid and setgid away before a change by somebody who may not keep them.
-    pub(super) fn drop_privileges(&self, node: NodeId, gid: u32) -> Answer<()> {
+    /// Takes setuid and setgid away before a change by somebody who may not keep them; tells whether
+    /// the mode changed.
+    pub(super) fn drop_privileges(&self, node: NodeId, gid: u32) -> Answer<bool> {
         self.run("drop_privileges", node, b"", || self.union.drop_privileges(node, gid))
     }
 

@@ -22,11 +22,11 @@ use crate::union::{
 };
 use ::fuser::{
     AccessFlags, BsdFileFlags, Config, CopyFileRangeFlags, FileAttr, FileHandle, Filesystem,
-    FopenFlags, Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenAccMode,
-    OpenFlags, PollEvents, PollFlags, PollNotifier, ReplyAttr, ReplyBmap, ReplyCreate, ReplyData,
-    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen,
-    ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, Session, SessionACL, TimeOrNow,
-    WriteFlags,
+    FopenFlags, Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, Notifier,
+    OpenAccMode, OpenFlags, PollEvents, PollFlags, PollNotifier, ReplyAttr, ReplyBmap, ReplyCreate,
+    ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek,
+    ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, Session, SessionACL,
+    TimeOrNow, WriteFlags,
 };
 use rustix::fs::{Mode, OFlags};
 use std::cell::RefCell;
@@ -35,7 +35,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
 /// Largest READ and WRITE we ask the kernel for, in bytes; also the most it would grant.
@@ -98,14 +98,18 @@ pub(super) fn serve(
     config.acl = SessionACL::All;
     config.n_threads = Some(threads);
     config.clone_fd = threads > 1 && can_open_device();
+    let notifier = Arc::new(OnceLock::new());
     let server = Server {
         dispatch: Dispatcher::new(union, options.volatile),
         posix_acl: options.posix_acl,
+        notifier: Arc::clone(&notifier),
         kernel_masks: true,
     };
     let clone_fd = config.clone_fd;
     let session = Session::from_fd(server, device, SessionACL::All, config)
         .map_err(|error| device_error("FUSE handshake", &error))?;
+    // Empty until now, so it cannot fail.
+    drop(notifier.set(session.notifier()));
     tracing::debug!(threads, clone_fd, ?options, "serving");
     on_ready();
     match session.run() {
@@ -147,6 +151,8 @@ struct Server {
     dispatch: Dispatcher,
     /// Whether to ask for POSIX ACLs.
     posix_acl: bool,
+    /// Sends what the kernel must know without being asked; set before the first request.
+    notifier: Arc<OnceLock<Notifier>>,
     /// Whether the kernel applies the umask before it sends a mode; settled by INIT, then immutable.
     kernel_masks: bool,
 }
@@ -158,8 +164,21 @@ impl Server {
     }
 
     /// With HANDLE_KILLPRIV_V2 the kernel leaves setuid and setgid to us, and says so in WRITE only.
-    fn before_change(&self, request: &Request, node: NodeId) -> Answer<()> {
-        if request.uid() == 0 { Ok(()) } else { self.dispatch.drop_privileges(node, request.gid()) }
+    fn before_change(&self, request: &Request, ino: INodeNo, node: NodeId) -> Answer<()> {
+        if request.uid() != 0 && self.dispatch.drop_privileges(node, request.gid())? {
+            self.forget_attributes(ino);
+        }
+        Ok(())
+    }
+
+    /// Makes the kernel ask for the attributes again. Before the reply, so that nobody runs a program
+    /// with a setuid bit that it has no more; of attributes alone, which waits for no other request.
+    fn forget_attributes(&self, ino: INodeNo) {
+        if let Some(notifier) = self.notifier.get()
+            && let Err(error) = notifier.inval_inode(ino, -1, 0)
+        {
+            tracing::warn!(ino = ino.0, %error, "the kernel may remember an old mode");
+        }
     }
 
     /// Returns who asks, and the umask that is left to apply.
@@ -323,7 +342,7 @@ impl Filesystem for Server {
             atime: atime.map(set_time),
             mtime: mtime.map(set_time),
             // The kernel's own bit for this does not get through `fuser`.
-            kill_privileges: (size.is_some() && request.uid() != 0).then(|| request.gid()),
+            kill_privileges: (request.uid() != 0).then(|| request.gid()),
         };
         match self.node(ino).and_then(|node| self.dispatch.setattr(node, &set)) {
             Ok(attr) => reply.attr(&FOREVER, &attributes(&attr)),
@@ -479,7 +498,10 @@ impl Filesystem for Server {
     ) {
         let kill = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID).then(|| request.gid());
         let written = self.node(ino).and_then(|node| self.dispatch.write(node, offset, data, kill));
-        reply_written(written, reply);
+        if written.is_ok_and(|written| written.mode_changed) {
+            self.forget_attributes(ino);
+        }
+        reply_written(written.map(|written| written.bytes), reply);
     }
 
     fn flush(
@@ -741,7 +763,7 @@ impl Filesystem for Server {
     ) {
         let mode = mode.cast_unsigned();
         let done = self.node(ino).and_then(|node| {
-            self.before_change(request, node)?;
+            self.before_change(request, ino, node)?;
             self.dispatch.fallocate(node, mode, offset, length)
         });
         reply_empty(done, reply);
@@ -778,7 +800,7 @@ impl Filesystem for Server {
         let len = len.min(COPY_MAX);
         let copied = self.node(ino_in).and_then(|from| {
             let to = self.node(ino_out)?;
-            self.before_change(request, to)?;
+            self.before_change(request, ino_out, to)?;
             self.dispatch.copy_file_range(from, offset_in, to, offset_out, len, flags.bits())
         });
         reply_written(copied, reply);

@@ -142,8 +142,8 @@ pub struct SetAttr {
     pub atime: Option<SetTime>,
     /// Last change of content.
     pub mtime: Option<SetTime>,
-    /// Clear setuid and setgid with a change of size, because the caller, who is of this group, may
-    /// not keep them.
+    /// Clear setuid and setgid with a change of size or owner, because the caller, who is of this
+    /// group, may not keep them.
     pub kill_privileges: Option<u32>,
 }
 
@@ -249,6 +249,16 @@ impl Union {
     fn apply(&self, node: &Arc<Node>, set: &SetAttr) -> Result<()> {
         self.with_upper_handle(node, "setattr", |handle, is_symlink| {
             if set.uid.is_some() || set.gid.is_some() {
+                if let Some(gid) = set.kill_privileges
+                    && node.kind == FileType::Regular
+                {
+                    // What chown(2) by the server would leave: setgid of another group's file.
+                    let stat = sys::stat::of(handle)?;
+                    let mode = u32::from(stat.stx_mode);
+                    if mode & libc::S_ISGID != 0 && stat.stx_gid != gid {
+                        sys::name::chmod_handle(handle, mode & 0o7777 & !libc::S_ISGID)?;
+                    }
+                }
                 sys::name::chown_handle(handle, set.uid, set.gid)?;
             }
             // After chown, which clears setuid and setgid. Symlinks have no mode.
@@ -275,14 +285,14 @@ impl Union {
     }
 
     /// Clears setuid and setgid of a file that somebody unprivileged of group `gid` is about to
-    /// change.
+    /// change; tells whether there was any.
     ///
     /// # Errors
     /// `EROFS` without an upper; those of the copy-up and of chmod(2).
-    pub fn drop_privileges(&self, node: NodeId, gid: u32) -> Result<()> {
+    pub fn drop_privileges(&self, node: NodeId, gid: u32) -> Result<bool> {
         let node = self.node(node)?;
         if node.unprivileged.load(Ordering::Relaxed) {
-            return Ok(());
+            return Ok(false);
         }
         self.copy_up(&node, Extent::All)?;
         let data = self.writable_data(&node)?;
@@ -291,9 +301,9 @@ impl Union {
 
     /// Clears what a write by somebody unprivileged must clear: setuid, and setgid of a program or
     /// of another group's file. Of which further groups the writer is a member is not known.
-    pub(super) fn kill_privileges(&self, node: &Node, data: &Data, gid: u32) -> Result<()> {
+    pub(super) fn kill_privileges(&self, node: &Node, data: &Data, gid: u32) -> Result<bool> {
         if node.unprivileged.load(Ordering::Relaxed) {
-            return Ok(());
+            return Ok(false);
         }
         let stat = sys::stat::of(&data.file).at("statx", || "an open file")?;
         let mode = u32::from(stat.stx_mode);
@@ -307,7 +317,7 @@ impl Union {
         if kept & (libc::S_ISUID | libc::S_ISGID) == 0 {
             node.unprivileged.store(true, Ordering::Relaxed);
         }
-        Ok(())
+        Ok(kept != mode & 0o7777)
     }
 
     /// Returns the state of the filesystem that new data goes to.

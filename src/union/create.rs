@@ -265,7 +265,9 @@ impl Union {
             return Ok((Some(file), stat));
         }
         let temp: Temp<'_> = upper.work.temp();
-        temp.call("create", |at| what.make(at, mode & 0o700))?;
+        // The marks of a directory need its owner's permissions, whatever its own will be.
+        let unfinished = if dress.kind == FileType::Directory { 0o700 } else { mode & 0o700 };
+        temp.call("create", |at| what.make(at, unfinished))?;
         let handle = temp.call("openat", |at| sys::open::handle(at.dir, at.name))?;
         if way.opaque {
             temp.call("setxattr", |at| upper.work.set_opaque(at))?;

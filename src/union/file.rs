@@ -34,6 +34,15 @@ impl Data {
     }
 }
 
+/// What a write did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Written {
+    /// Bytes stored; fewer than asked for only where the next one failed.
+    pub bytes: usize,
+    /// Setuid or setgid was cleared, which whoever remembers the mode must learn.
+    pub mode_changed: bool,
+}
+
 /// What lseek(2) looks for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Whence {
@@ -46,7 +55,11 @@ pub enum Whence {
 /// Refuses a file whose data lies elsewhere: to read it as it is would be to read zeros.
 fn refuse_metacopy(file: &OwnedFd) -> Result<()> {
     for name in marks::METACOPY_XATTRS {
-        let found = xattr::get(Target::Open(file.as_fd()), name).at("getxattr", || OPEN_FILE)?;
+        let found = match xattr::get(Target::Open(file.as_fd()), name) {
+            // A file of our own that its mode forbids us to read.
+            Err(Errno::ACCESS) => None,
+            found => found.at("getxattr", || OPEN_FILE)?,
+        };
         if found.is_some() {
             return Err(Error::Corrupt {
                 what:
@@ -205,13 +218,16 @@ impl Union {
         offset: u64,
         content: &[u8],
         kill_privileges: Option<u32>,
-    ) -> Result<usize> {
+    ) -> Result<Written> {
         let node = self.node(node)?;
         let data = self.change_data(&node)?;
-        if let Some(gid) = kill_privileges {
-            self.kill_privileges(&node, &data, gid)?;
-        }
-        sys::data::write_at(data.file.as_fd(), content, offset).at("pwrite", || OPEN_FILE)
+        let mode_changed = match kill_privileges {
+            Some(gid) => self.kill_privileges(&node, &data, gid)?,
+            None => false,
+        };
+        let bytes =
+            sys::data::write_at(data.file.as_fd(), content, offset).at("pwrite", || OPEN_FILE)?;
+        Ok(Written { bytes, mode_changed })
     }
 
     /// Returns a handle of the upper object, whose names all lead to the upper too.

@@ -34,7 +34,7 @@ pub use rustix::fs::{RenameFlags, StatVfs, XattrFlags};
 
 pub use self::attr::{Attr, FileType, SetAttr, SetTime, Time};
 pub use self::create::Caller;
-pub use self::file::Whence;
+pub use self::file::{Whence, Written};
 use self::ino::Numbers;
 pub use self::lookup::Entry;
 pub use self::node::NodeId;

@@ -243,10 +243,12 @@ impl Work {
             // of the rename it can be written to.
             let moving = Writable::new(from)?;
             let other = flags.contains(RenameFlags::EXCHANGE).then(|| Writable::new(to));
-            let done = sys::name::rename(from, to, flags);
+            let rename = || sys::name::rename(from, to, flags);
+            let done = rename().or_else(|errno| if_writable(errno, to, rename));
             if let Some(Ok(other)) = other {
                 other.restore()?;
             }
+            // Where it is now, or still is.
             moving.restore()?;
             done
         })
@@ -269,7 +271,10 @@ impl Work {
                 temp
             }
             None => {
-                to.call("linkat", name, |at| sys::name::link_handle(&file, at))?;
+                to.call("linkat", name, |at| {
+                    let link = || sys::name::link_handle(&file, at);
+                    link().or_else(|errno| if_writable(errno, at, link))
+                })?;
                 return Ok(file);
             }
         };
@@ -357,6 +362,22 @@ impl Writable {
     fn restore(self) -> std::result::Result<(), Errno> {
         self.0.map_or(Ok(()), |(handle, mode)| sys::name::chmod_handle(&handle, mode))
     }
+}
+
+/// Makes a call once more that failed for want of permission, with the directory that it changes
+/// writable: a copy-up needs no permission of its owner.
+fn if_writable<T>(
+    errno: Errno,
+    at: At<'_>,
+    call: impl FnOnce() -> std::result::Result<T, Errno>,
+) -> std::result::Result<T, Errno> {
+    if errno != Errno::ACCESS {
+        return Err(errno);
+    }
+    let dir = Writable::new(At::new(at.dir, b"."))?;
+    let done = call();
+    dir.restore()?;
+    done
 }
 
 fn names(dir: &layer::Dir) -> Result<Vec<Vec<u8>>> {
