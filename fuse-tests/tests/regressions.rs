@@ -904,3 +904,122 @@ fn what_failed_after_it_was_done_is_seen() {
     c.remount();
     assert_eq!(names(c.m("d")), live, "before and after a remount");
 }
+
+// Without privilege, a file that may be written but not read is opened for both: EACCES.
+#[test]
+fn a_user_writes_files_that_cannot_be_read() {
+    needs_root!();
+    let mut c = Case::new(1);
+    put(c.u("upper"), "content");
+    fs::set_permissions(c.u("upper"), Permissions::from_mode(0o200)).unwrap();
+    mount_as_user(&mut c);
+    let act = "fd = os.open('NAME', os.O_WRONLY); os.pwrite(fd, b'NEW', 0); os.ftruncate(fd, 5); os.fsync(fd)
+fd2 = os.open('NAME', os.O_WRONLY | os.O_APPEND); os.write(fd2, b'+'); os.close(fd); os.close(fd2)
+try: open('NAME'); print('read')
+except PermissionError: print('closed')";
+    let made = user_python(&c, "open('made', 'w').write('content'); os.chmod('made', 0o200)");
+    assert_eq!(made, "");
+    for name in ["upper", "made"] {
+        assert_eq!(user_python(&c, &act.replace("NAME", name)), "closed\n");
+        assert_eq!(text(c.u(name)), "NEWte+", "{name}");
+    }
+    c.unmount();
+    mount_as_user(&mut c);
+    assert_eq!(user_python(&c, &act.replace("NAME", "made")), "closed\n");
+    assert_eq!(text(c.u("made")), "NEWte+");
+}
+
+// Without privilege, a directory that takes the place of a whiteout gets its mode before it is moved there,
+// which that mode forbids.
+#[test]
+fn a_user_makes_read_only_directories_over_whiteouts() {
+    needs_root!();
+    let mut c = Case::new(1);
+    put(c.l(0, "made/f"), "old");
+    mount_as_user(&mut c);
+    let said = user_python(
+        &c,
+        "os.remove('made/f'); os.rmdir('made')
+for _ in range(2):
+    os.mkdir('made', 0o555); print('%o' % os.stat('made').st_mode, os.listdir('made')); os.rmdir('made')",
+    );
+    assert_eq!(said, "40555 []\n40555 []\n");
+}
+
+// Without privilege, nothing in a directory that its owner may not write can be copied up: its mode
+// and times cannot be changed, which needs no permission on the directory.
+#[test]
+fn a_user_changes_what_is_in_a_read_only_directory() {
+    needs_root!();
+    let mut c = Case::new(1);
+    put(c.l(0, "ro/sub/f"), "old");
+    put(c.l(0, "ro/f"), "old");
+    sh(c.l(0, ""), "chmod 555 ro/sub ro");
+    mount_as_user(&mut c);
+    let said = user_python(
+        &c,
+        "os.chmod('ro/f', 0o600); open('ro/sub/f', 'a').write('+')
+print(*('%o' % os.stat(p).st_mode for p in ('ro', 'ro/sub', 'ro/f')), open('ro/sub/f').read())",
+    );
+    assert_eq!(said, "40555 40555 100600 old+\n");
+}
+
+// The setuid bit that a write by somebody else takes away stays in the kernel's cache: the changed
+// program is run with the rights of its owner.
+#[test]
+fn a_changed_setuid_program_is_not_run_as_its_owner() {
+    needs_root!();
+    needs_kernel_overlay!();
+    let c = Case::new(1);
+    for (place, bits) in [("l", 0o4757), ("u", 0o4757), ("lg", 0o2757), ("ug", 0o2757)] {
+        put(c.l(0, place), fs::read("/usr/bin/id").unwrap());
+        fs::set_permissions(c.l(0, place), Permissions::from_mode(bits)).unwrap();
+    }
+    same_as_the_kernel(
+        &c,
+        "",
+        "cd $M; chmod u+s u; chmod g+s ug
+         for act in ': >>' 'printf x >>' 'printf y 1<>' 'truncate -s -1'; do
+             for f in l u lg ug; do
+                 echo \"$act $f\"
+                 setpriv --reuid 1000 --regid 1000 --clear-groups \\
+                     sh -ec \"$act $f; ./$f | sed s/groups=.*//; stat -c %a $f\" 2>&1 || :
+                 cat /usr/bin/id > $f
+                 case $f in *g) chmod 2757 $f ;; *) chmod 4757 $f ;; esac
+             done
+         done",
+    );
+}
+
+// A change of owner or group by somebody outside the group leaves the setgid bit of a file that the
+// group may not execute.
+#[test]
+fn setgid_drops_when_somebody_outside_the_group_changes_owners() {
+    needs_root!();
+    needs_kernel_overlay!();
+    let c = Case::new(1);
+    for place in ["l", "u"] {
+        for bits in [0o2644u32, 0o2666, 0o2755, 0o6755, 0o6644, 0o2640] {
+            for group in [1000, 5] {
+                let path = c.l(0, &format!("{place}/{bits:o}.{group}"));
+                put(&path, "content");
+                chown(&path, Some(1000), Some(group)).unwrap();
+                fs::set_permissions(&path, Permissions::from_mode(bits)).unwrap();
+            }
+        }
+    }
+    same_as_the_kernel(
+        &c,
+        "",
+        "cd $M; touch u/*
+         for act in 'chown :1000' 'chown 1000' 'chown :5'; do
+             for f in l/* u/*; do
+                 setpriv --reuid 1000 --regid 1000 --clear-groups sh -c \"$act $f\" 2>&1 || :
+             done
+             find l u -type f -printf \"$act %p %m %U %G\\n\" | sort
+             for f in l/* u/*; do
+                 b=${f#*/}; chown 1000:${b#*.} $f; chmod ${b%%.*} $f
+             done
+         done",
+    );
+}
