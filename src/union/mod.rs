@@ -48,7 +48,7 @@ use crate::sys;
 use crate::sys::name::At;
 
 /// Names remembered in listings before those of released directories are given up.
-const LISTED_MAX: usize = 1_000_000;
+const LISTED_MAX: usize = 250_000;
 
 /// Directory handles kept open for the next call.
 const HANDLES_MAX: usize = 1024;
