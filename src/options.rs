@@ -62,6 +62,9 @@ pub struct MountOptions {
     pub debug: bool,
     /// Worker threads, when a number was asked for.
     pub threads: Option<usize>,
+    /// SELinux labels, as given: `context=LABEL` and its kin. They reach the kernel where it has
+    /// SELinux, and change nothing elsewhere.
+    pub labels: Vec<Vec<u8>>,
     /// Source shown in the mount table.
     pub fsname: Option<OsString>,
     /// Shown in the mount table as the type `fuse.SUBTYPE`.
@@ -89,6 +92,7 @@ impl Default for MountOptions {
             posix_acl: true,
             debug: false,
             threads: None,
+            labels: Vec::new(),
             fsname: None,
             subtype: None,
             log_level: None,
@@ -121,7 +125,8 @@ use Rule::{Ignored as Skip, Only, Refused as No};
 /// Names that act; [`MountOptions::act`] has the meaning of each.
 const ACTING: &str = "lowerdir lowerdir+ upperdir workdir volatile userxattr ro rw dev nodev suid \
      nosuid exec noexec private rprivate shared rshared slave rslave unbindable runbindable \
-     allow_other noacl debug threads fsname subtype log_level log_file";
+     allow_other noacl debug threads fsname subtype log_level log_file context fscontext defcontext \
+     rootcontext";
 
 /// Values that turn something off.
 const OFF: &str = "0 off no false";
@@ -150,7 +155,6 @@ const PASSIVE: &[(&str, Rule)] = &[
     ("nosymfollow", No("symbolic links are always followed")),
     ("remount", No("unmount and mount again")),
     ("bind rbind move", No("use mount(8) on the merged directory")),
-    ("context fscontext defcontext rootcontext", No("security labels cannot be chosen")),
     // kernel overlayfs
     ("redirect_dir", Only("off nofollow", "redirects are not written", "say off or leave it out")),
     ("metacopy", Only(OFF, "files are copied up whole", "say off or leave it out")),
@@ -234,6 +238,7 @@ impl MountOptions {
             Some(Propagation::Slave) => flag(true, "slave"),
             Some(Propagation::Unbindable) => flag(true, "unbindable"),
         }
+        items.extend(self.labels.iter().cloned());
         if let Some(threads) = self.threads {
             items.push(format!("threads={threads}").into_bytes());
         }
@@ -290,6 +295,10 @@ impl MountOptions {
             "log_file" => self.log_file = Some(path(key, value)?),
             "fsname" => self.fsname = Some(path(key, value)?.into_os_string()),
             "subtype" => self.subtype = Some(path(key, value)?.into_os_string()),
+            "context" | "fscontext" | "defcontext" | "rootcontext" => {
+                let label = needed(key, value)?;
+                self.labels.push([key.as_bytes(), b"=", label].concat());
+            }
             "log_level" => self.log_level = Some(parse_level(&text(needed(key, value)?))?),
             "threads" => self.threads = Some(parse_threads(&text(needed(key, value)?))?),
             flag => {
@@ -626,11 +635,12 @@ mod tests {
 
     #[test]
     fn quoted_context_holds_its_commas() {
-        let message = refusal(r#"lowerdir=/a,context="system_u:object_r:x:s0:c1,c2",volatile"#);
-        let option = r#"context="system_u:object_r:x:s0:c1,c2": not supported"#;
-        assert!(message.starts_with(option), "{message}");
+        let list = r#"lowerdir=/a,context="system_u:object_r:x:s0:c1,c2",volatile"#;
+        let (options, _) = MountOptions::parse(&[list]).unwrap();
+        assert_eq!(options.labels, [br#"context="system_u:object_r:x:s0:c1,c2""#]);
+        assert!(options.volatile);
         // An unclosed quote does not swallow the list.
-        assert!(refusal("context=\"a,b").starts_with("context=\"a: not supported"));
+        assert!(refusal("context=\"a,b").contains("b: unknown"));
     }
 
     #[test]
@@ -738,6 +748,7 @@ mod tests {
                 threads,
                 log_level,
                 log_file,
+                labels: Vec::new(),
                 fsname: fsname.map(PathBuf::into_os_string),
                 subtype: subtype.map(PathBuf::into_os_string),
             }

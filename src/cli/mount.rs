@@ -51,7 +51,7 @@ pub struct MountArgs {
     /// Append the log to this file
     #[arg(long, value_name = "FILE")]
     log_file: Option<PathBuf>,
-    /// Worker threads [default: one a CPU, 2 to 8]
+    /// Worker threads [default: two a CPU, 4 to 8]
     #[arg(long, value_name = "N")]
     threads: Option<String>,
     /// The directory to mount on

@@ -154,15 +154,35 @@ fn mount_by_call(
     ] {
         flags.set(flag, wanted);
     }
-    let data = format!(
+    let mut data = format!(
         "fd={},rootmode=40000,user_id={},group_id={},default_permissions,allow_other",
         device.as_raw_fd(),
         geteuid().as_raw(),
         getegid().as_raw()
-    );
+    )
+    .into_bytes();
+    add_labels(options, &mut data);
     let data = CString::new(data).map_err(|_nul| Errno::INVAL)?;
     let kind = [b"fuse.", subtype(options).as_bytes()].concat();
     sys_mount(fsname(options), path, OsStr::from_bytes(&kind), flags, data.as_c_str())
+}
+
+/// `statfs` type of the directory by which a kernel shows that it has SELinux.
+const SELINUX_MAGIC: i64 = 0xf97c_ff8c;
+
+/// Adds the SELinux labels that were asked for; without SELinux there is nothing to label.
+fn add_labels(options: &MountOptions, list: &mut Vec<u8>) {
+    if options.labels.is_empty() {
+        return;
+    }
+    if !statfs("/sys/fs/selinux").is_ok_and(|found| found.f_type == SELINUX_MAGIC) {
+        debug!("security labels are left out: the kernel has no SELinux");
+        return;
+    }
+    for label in &options.labels {
+        list.push(b',');
+        list.extend_from_slice(label);
+    }
 }
 
 fn fsname(options: &MountOptions) -> &OsStr {
@@ -186,6 +206,7 @@ fn helper_options(spec: &MountSpec) -> OsString {
             list.extend_from_slice(name.as_bytes());
         }
     }
+    add_labels(options, &mut list);
     for (name, value) in [(",fsname=", fsname(options)), (",subtype=", subtype(options))] {
         list.extend_from_slice(name.as_bytes());
         for &byte in value.as_bytes() {

@@ -1,6 +1,6 @@
 //! The inode-flag ioctls: `FS_IOC_GETFLAGS`, `FS_IOC_SETFLAGS`, `FS_IOC_FSGETXATTR`,
 //! `FS_IOC_FSSETXATTR` (ioctl_iflags(2), ioctl_xfs_fsgetxattr(2)).
-#![allow(unsafe_code)]
+#![allow(unsafe_code, reason = "ioctl(2) has no safe form")]
 
 use std::os::fd::BorrowedFd;
 
