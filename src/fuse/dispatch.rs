@@ -417,6 +417,11 @@ impl Dispatcher {
         self.run("setxattr", node, name, || self.union.setxattr(node, name, value, flags))
     }
 
+    /// Takes setgid away after somebody unprivileged of another group has set an ACL.
+    pub(super) fn drop_foreign_setgid(&self, node: NodeId, gid: u32) -> Answer<()> {
+        self.run("drop_foreign_setgid", node, b"", || self.union.drop_foreign_setgid(node, gid))
+    }
+
     /// Removes an extended attribute.
     pub(super) fn removexattr(&self, node: NodeId, name: &[u8]) -> Answer<()> {
         self.run("removexattr", node, name, || self.union.removexattr(node, name))

@@ -637,7 +637,7 @@ impl Filesystem for Server {
 
     fn setxattr(
         &self,
-        _request: &Request,
+        request: &Request,
         ino: INodeNo,
         name: &OsStr,
         value: &[u8],
@@ -646,9 +646,13 @@ impl Filesystem for Server {
         reply: ReplyEmpty,
     ) {
         let flags = XattrFlags::from_bits_retain(flags.cast_unsigned());
-        let set = self
-            .node(ino)
-            .and_then(|node| self.dispatch.setxattr(node, name.as_bytes(), value, flags));
+        let set = self.node(ino).and_then(|node| {
+            self.dispatch.setxattr(node, name.as_bytes(), value, flags)?;
+            if request.uid() != 0 && name == "system.posix_acl_access" {
+                self.dispatch.drop_foreign_setgid(node, request.gid())?;
+            }
+            Ok(())
+        });
         reply_empty(set, reply);
     }
 

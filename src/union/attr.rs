@@ -299,6 +299,22 @@ impl Union {
         self.kill_privileges(&node, &data, gid)
     }
 
+    /// Clears setgid of an object that somebody unprivileged of group `gid`, not the object's, has
+    /// given another ACL, as posix_acl_update_mode in the kernel does.
+    ///
+    /// # Errors
+    /// `EROFS` without an upper; those of statx(2) and chmod(2).
+    pub fn drop_foreign_setgid(&self, node: NodeId, gid: u32) -> Result<()> {
+        let node = self.node(node)?;
+        let stat = self.stat_of(&node)?;
+        let mode = u32::from(stat.stx_mode);
+        if mode & libc::S_ISGID == 0 || stat.stx_gid == gid {
+            return Ok(());
+        }
+        let mode = Some(mode & 0o7777 & !libc::S_ISGID);
+        self.apply(&node, &SetAttr { mode, ..SetAttr::default() })
+    }
+
     /// Clears what a write by somebody unprivileged must clear: setuid, and setgid of a program or
     /// of another group's file. Of which further groups the writer is a member is not known.
     pub(super) fn kill_privileges(&self, node: &Node, data: &Data, gid: u32) -> Result<bool> {
