@@ -1023,3 +1023,28 @@ fn setgid_drops_when_somebody_outside_the_group_changes_owners() {
          done",
     );
 }
+
+// An ACL set by the owner of an object of another group left setgid, which such an owner may not keep.
+#[test]
+fn setgid_drops_when_an_owner_of_another_group_sets_an_acl() {
+    needs_root!();
+    needs_kernel_overlay!();
+    let c = Case::new(1);
+    for (place, group) in [("own", 1000), ("other", 5)] {
+        put(c.l(0, place), "content");
+        chown(c.l(0, place), Some(1000), Some(group)).unwrap();
+        fs::set_permissions(c.l(0, place), Permissions::from_mode(0o2755)).unwrap();
+        let dir = format!("{place}.d");
+        fs::create_dir(c.l(0, &dir)).unwrap();
+        chown(c.l(0, &dir), Some(1000), Some(group)).unwrap();
+        fs::set_permissions(c.l(0, &dir), Permissions::from_mode(0o2775)).unwrap();
+    }
+    same_as_the_kernel(
+        &c,
+        "",
+        "cd $M; for f in own other own.d other.d; do
+             setpriv --reuid 1000 --regid 1000 --clear-groups setfacl -m u:5:r $f 2>&1 || :
+         done
+         find . -printf '%p %m %U %G\\n' | sort",
+    );
+}
