@@ -185,6 +185,12 @@ pub(super) fn times_of(stat: &Statx) -> Timestamps {
     Timestamps { last_access: time(stat.stx_atime), last_modification: time(stat.stx_mtime) }
 }
 
+/// Returns the permission bits without setgid, if they have it and the object is of another group.
+fn without_foreign_setgid(stat: &Statx, gid: u32) -> Option<u32> {
+    let mode = u32::from(stat.stx_mode) & 0o7777;
+    (mode & libc::S_ISGID != 0 && stat.stx_gid != gid).then_some(mode & !libc::S_ISGID)
+}
+
 impl Union {
     /// Returns the attributes of a node.
     ///
@@ -252,11 +258,9 @@ impl Union {
                 if let Some(gid) = set.kill_privileges
                     && node.kind == FileType::Regular
                 {
-                    // What chown(2) by the server would leave: setgid of another group's file.
-                    let stat = sys::stat::of(handle)?;
-                    let mode = u32::from(stat.stx_mode);
-                    if mode & libc::S_ISGID != 0 && stat.stx_gid != gid {
-                        sys::name::chmod_handle(handle, mode & 0o7777 & !libc::S_ISGID)?;
+                    // What chown(2) by the server would leave.
+                    if let Some(mode) = without_foreign_setgid(&sys::stat::of(handle)?, gid) {
+                        sys::name::chmod_handle(handle, mode)?;
                     }
                 }
                 sys::name::chown_handle(handle, set.uid, set.gid)?;
@@ -306,13 +310,10 @@ impl Union {
     /// `EROFS` without an upper; those of statx(2) and chmod(2).
     pub fn drop_foreign_setgid(&self, node: NodeId, gid: u32) -> Result<()> {
         let node = self.node(node)?;
-        let stat = self.stat_of(&node)?;
-        let mode = u32::from(stat.stx_mode);
-        if mode & libc::S_ISGID == 0 || stat.stx_gid == gid {
-            return Ok(());
+        match without_foreign_setgid(&self.stat_of(&node)?, gid) {
+            None => Ok(()),
+            mode => self.apply(&node, &SetAttr { mode, ..SetAttr::default() }),
         }
-        let mode = Some(mode & 0o7777 & !libc::S_ISGID);
-        self.apply(&node, &SetAttr { mode, ..SetAttr::default() })
     }
 
     /// Clears what a write by somebody unprivileged must clear: setuid, and setgid of a program or

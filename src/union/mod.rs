@@ -401,10 +401,10 @@ fn open_work(
     if marker.is_some() {
         return Err(Error::Busy {
             what: format!(
-                "workdir: {}/work/incompat/volatile exists: the last mount was volatile, so its \
-                 upper layer may be incomplete; discard upperdir and workdir, or remove that \
-                 directory to use them all the same",
-                path.display()
+                "workdir: {} exists: the last mount was volatile, so its upper layer may be \
+                 incomplete; discard upperdir and workdir, or remove that directory to use them \
+                 all the same",
+                path.join("work").join("incompat").join("volatile").display()
             )
             .into(),
         });
