@@ -125,7 +125,7 @@ use Rule::{Ignored as Skip, Only, Refused as No};
 /// Names that act; [`MountOptions::act`] has the meaning of each.
 const ACTING: &str = "lowerdir lowerdir+ upperdir workdir volatile userxattr ro rw dev nodev suid \
      nosuid exec noexec private rprivate shared rshared slave rslave unbindable runbindable \
-     allow_other noacl debug threads fsname subtype log_level log_file context fscontext defcontext \
+     user users owner group allow_other noacl debug threads fsname subtype log_level log_file context fscontext defcontext \
      rootcontext";
 
 /// Values that turn something off.
@@ -146,7 +146,7 @@ const PASSIVE: &[(&str, Rule)] = &[
         Skip(ATIME),
     ),
     ("auto noauto nofail _netdev comment", Skip(FSTAB)),
-    ("user nouser users nousers owner noowner group nogroup", Skip(FSTAB)),
+    ("nouser nousers noowner nogroup", Skip(FSTAB)),
     ("silent loud", Skip("concerns kernel messages only")),
     ("strictatime", No(ATIME)),
     ("sync dirsync", No("changes are not made synchronous; use fsync(2)")),
@@ -319,6 +319,11 @@ impl MountOptions {
                     "nosuid" => self.suid = false,
                     "exec" => self.exec = true,
                     "noexec" => self.exec = false,
+                    // What mount(8) takes them to imply.
+                    "owner" | "group" => (self.suid, self.dev) = (false, false),
+                    "user" | "users" => {
+                        (self.suid, self.dev, self.exec) = (false, false, false);
+                    }
                     "private" | "rprivate" => self.propagation = Some(Propagation::Private),
                     "shared" | "rshared" => self.propagation = Some(Propagation::Shared),
                     "slave" | "rslave" => self.propagation = Some(Propagation::Slave),

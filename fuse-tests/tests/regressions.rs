@@ -1048,3 +1048,57 @@ fn setgid_drops_when_an_owner_of_another_group_sets_an_acl() {
          find . -printf '%p %m %U %G\\n' | sort",
     );
 }
+
+// A user without privilege mounted on a directory of a lower; the server entered its own mount, waited
+// for itself, and could not even be killed.
+#[test]
+fn a_mountpoint_inside_a_lower_is_not_entered() {
+    needs_root!();
+    let c = Case::new(1);
+    fs::copy(env::program(), c.sandbox.root().join("lamina")).unwrap();
+    let said = sh(
+        c.sandbox.root(),
+        &format!(
+            "chmod 755 . lamina; mkdir -p in/big/m in/u in/w; echo x > in/big/f; chown -R {USER}:{USER} in; cd in
+             as() {{ setpriv --reuid {USER} --regid {USER} --clear-groups -- \"$@\"; }}
+             as ../lamina -o lowerdir=big,upperdir=u,workdir=w big/m
+             as timeout 20 find big/m 2>&1 | sort
+             as fusermount3 -u big/m"
+        ),
+    );
+    assert!(said.contains("big/m/f\n") && said.contains("Invalid cross-device link"), "{said}");
+    let merged = c.sandbox.root().join("in/big/m");
+    wait_until("the end of the server", Duration::from_secs(10), || {
+        !sh("/", "ps -eo args").contains(merged.to_str().unwrap())
+    });
+}
+
+// A signal was swallowed when the mountpoint's path had changed since the mount.
+#[test]
+fn a_signal_unmounts_what_was_moved() {
+    needs_root!();
+    let c = Case::new(1);
+    put(c.l(0, "f"), "content");
+    let script = format!(
+        "mkdir -p p/m u w; '{}' -f -o lowerdir='{}',upperdir=u,workdir=w p/m & server=$!
+         for _ in $(seq 100); do [ -e p/m/f ] && break; sleep 0.1; done
+         mv p q; kill -TERM $server; wait $server; echo ended $?; ls q/m",
+        env::program().display(),
+        c.l(0, "").display(),
+    );
+    assert_eq!(sh(c.sandbox.root(), &script), "ended 0\n");
+}
+
+// What the kernel writes as a hint only is not written: no origin, no impure, no needless opaque mark.
+#[test]
+fn only_marks_that_mean_something_are_written() {
+    needs_root!();
+    let mut c = Case::new(1);
+    put(c.l(0, "d/f"), "content");
+    c.mount();
+    fs::create_dir(c.m("d/new")).unwrap();
+    fs::set_permissions(c.m("d/f"), Permissions::from_mode(0o600)).unwrap();
+    c.unmount();
+    let marks = sh(c.u(""), "getfattr -h -R -m overlay . 2>&1");
+    assert_eq!(marks, "");
+}

@@ -90,6 +90,13 @@ impl Device {
 pub fn mount(device: Device, path: &Path, spec: &MountSpec) -> Result<NewMount> {
     let options = spec.options();
     let by_helper = |error| {
+        let is_private = matches!(options.propagation, None | Some(Propagation::Private));
+        if !is_private {
+            return Err(Error::invalid(
+                "shared, slave, unbindable",
+                format!("propagation is chosen by who may mount, and {error}"),
+            ));
+        }
         let device = mount_by_helper(path, spec, error)?;
         Ok(NewMount { device, mounted: Mounted::find(path), allow_other: options.allow_other })
     };
@@ -301,20 +308,17 @@ impl Mounted {
     pub fn unmount(&self, lazy: bool) -> Result<()> {
         if let (Some(device), Ok(entries)) = (self.device, mountinfo::load()) {
             let is_ours = |entry: &MountEntry| entry.device == device;
-            match mountinfo::find_top(&entries, &self.path) {
-                Some(top) if is_ours(top) => (),
-                _ if entries
-                    .iter()
-                    .any(|entry| is_ours(entry) && entry.mount_point == self.path) =>
-                {
-                    return Err(Error::sys(
-                        "umount2",
-                        format!("{}: another mount lies over it", show_path(&self.path)),
-                        Errno::BUSY,
-                    ));
-                }
-                _ => return Ok(()),
+            // It may have been moved, or a directory above it renamed.
+            let Some(ours) = entries.iter().find(|entry| is_ours(entry)) else { return Ok(()) };
+            let path = &ours.mount_point;
+            if !mountinfo::find_top(&entries, path).is_some_and(is_ours) {
+                return Err(Error::sys(
+                    "umount2",
+                    format!("{}: another mount lies over it", show_path(path)),
+                    Errno::BUSY,
+                ));
             }
+            return remove(path, lazy);
         }
         remove(&self.path, lazy)
     }

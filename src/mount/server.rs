@@ -198,7 +198,7 @@ fn serve(spec: &MountSpec, inherited: Inherited, parent: Option<UnixStream>) -> 
     let device = Device::open()?;
     let options = spec.options();
     let (config, merged) = stack.into_config(spec);
-    let union = Arc::new(Union::open(config)?);
+    let union = Arc::new(Union::open(config).map_err(with_cure)?);
     let NewMount { device, mounted, allow_other } = fuse_mount::mount(device, &merged.path, spec)?;
     let mounted = Arc::new(mounted);
     let guard = UnmountGuard(Some(Arc::clone(&mounted)));
@@ -307,6 +307,23 @@ fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<()> {
             Err(Error::sys("clone", format!("thread {name}"), errno))
         }
     }
+}
+
+/// Adds what to do about it to the error of a system call on a layer.
+fn with_cure(error: Error) -> Error {
+    let Error::Sys { op, at, errno } = error else { return error };
+    let cure = match errno {
+        Errno::NOSPC | Errno::DQUOT => "free space and inodes on the filesystem of upperdir",
+        Errno::ROFS => "use an upperdir and workdir that can be written, or mount with ro",
+        Errno::PERM | Errno::ACCESS => {
+            "use layers of your own, or be root, also of a user namespace (unshare -Urm)"
+        }
+        Errno::NOENT => {
+            "keep the layers where they are, and mount /proc (mount -t proc proc /proc)"
+        }
+        _ => "see the kernel log (dmesg)",
+    };
+    refuse(at, op, errno, cure)
 }
 
 fn usual_threads() -> usize {

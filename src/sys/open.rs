@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::{Errno, retry_on_intr};
 
 /// Flags of every open: never inherited, never a terminal.
@@ -10,12 +10,29 @@ const ALWAYS: OFlags = OFlags::CLOEXEC.union(OFlags::NOCTTY);
 
 /// Opens directory `name` in `dir` for listing, or as a bare handle where reading is not allowed.
 ///
+/// What is mounted on it is not entered: that could be the mount which the caller serves, and a
+/// server that waits for itself waits for ever.
+///
 /// # Errors
-/// `ENOENT`, `ENOTDIR` (also for a symlink) and whatever else openat(2) reports.
+/// `ENOENT`, `ENOTDIR` (also for a symlink), `EXDEV` for a mountpoint, and whatever else openat2(2)
+/// reports.
 pub fn directory(dir: BorrowedFd<'_>, name: &[u8]) -> Result<OwnedFd, Errno> {
-    let flags = ALWAYS | OFlags::DIRECTORY | OFlags::NOFOLLOW;
-    match quiet(dir, name, flags | OFlags::RDONLY) {
-        Err(Errno::ACCESS) => beneath(dir, name, flags | OFlags::PATH, Mode::empty()),
+    let flags = OFlags::CLOEXEC | OFlags::DIRECTORY | OFlags::NOFOLLOW;
+    let open = |flags| {
+        let within = ResolveFlags::NO_XDEV;
+        match retry_on_intr(|| rustix::fs::openat2(dir, name, flags, Mode::empty(), within)) {
+            // Before Linux 5.6, or kept from us by a filter that does not know the call; EINVAL where
+            // the wrapper adds a flag that does not go with O_PATH.
+            Err(Errno::NOSYS | Errno::INVAL) => beneath(dir, name, flags, Mode::empty()),
+            opened => opened,
+        }
+    };
+    let opened = match open(flags | OFlags::RDONLY | OFlags::NOATIME) {
+        Err(Errno::PERM) => open(flags | OFlags::RDONLY),
+        opened => opened,
+    };
+    match opened {
+        Err(Errno::ACCESS) => open(flags | OFlags::PATH),
         opened => opened,
     }
 }

@@ -79,7 +79,7 @@ impl Inherited {
 }
 
 /// Signals that end the server.
-const ENDING: [Signal; 3] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP];
+const ENDING: [Signal; 4] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT];
 
 /// The signals that end the server, blocked in this thread and those it starts.
 #[derive(Debug)]
