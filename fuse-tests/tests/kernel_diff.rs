@@ -85,7 +85,10 @@ fn an_injected_fault_is_found_and_shrunk() {
         }),
         ..Config::default()
     };
-    let failure = std::panic::catch_unwind(|| run::run_many(seed(4), 20, &config)).unwrap_err();
+    // Of this seed, whatever the others run with: some cases cannot be made smaller than two lines,
+    // because the one that is left would mean something else.
+    let seed = (4 << 32) + 1;
+    let failure = std::panic::catch_unwind(|| run::run_many(seed, 20, &config)).unwrap_err();
     let text = failure.downcast_ref::<String>().unwrap();
     assert!(text.contains("mode: left \"0644\", right \"0777\""), "{text}");
     let case = Case::parse(text.split_once(run::CASE_FOLLOWS).unwrap().1).unwrap();
