@@ -1,7 +1,7 @@
 //! The order in which locks are taken, written once.
 //!
-//! 1. `Union::rename`: for writing by a rename between two directories, for reading by rmdir, so
-//!    that "parent before child" and "in order of ids" never meet.
+//! 1. `Union::rename`: for writing by a rename between two directories, for reading by rmdir and by
+//!    a rename within one, so that "parent before child" and "in order of ids" never meet.
 //! 2. `Node::copy`: of a leaf, then of one of its ancestors at a time. Held while that one object is
 //!    copied up, and never taken by a thread that holds a lock named below.
 //! 3. `Dir::names`: of a parent before its child, else in order of the node ids
