@@ -31,6 +31,39 @@ pub enum Propagation {
     Unbindable,
 }
 
+/// Something that a filesystem may be unable to do, and for which an upper has another way.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Ability {
+    /// Unnamed files, `O_TMPFILE`.
+    Unnamed,
+    /// `RENAME_EXCHANGE`.
+    Exchange,
+    /// `RENAME_WHITEOUT`.
+    RenameWhiteout,
+    /// Character devices 0:0.
+    Device,
+    /// Extended attributes for marks.
+    Xattr,
+    /// Hard links.
+    Link,
+    /// Giving files to another owner.
+    Chown,
+    /// Removing an open file without leaving a name.
+    UnlinkOpen,
+}
+
+/// Abilities by the names that `upper_lacks` takes.
+const ABILITIES: [(&str, Ability); 8] = [
+    ("tmpfile", Ability::Unnamed),
+    ("exchange", Ability::Exchange),
+    ("whiteout", Ability::RenameWhiteout),
+    ("chardev", Ability::Device),
+    ("xattr", Ability::Xattr),
+    ("link", Ability::Link),
+    ("chown", Ability::Chown),
+    ("unlink_open", Ability::UnlinkOpen),
+];
+
 /// What the options of one mount ask for.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct MountOptions {
@@ -65,6 +98,8 @@ pub struct MountOptions {
     /// SELinux labels, as given: `context=LABEL` and its kin. They reach the kernel where it has
     /// SELinux, and change nothing elsewhere.
     pub labels: Vec<Vec<u8>>,
+    /// What the upper's filesystem is not to be used for.
+    pub upper_lacks: Vec<Ability>,
     /// Source shown in the mount table.
     pub fsname: Option<OsString>,
     /// Shown in the mount table as the type `fuse.SUBTYPE`.
@@ -93,6 +128,7 @@ impl Default for MountOptions {
             debug: false,
             threads: None,
             labels: Vec::new(),
+            upper_lacks: Vec::new(),
             fsname: None,
             subtype: None,
             log_level: None,
@@ -126,7 +162,7 @@ use Rule::{Ignored as Skip, Only, Refused as No};
 const ACTING: &str = "lowerdir lowerdir+ upperdir workdir volatile userxattr ro rw dev nodev suid \
      nosuid exec noexec private rprivate shared rshared slave rslave unbindable runbindable \
      user users owner group allow_other noacl debug threads fsname subtype log_level log_file context fscontext defcontext \
-     rootcontext";
+     rootcontext upper_lacks";
 
 /// Values that turn something off.
 const OFF: &str = "0 off no false";
@@ -239,6 +275,11 @@ impl MountOptions {
             Some(Propagation::Unbindable) => flag(true, "unbindable"),
         }
         items.extend(self.labels.iter().cloned());
+        if !self.upper_lacks.is_empty() {
+            let named = ABILITIES.iter().filter(|(_, ability)| self.upper_lacks.contains(ability));
+            let names: Vec<&str> = named.map(|(name, _)| *name).collect();
+            items.push(format!("upper_lacks={}", names.join(":")).into_bytes());
+        }
         if let Some(threads) = self.threads {
             items.push(format!("threads={threads}").into_bytes());
         }
@@ -300,6 +341,7 @@ impl MountOptions {
                 self.labels.push([key.as_bytes(), b"=", label].concat());
             }
             "log_level" => self.log_level = Some(parse_level(&text(needed(key, value)?))?),
+            "upper_lacks" => self.upper_lacks = parse_abilities(&text(needed(key, value)?))?,
             "threads" => self.threads = Some(parse_threads(&text(needed(key, value)?))?),
             flag => {
                 if let Some(value) = value {
@@ -372,6 +414,22 @@ pub fn parse_threads(number: &str) -> Result<usize> {
             format!("is no number of threads; use 1 to {THREADS_MAX}"),
         )),
     }
+}
+
+/// Parses names of abilities, separated by colons.
+///
+/// # Errors
+/// `Invalid`, listing the names there are.
+fn parse_abilities(names: &str) -> Result<Vec<Ability>> {
+    let find = |name: &str| ABILITIES.iter().find(|(known, _)| *known == name);
+    let parsed = names.split(':').map(|name| find(name).map(|(_, ability)| *ability));
+    parsed.collect::<Option<Vec<_>>>().ok_or_else(|| {
+        let known: Vec<&str> = ABILITIES.iter().map(|(name, _)| *name).collect();
+        Error::invalid(
+            format!("upper_lacks={names}"),
+            format!("names something that is none of {}", known.join(", ")),
+        )
+    })
 }
 
 /// Splits a list at its commas, leaving out empty items; escapes stay as they are.
@@ -754,6 +812,7 @@ mod tests {
                 log_level,
                 log_file,
                 labels: Vec::new(),
+                upper_lacks: Vec::new(),
                 fsname: fsname.map(PathBuf::into_os_string),
                 subtype: subtype.map(PathBuf::into_os_string),
             }

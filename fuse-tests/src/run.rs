@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use crate::env;
 use crate::fixture::{Kind, Mount, Sandbox, Spec, try_fill};
 use crate::ops::{Op, PATHS, Rng, Target, Verb};
+use crate::store::{Server, Store};
 use crate::tree::{self, Options, Snapshot};
 
 /// A difference between ours and the kernel's that is meant to be.
@@ -58,11 +59,28 @@ pub struct Config {
     pub ops: usize,
     /// A fault for the test of the harness: what this does to our snapshots must be found.
     pub fault: Option<fn(&mut Snapshot)>,
+    /// What is different about the upper layer of ours.
+    pub lesser: Option<Lesser>,
+}
+
+/// An upper layer on a filesystem that can do less. The kernel has no such upper layer, so its own is as ever.
+#[derive(Clone, Copy, Debug)]
+pub struct Lesser {
+    /// Options of ours.
+    pub options: &'static str,
+    /// Who serves the upper layer, if it is no local directory.
+    pub server: Option<Server>,
+    /// Operations that it cannot do, or does otherwise, which are left out.
+    pub cannot: &'static [Verb],
+    /// First words of the lines of lower layers that it could not copy up.
+    pub cannot_hold: &'static [&'static str],
+    /// What is written is of the kernel's form: then each side mounts what the other wrote.
+    pub is_kernel_format: bool,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Config { ours: Kind::Lamina, links: false, ops: 20, fault: None }
+        Config { ours: Kind::Lamina, links: false, ops: 20, fault: None, lesser: None }
     }
 }
 
@@ -84,7 +102,17 @@ impl Case {
         let style = Style { links: config.links, marks: false };
         let layers = generate_layers(&mut rng, 4, style);
         let ops = (0..config.ops).map(|_| Op::generate(&mut rng)).collect();
-        Case { seed, layers, ops }
+        let mut case = Case { seed, layers, ops };
+        if let Some(lesser) = &config.lesser {
+            case.ops.retain(|op| !lesser.cannot.contains(&op.verb));
+            let cannot_hold = |line: &String| {
+                lesser.cannot_hold.iter().any(|word| line.split(' ').next() == Some(*word))
+            };
+            for layer in &mut case.layers {
+                layer.retain(|line| !cannot_hold(line));
+            }
+        }
+        case
     }
 
     /// Reads a case from its printed form.
@@ -264,6 +292,21 @@ pub fn run_batch(cases: &[Case], config: &Config) -> Result<(), Failure> {
         Kind::Lamina => ours,
     };
     let kernel = sandbox.side(Kind::Kernel, "kernel").option(index);
+    let mut ours = match config.lesser {
+        Some(lesser) if !lesser.options.is_empty() => ours.option(lesser.options),
+        _ => ours,
+    };
+    let server = config.lesser.and_then(|lesser| lesser.server);
+    let store = server.map(|server| Store::mount(server, sandbox.root(), "store"));
+    if let Some(store) = &store {
+        let dirs = ["upper", "work"].map(|name| store.path.join(name));
+        for dir in &dirs {
+            std::fs::create_dir(dir).unwrap();
+            try_fill(dir, "").unwrap();
+        }
+        let [upper, work] = dirs;
+        ours.upper = Some((upper, work));
+    }
     let start = tree::now();
     let mut pair = Pair { ours: Some(ours.mount()), kernel: Some(kernel.mount()) };
     let mut ends = Vec::new();
@@ -285,6 +328,9 @@ pub fn run_batch(cases: &[Case], config: &Config) -> Result<(), Failure> {
         compare(&pair, "after a remount")?;
         // Each on the upper layer of the other.
         drop((pair.ours.take(), pair.kernel.take()));
+        if config.lesser.is_some_and(|lesser| !lesser.is_kernel_format) {
+            return Ok(());
+        }
         if let Some((upper, work)) = &ours.upper {
             check_upper(&sandbox, upper, work).map_err(|text| Failure { case: None, text })?;
         }

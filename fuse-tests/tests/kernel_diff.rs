@@ -4,7 +4,9 @@
 //! A failure prints the shrunk case; put it into a file and run the test `replay` with `FUSE_TESTS_REPLAY=FILE`.
 
 use fuse_tests::fixture::Kind;
-use fuse_tests::run::{self, Case, Config};
+use fuse_tests::ops::Verb;
+use fuse_tests::run::{self, Case, Config, Lesser};
+use fuse_tests::store::Server;
 use fuse_tests::{env, ran_in_user_namespace, skip};
 
 fn number(variable: &str, default: u64) -> u64 {
@@ -56,6 +58,76 @@ fn sequences_in_a_user_namespace() {
         skip!("{reason}");
     }
     run::run_many(seed(2), sequences(30), &Config::default());
+}
+
+fn on_a_lesser_upper(test: u64, lesser: Lesser) {
+    if !env::is_machine_root() {
+        skip!("needs root");
+    }
+    if let Some(reason) = missing().or_else(|| lesser.server.and_then(Server::missing)) {
+        skip!("{reason}");
+    }
+    let config = Config { lesser: Some(lesser), ..Config::default() };
+    run::run_many(seed(test), sequences(20), &config);
+}
+
+const NO_FLAGS: Lesser = Lesser {
+    options: "upper_lacks=tmpfile:exchange:whiteout",
+    server: None,
+    cannot: &[Verb::exchange],
+    cannot_hold: &[],
+    is_kernel_format: true,
+};
+
+#[test]
+fn sequences_without_flags_of_rename() {
+    on_a_lesser_upper(5, NO_FLAGS);
+}
+
+#[test]
+fn sequences_without_hard_links() {
+    let options = "upper_lacks=link";
+    on_a_lesser_upper(6, Lesser { options, cannot: &[], ..NO_FLAGS });
+}
+
+#[test]
+fn sequences_with_marks_in_files() {
+    let options = "upper_lacks=chardev:xattr";
+    on_a_lesser_upper(7, Lesser { options, cannot: &[], is_kernel_format: false, ..NO_FLAGS });
+}
+
+#[test]
+fn sequences_without_anything() {
+    let options = "upper_lacks=tmpfile:exchange:whiteout:chardev:xattr:link:unlink_open";
+    on_a_lesser_upper(8, Lesser { options, is_kernel_format: false, ..NO_FLAGS });
+}
+
+/// Nearly what an NFS v3 client gives.
+#[test]
+fn sequences_on_bindfs() {
+    on_a_lesser_upper(
+        9,
+        Lesser {
+            options: "",
+            server: Some(Server::Bindfs(&["--xattr-none"])),
+            cannot: &[
+                Verb::exchange,
+                Verb::setxattr,
+                Verb::removexattr,
+                Verb::setacl,
+                Verb::removeacl,
+                Verb::setcap,
+                Verb::hsetxattr,
+                Verb::punch,
+                Verb::hseek,
+                // It does nothing where only one of the times is to change.
+                Verb::utimens,
+                Verb::hutimens,
+            ],
+            cannot_hold: &["xattr"],
+            is_kernel_format: false,
+        },
+    );
 }
 
 /// Kernel against kernel: the comparison itself finds nothing where nothing differs.

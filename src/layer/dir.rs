@@ -5,14 +5,14 @@
 use std::borrow::Cow;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use parking_lot::RwLock;
 use rustix::fs::FileType;
 
-use super::Index;
 use super::cache::HandleCache;
+use super::{Index, leftover};
 use crate::error::{Context, Errno, Error, Result};
 use crate::marks;
 use crate::sys::name::At;
@@ -28,6 +28,33 @@ pub struct Layer {
     /// How the user named it; for messages only.
     pub path: PathBuf,
     handles: Arc<HandleCache>,
+    /// Its filesystem keeps files that are removed while open under made-up names.
+    leaves_names: AtomicBool,
+    /// Its filesystem makes inode numbers up, and listings have others than statx(2).
+    made_up_numbers: AtomicBool,
+}
+
+impl Layer {
+    /// Tells whether listings of the layer have true inode numbers. Where not, an object may have
+    /// another number each time it is looked up.
+    pub fn has_true_numbers(&self) -> bool {
+        !self.made_up_numbers.load(Ordering::Relaxed)
+    }
+
+    /// Takes note that the filesystem makes inode numbers up.
+    pub fn distrust_numbers(&self) {
+        self.made_up_numbers.store(true, Ordering::Relaxed);
+    }
+
+    /// Takes note that removed files stay under made-up names, which then are no part of the layer.
+    pub fn hide_leftovers(&self) {
+        self.leaves_names.store(true, Ordering::Relaxed);
+    }
+
+    /// Tells whether `name` is one that the filesystem has made up for a removed file.
+    pub fn is_leftover(&self, name: &[u8]) -> bool {
+        self.leaves_names.load(Ordering::Relaxed) && leftover::is_name(name)
+    }
 }
 
 /// Where a directory lies in its layer.
@@ -58,6 +85,9 @@ pub struct Dir {
 /// How often a walk is begun again because a rename crossed it.
 const RENAME_TRIES: u32 = 100;
 
+/// `statfs` type of a FUSE mount.
+const FUSE_SUPER_MAGIC: i64 = 0x6573_5546;
+
 static NEXT_ID: AtomicU64 = AtomicU64::new(1);
 
 impl Dir {
@@ -72,7 +102,13 @@ impl Dir {
         handles: &Arc<HandleCache>,
     ) -> Result<Arc<Self>> {
         let stat = sys::stat::of(&handle).at("statx", || path.display().to_string())?;
-        let layer = Arc::new(Layer { index, path, handles: Arc::clone(handles) });
+        let layer = Arc::new(Layer {
+            index,
+            path,
+            handles: Arc::clone(handles),
+            leaves_names: AtomicBool::new(false),
+            made_up_numbers: AtomicBool::new(false),
+        });
         let dir = Self::new(layer, &stat, None);
         // Empty until now, so it cannot fail.
         drop(dir.pinned.set(Arc::new(handle)));
@@ -96,6 +132,34 @@ impl Dir {
         Arc::new(Self::new(Arc::clone(&self.layer), stat, Some(place)))
     }
 
+    /// Finds out whether the filesystem of the layer makes inode numbers up, by an entry of this
+    /// directory. Only a FUSE server can do that.
+    ///
+    /// # Errors
+    /// Those of fstatfs(2), and of listing the directory and looking at a name.
+    pub fn probe_numbers(&self) -> Result<()> {
+        let magic = self.with("fstatfs", |dir| rustix::fs::fstatfs(dir))?.f_type;
+        if magic != FUSE_SUPER_MAGIC {
+            return Ok(());
+        }
+        let mut first = None;
+        self.list(|name, inode, _| {
+            first.get_or_insert_with(|| (name.to_vec(), inode));
+            Ok(())
+        })?;
+        if let Some((name, listed)) = first
+            && let Some(stat) = self.find(&name)?
+            && stat.stx_ino != listed
+        {
+            self.layer.distrust_numbers();
+            tracing::info!(
+                "{}: its filesystem makes inode numbers up; ours hold as long as it keeps its own",
+                self.layer.path.display()
+            );
+        }
+        Ok(())
+    }
+
     /// Returns an open handle, opening what is missing on the way from the root.
     ///
     /// # Errors
@@ -106,8 +170,9 @@ impl Dir {
             match self.try_handle() {
                 Ok(handle) => return Ok(handle),
                 Err(Errno::MFILE | Errno::NFILE) if tries == 0 => self.layer.handles.shrink(),
-                // A directory on the way was renamed meanwhile.
-                Err(Errno::NOENT | Errno::STALE) if tries < RENAME_TRIES => {}
+                // A directory on the way was renamed meanwhile, or a server knows it no longer.
+                Err(Errno::STALE) if tries < RENAME_TRIES => self.forget_handles(),
+                Err(Errno::NOENT) if tries < RENAME_TRIES => {}
                 Err(errno) => return Err(Error::sys("openat", self.describe(b""), errno)),
             }
             tries += 1;
@@ -141,10 +206,21 @@ impl Dir {
 
     fn keep(&self, handle: OwnedFd) -> std::result::Result<Arc<OwnedFd>, Errno> {
         let stat = sys::stat::of(&handle)?;
-        if stat.stx_ino != self.inode || sys::stat::device(&stat) != self.device {
+        let is_same = stat.stx_ino == self.inode || !self.layer.has_true_numbers();
+        if !is_same || sys::stat::device(&stat) != self.device {
             return Err(Errno::STALE);
         }
         Ok(self.layer.handles.put(self.id, handle))
+    }
+
+    /// Closes the handles on the way from the root, which a server may know no longer.
+    fn forget_handles(&self) {
+        self.layer.handles.remove(self.id);
+        let mut above = self.above();
+        while let Some((parent, _)) = above {
+            self.layer.handles.remove(parent.id);
+            above = parent.above();
+        }
     }
 
     /// Hands over a handle opened by the caller, so that it need not be opened again.
@@ -201,8 +277,7 @@ impl Dir {
     /// # Errors
     /// Those of statx(2) but `ENOENT`.
     pub fn find(&self, name: &[u8]) -> Result<Option<Statx>> {
-        let handle = self.handle()?;
-        sys::stat::find(handle.as_fd(), name).at("statx", || self.describe(name))
+        self.attempt(|dir| sys::stat::find(dir, name))?.at("statx", || self.describe(name))
     }
 
     /// Returns the attributes of the directory itself.
@@ -210,8 +285,7 @@ impl Dir {
     /// # Errors
     /// Those of statx(2).
     pub fn stat(&self) -> Result<Statx> {
-        let handle = self.handle()?;
-        sys::stat::of(&handle).at("statx", || self.describe(b""))
+        self.attempt(|dir| sys::stat::of(dir))?.at("statx", || self.describe(b""))
     }
 
     /// Tells what the opaque mark of the directory says, in whichever namespace it stands.
@@ -249,10 +323,20 @@ impl Dir {
     /// Those of getdents64(2) and of `visit`.
     pub fn list(
         &self,
-        visit: impl FnMut(&[u8], u64, FileType) -> std::result::Result<(), Errno>,
+        mut visit: impl FnMut(&[u8], u64, FileType) -> std::result::Result<(), Errno>,
     ) -> Result<()> {
-        let handle = self.handle()?;
-        sys::name::list(handle.as_fd(), visit).at("getdents64", || self.describe(b""))
+        let mut begun = false;
+        self.attempt(|dir| {
+            // What has been visited is not visited again.
+            if begun {
+                return Err(Errno::STALE);
+            }
+            sys::name::list(dir, |name, inode, kind| {
+                begun = true;
+                visit(name, inode, kind)
+            })
+        })?
+        .at("getdents64", || self.describe(b""))
     }
 
     /// Runs one system call on `name`, naming it in an error.
@@ -265,8 +349,7 @@ impl Dir {
         name: &[u8],
         mut call: impl FnMut(At<'_>) -> std::result::Result<T, Errno>,
     ) -> Result<T> {
-        let handle = self.handle()?;
-        self.with_room(|| call(At::new(handle.as_fd(), name))).at(op, || self.describe(name))
+        self.attempt(|dir| call(At::new(dir, name)))?.at(op, || self.describe(name))
     }
 
     /// Runs one system call on the open directory.
@@ -276,24 +359,29 @@ impl Dir {
     pub fn with<T>(
         &self,
         op: &'static str,
-        mut call: impl FnMut(BorrowedFd<'_>) -> std::result::Result<T, Errno>,
+        call: impl FnMut(BorrowedFd<'_>) -> std::result::Result<T, Errno>,
     ) -> Result<T> {
-        let handle = self.handle()?;
-        self.with_room(|| call(handle.as_fd())).at(op, || self.describe(b""))
+        self.attempt(call)?.at(op, || self.describe(b""))
     }
 
-    /// Makes a call once more, with some handles closed, if the process ran out of descriptors.
-    fn with_room<T>(
+    /// Makes a call, and makes it once more if the process ran out of descriptors, with some of
+    /// them closed, or if the server of a network filesystem has lost the handle, with a new one.
+    fn attempt<T>(
         &self,
-        mut call: impl FnMut() -> std::result::Result<T, Errno>,
-    ) -> std::result::Result<T, Errno> {
-        match call() {
+        mut call: impl FnMut(BorrowedFd<'_>) -> std::result::Result<T, Errno>,
+    ) -> Result<std::result::Result<T, Errno>> {
+        let handle = self.handle()?;
+        Ok(match call(handle.as_fd()) {
             Err(Errno::MFILE | Errno::NFILE) => {
                 self.layer.handles.shrink();
-                call()
+                call(handle.as_fd())
+            }
+            Err(Errno::STALE) if self.pinned.get().is_none() => {
+                self.forget_handles();
+                call(self.handle()?.as_fd())
             }
             done => done,
-        }
+        })
     }
 }
 

@@ -6,6 +6,7 @@
 
 pub mod cache;
 mod dir;
+pub mod leftover;
 
 pub use dir::{Dir, Layer, Place};
 

@@ -132,6 +132,7 @@ impl Stack {
             upper,
             volatile: spec.options().volatile,
             userxattr: spec.options().userxattr,
+            lacks: spec.options().upper_lacks.clone(),
         };
         (config, self.merged)
     }

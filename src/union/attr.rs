@@ -263,7 +263,7 @@ impl Union {
                         sys::name::chmod_handle(handle, mode)?;
                     }
                 }
-                sys::name::chown_handle(handle, set.uid, set.gid)?;
+                self.chown(handle, set)?;
             }
             // After chown, which clears setuid and setgid. Symlinks have no mode.
             if let Some(mode) = set.mode.filter(|_| !is_symlink) {
@@ -274,6 +274,22 @@ impl Union {
             }
             Ok(())
         })
+    }
+
+    fn chown(
+        &self,
+        handle: std::os::fd::BorrowedFd<'_>,
+        set: &SetAttr,
+    ) -> std::result::Result<(), Errno> {
+        if self.upper.as_ref().is_some_and(|upper| upper.work.can.chown) {
+            return sys::name::chown_handle(handle, set.uid, set.gid);
+        }
+        let stat = sys::stat::of(handle)?;
+        let is_owner = |wanted: Option<u32>, owner| wanted.is_none_or(|wanted| wanted == owner);
+        if is_owner(set.uid, stat.stx_uid) && is_owner(set.gid, stat.stx_gid) {
+            return Ok(());
+        }
+        Err(Errno::PERM)
     }
 
     fn truncate(&self, node: &Arc<Node>, size: u64, caller: Option<u32>) -> Result<()> {

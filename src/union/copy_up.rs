@@ -16,7 +16,7 @@ use rustix::fs::{RenameFlags, XattrFlags};
 use super::attr::{FileType, times_of};
 use super::file::Data;
 use super::node::Node;
-use super::publish::{Staged, Temp, Work};
+use super::publish::{self, Staged, Temp, Work};
 use super::{Leaf, Union, Upper, lock};
 use crate::error::{Context, Errno, Error, Result};
 use crate::layer::{self, UPPER};
@@ -91,7 +91,7 @@ impl Union {
         sys::data::copy(source.file.as_fd(), staged.file.as_fd(), len, whole)
             .at("copy_file_range", || "from a lower file to work")?;
         let target = Target::Open(staged.file.as_fd());
-        copy_attributes(Target::Open(source.file.as_fd()), target, stat)?;
+        copy_attributes(&upper.work, Target::Open(source.file.as_fd()), target, stat)?;
         if !self.volatile {
             staged.sync()?;
         }
@@ -118,13 +118,14 @@ impl Union {
         }
         let work = upper.work.dir.handle()?;
         let to = Target::Name(At::new(work.as_fd(), &temp.name));
-        copy_attributes(Target::Handle(source.as_fd()), to, stat)?;
+        copy_attributes(&upper.work, Target::Handle(source.as_fd()), to, stat)?;
         Ok(temp)
     }
 
     /// Publishes a finished copy under the name of the node, or keeps it without one.
     fn publish_copy(&self, upper: &Upper, node: &Arc<Node>, copy: Copy<'_>) -> Result<()> {
         if let Some(links) = node.links.get()
+            && upper.work.can.link
             && !node.place.read().gone
         {
             // Names are linked to the anchor afterwards, each on its own.
@@ -261,7 +262,7 @@ impl Union {
         let from = source.handle()?;
         let work = upper.work.dir.handle()?;
         let made = At::new(work.as_fd(), &temp.name);
-        copy_attributes(Target::Handle(from.as_fd()), Target::Name(made), &stat)?;
+        copy_attributes(&upper.work, Target::Handle(from.as_fd()), Target::Name(made), &stat)?;
 
         let parent = node.place.read().parent.clone().ok_or(Errno::STALE)?;
         let above = lock::directory(&parent)?;
@@ -296,17 +297,20 @@ impl Union {
 
 /// Gives `to` what `stat` and the xattrs of `from` say. The order matters: chown clears setuid
 /// and capabilities, the mode may forbid its owner to set an xattr, and all of them change times.
-pub(super) fn copy_attributes(from: Target<'_>, to: Target<'_>, stat: &Statx) -> Result<()> {
+pub(super) fn copy_attributes(
+    work: &Work,
+    from: Target<'_>,
+    to: Target<'_>,
+    stat: &Statx,
+) -> Result<()> {
     let context = || "a copy in work";
-    let owner = (Some(stat.stx_uid), Some(stat.stx_gid));
     let mode = u32::from(stat.stx_mode);
     let is_symlink = FileType::of_mode(mode) == FileType::Symlink;
-    match to {
-        Target::Open(fd) | Target::Handle(fd) => {
-            sys::name::chown_handle(fd, owner.0, owner.1).at("fchownat", context)?;
-        }
-        Target::Name(at) => sys::name::chown(at, owner.0, owner.1).at("fchownat", context)?,
+    if is_symlink && !work.can.symlink_attributes {
+        return Ok(());
     }
+    let given = work.give(to, (stat.stx_uid, stat.stx_gid))?;
+    let mode = if given { mode } else { publish::without_owner(mode) };
     copy_xattrs(from, to)?;
     if !is_symlink {
         match to {

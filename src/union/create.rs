@@ -15,7 +15,7 @@ use super::attr::FileType;
 use super::file::Data;
 use super::lookup::{Entry, Found, fact_of};
 use super::node::{Dir, Node, NodeId};
-use super::publish::Temp;
+use super::publish::{self, Temp, Work};
 use super::readdir::{Child, Names};
 use super::resolve::Fact;
 use super::{Union, Upper, lock};
@@ -174,6 +174,9 @@ impl Union {
         } else {
             self.make_in_work(upper, &new, Way { whiteout, opaque })
         };
+        if done.is_ok() && hides && !whiteout {
+            upper.work.uncover(to, name);
+        }
         done.and_then(|(file, stat)| self.made(&parent, &mut names, to, name, file, stat))
             // It may be there all the same.
             .inspect_err(|_| self.distrust(&mut names))
@@ -185,7 +188,17 @@ impl Union {
         let mode = self.masked(new)?;
         let file = to.call("create", name, |at| what.make(at, mode))?;
         let stat = match &file {
-            Some(file) => sys::stat::of(file).at("statx", || to.describe(name))?,
+            Some(file) => {
+                let stat = sys::stat::of(file).at("statx", || to.describe(name))?;
+                // Lost where a server makes the file first and gives it to its owner then.
+                let lost = mode & !u32::from(stat.stx_mode) & (libc::S_ISUID | libc::S_ISGID);
+                if lost == 0 || self.uid != 0 {
+                    stat
+                } else {
+                    sys::name::chmod_handle(file, mode).at("chmod", || to.describe(name))?;
+                    sys::stat::of(file).at("statx", || to.describe(name))?
+                }
+            }
             None => to.call("statx", name, |at| sys::stat::at(at.dir, at.name))?,
         };
         Ok((file, stat))
@@ -194,7 +207,7 @@ impl Union {
     /// Tells whether a whiteout lies in the way of a new name.
     ///
     /// # Errors
-    /// `EEXIST` if an object does.
+    /// `EEXIST` if an object does; `EINVAL` for a name that stands for a removed file.
     pub(super) fn in_the_way(
         &self,
         dir: &Dir,
@@ -202,6 +215,9 @@ impl Union {
         to: &layer::Dir,
         name: &[u8],
     ) -> Result<bool> {
+        if to.layer.is_leftover(name) {
+            return Err(Errno::INVAL.into());
+        }
         if names.listing.is_some() || dir.is_merged() {
             let listing = self.load(dir, names)?;
             let Some(child) = listing.find(name) else { return Ok(listing.has_whiteout(name)) };
@@ -259,7 +275,7 @@ impl Union {
         };
         if let What::File = what {
             let staged = upper.work.stage_file(&upper.work.dir, mode & 0o700)?;
-            dress.put_on(staged.file.as_fd())?;
+            dress.put_on(&upper.work, staged.file.as_fd())?;
             let file = upper.work.publish_file(staged, to, name, way.whiteout)?;
             let stat = sys::stat::of(&file).at("statx", || to.describe(name))?;
             return Ok((Some(file), stat));
@@ -272,11 +288,13 @@ impl Union {
         if way.opaque {
             temp.call("setxattr", |at| upper.work.set_opaque(at))?;
         }
-        dress.put_on(handle.as_fd())?;
-        // A directory cannot be renamed over a whiteout, but can change places with it.
-        let swap = way.whiteout && dress.kind == FileType::Directory;
-        let flags = if swap { RenameFlags::EXCHANGE } else { RenameFlags::empty() };
-        upper.work.publish(temp, to, name, flags)?;
+        dress.put_on(&upper.work, handle.as_fd())?;
+        // A directory cannot be renamed over a whiteout.
+        if way.whiteout && dress.kind == FileType::Directory {
+            upper.work.publish_over_whiteout(temp, to, name)?;
+        } else {
+            upper.work.publish(temp, to, name, RenameFlags::empty())?;
+        }
         let stat = sys::stat::of(&handle).at("statx", || to.describe(name))?;
         Ok((None, stat))
     }
@@ -342,12 +360,14 @@ struct Dress<'a> {
 }
 
 impl Dress<'_> {
-    fn put_on(&self, object: std::os::fd::BorrowedFd<'_>) -> Result<()> {
+    fn put_on(&self, work: &Work, object: std::os::fd::BorrowedFd<'_>) -> Result<()> {
         let context = || "a new object in work";
         let setgid = u32::from(self.parent.stx_mode) & libc::S_ISGID != 0;
         let gid = if setgid { self.parent.stx_gid } else { self.caller.gid };
-        sys::name::chown_handle(object, Some(self.caller.uid), Some(gid))
-            .at("fchownat", context)?;
+        if self.kind == FileType::Symlink && !work.can.symlink_attributes {
+            return Ok(());
+        }
+        let given = work.give(Target::Handle(object), (self.caller.uid, gid))?;
         if self.kind == FileType::Symlink {
             return Ok(());
         }
@@ -361,6 +381,7 @@ impl Dress<'_> {
             None => self.mode & 0o7777 & !self.caller.umask,
         };
         let mode = if is_dir && setgid { mode | libc::S_ISGID } else { mode };
+        let mode = if given { mode } else { publish::without_owner(mode) };
         sys::name::chmod_handle(object, mode).at("chmod", context)?;
         let Some(inherited) = inherited else { return Ok(()) };
         let acls: [(&[u8], _); 2] = [

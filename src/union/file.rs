@@ -203,7 +203,17 @@ impl Union {
     pub fn read(&self, node: NodeId, offset: u64, buffer: &mut [u8]) -> Result<usize> {
         let node = self.node(node)?;
         let data = self.readable_data(&node)?;
-        sys::data::read_at(data.file.as_fd(), buffer, offset).at("pread", || OPEN_FILE)
+        let read = match sys::data::read_at(data.file.as_fd(), buffer, offset) {
+            // The server of a network filesystem has lost it; its name may still lead to it.
+            Err(Errno::STALE) => {
+                let lost = node.data.lock().take();
+                drop(lost);
+                let data = self.readable_data(&node)?;
+                sys::data::read_at(data.file.as_fd(), buffer, offset)
+            }
+            read => read,
+        };
+        read.at("pread", || OPEN_FILE)
     }
 
     /// Writes at `offset`; a lower file is copied up first.

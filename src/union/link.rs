@@ -49,6 +49,9 @@ impl Union {
             upper.work.publish(temp, to, new_name, RenameFlags::empty())?;
         } else {
             to.call("linkat", new_name, |at| sys::name::link_handle(object.as_fd(), at))?;
+            if names.listing.as_ref().is_some_and(|listing| listing.is_below(new_name)) {
+                upper.work.uncover(to, new_name);
+            }
         }
         let stat = sys::stat::of(&object)
             .at("statx", || to.describe(new_name))

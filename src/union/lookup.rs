@@ -113,6 +113,9 @@ impl Union {
 
     /// Finds a name in a single part.
     fn find_in(&self, part: &Arc<layer::Dir>, name: &[u8]) -> Result<Option<Found>> {
+        if part.layer.is_leftover(name) {
+            return Ok(None);
+        }
         let Some(stat) = part.find(name)? else { return Ok(None) };
         let layer = part.layer.index;
         Ok(match fact_of(part, name, &stat)? {
@@ -187,8 +190,12 @@ impl Union {
             if layer == UPPER {
                 self.settle(&node, parent, name);
             }
-            if layer != UPPER && node.is_upper() {
-                // Another name of a lower object that was copied up under the first.
+            let is_vague = layer == UPPER
+                && stat.stx_nlink > 1
+                && self.upper.as_ref().is_some_and(|upper| !upper.work.can.link);
+            if layer != UPPER && node.is_upper() || is_vague {
+                // Another name of a lower object that was copied up under the first; or one that
+                // may not show yet what was written under another.
                 self.attr_of(&node).inspect_err(|_| self.release(&node, 1))?
             } else {
                 self.attr_from(&node, &stat)

@@ -8,6 +8,7 @@
 mod acl;
 mod attr;
 mod copy_up;
+mod cover;
 mod create;
 mod file;
 mod ino;
@@ -15,6 +16,7 @@ mod link;
 mod lock;
 mod lookup;
 mod node;
+mod probe;
 mod publish;
 mod readdir;
 mod remove;
@@ -44,6 +46,7 @@ pub use self::readdir::{DirEntry, Visit};
 use crate::error::{Context, Errno, Error, Result};
 use crate::layer::cache::HandleCache;
 use crate::layer::{self, UPPER};
+use crate::options::Ability;
 use crate::sys;
 use crate::sys::name::At;
 
@@ -67,6 +70,8 @@ pub struct Config {
     pub volatile: bool,
     /// Opaque marks are written as `user.overlay.`, even where `trusted.overlay.` could be.
     pub userxattr: bool,
+    /// What the upper's filesystem is not to be used for, though it may be able to.
+    pub lacks: Vec<Ability>,
 }
 
 /// A layer that is only read.
@@ -143,7 +148,13 @@ impl Union {
                 let root = layer::Dir::root(UPPER, upper.dir, upper.path, &handles)?;
                 numbers.register(root.device);
                 let work = open_work(upper.work, upper.work_path, &handles)?;
-                let work = Work::open(work, config.userxattr)?;
+                let work = Work::open(work, config.userxattr, &config.lacks)?;
+                if !work.can.unlink_open {
+                    root.layer.hide_leftovers();
+                }
+                if !work.dir.layer.has_true_numbers() {
+                    root.layer.distrust_numbers();
+                }
                 if config.volatile {
                     mark_volatile(&work.dir)?;
                 }
@@ -154,6 +165,7 @@ impl Union {
         let mut lowers = Vec::with_capacity(config.lowers.len());
         for (index, lower) in (1..).zip(config.lowers) {
             let root = layer::Dir::root(index, lower.dir, lower.path, &handles)?;
+            root.probe_numbers()?;
             numbers.register(root.device);
             lowers.push(root);
         }
@@ -257,10 +269,16 @@ impl Union {
                 if place.gone { place.held.take() } else { None }
             };
             // The inode number is free to be used again once we let go.
-            if let Some(held) = held
-                && let Ok(stat) = sys::stat::of(&held)
-            {
-                self.numbers.drop_kept(sys::stat::device(&stat), stat.stx_ino);
+            if let Some(held) = held {
+                if let Ok(stat) = sys::stat::of(&held) {
+                    self.numbers.drop_kept(sys::stat::device(&stat), stat.stx_ino);
+                }
+                if let Some(upper) = self.upper.as_ref().filter(|upper| !upper.work.can.unlink_open)
+                {
+                    let data = freed.data.lock().take();
+                    drop((data, held));
+                    upper.work.end_gone(freed.id);
+                }
             }
         }
     }

@@ -1,18 +1,22 @@
 //! The work directory: where objects are prepared, and the one rename or link that publishes them.
 //!
 //! A name in work begins with what it is: `tmp-N` (unfinished or discarded), `link-INO` (anchor of
-//! a copied-up object with several names), `whiteout` (what all whiteouts are links of). All of
-//! them are emptied out when the next mount begins, so a crash leaves nothing that is ever seen.
+//! a copied-up object with several names), `gone-ID` (removed, and perhaps still open), `whiteout`
+//! (what all whiteouts are links of). All of them are emptied out when the next mount begins, so a
+//! crash leaves nothing that is ever seen.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{FileType, RenameFlags, XattrFlags};
 
+use super::attr::times_of;
+use super::probe::{self, Abilities};
 use crate::error::{Context, Errno, Error, Result};
-use crate::layer;
+use crate::layer::{self, leftover};
 use crate::marks;
+use crate::options::Ability;
 use crate::sys;
 use crate::sys::name::At;
 use crate::sys::xattr::{self, Target};
@@ -23,9 +27,8 @@ const WHITEOUT: &[u8] = b"whiteout";
 #[derive(Debug)]
 pub(crate) struct Work {
     pub(crate) dir: Arc<layer::Dir>,
-    /// Name of the opaque xattr that this mount writes.
-    opaque: &'static [u8],
-    has_unnamed: AtomicBool,
+    /// What the filesystem can do.
+    pub(crate) can: Abilities,
     next: AtomicU64,
 }
 
@@ -64,59 +67,20 @@ impl Temp<'_> {
 }
 
 impl Work {
-    /// Takes over `dir`, empties it, and finds out what its filesystem can do.
+    /// Takes over `dir`, empties it, and finds out what its filesystem can do; abilities in `lacks`
+    /// are not used.
     ///
     /// # Errors
-    /// `Unsupported` where the upper's filesystem cannot hold the format, naming what it lacks.
-    pub(crate) fn open(dir: Arc<layer::Dir>, userxattr: bool) -> Result<Self> {
-        let mut work =
-            Self { dir, opaque: b"", has_unnamed: AtomicBool::new(true), next: AtomicU64::new(0) };
+    /// Those of the calls that are tried, but that something is not supported.
+    pub(crate) fn open(dir: Arc<layer::Dir>, userxattr: bool, lacks: &[Ability]) -> Result<Self> {
+        let can = Abilities::default();
+        let mut work = Self { dir, can, next: AtomicU64::new(0) };
         work.empty_but(b"")?;
-        work.opaque = work.probe_opaque(userxattr)?;
-        work.probe_whiteout()?;
-        Ok(work)
-    }
-
-    /// Finds the xattr namespace that opaque marks can be written in.
-    fn probe_opaque(&self, userxattr: bool) -> Result<&'static [u8]> {
-        let probe = self.make_directory(0o700)?;
-        let [trusted, user, _] = marks::OPAQUE_XATTRS;
-        let candidates = [trusted, user];
-        let mut refused = Errno::OPNOTSUPP;
-        for name in candidates.into_iter().skip(usize::from(userxattr)) {
-            let set = probe.call("setxattr", |at| {
-                Ok(xattr::set(Target::Name(at), name, marks::OPAQUE_VALUE, XattrFlags::empty()))
-            })?;
-            match set {
-                Ok(()) => return Ok(name),
-                Err(errno) => refused = errno,
-            }
+        work.can = probe::probe(&work, userxattr, lacks)?;
+        if work.can.device && work.can.link {
+            work.make_whiteout_template()?;
         }
-        Err(Error::Unsupported {
-            feature: format!(
-                "upperdir: its filesystem takes no xattr for opaque directories (setxattr {}: {}); \
-                 use ext4, xfs, btrfs or tmpfs (Linux 6.6 or later) for upperdir and workdir",
-                self.dir.describe(&probe.name),
-                Error::from(refused),
-            )
-            .into(),
-        })
-    }
-
-    fn probe_whiteout(&self) -> Result<()> {
-        let unsupported = |what: &str, error: &Error| Error::Unsupported {
-            feature: format!(
-                "upperdir: its filesystem cannot hold whiteouts ({what}: {error}); \
-                 use ext4, xfs, btrfs or tmpfs for upperdir and workdir"
-            )
-            .into(),
-        };
-        self.make_whiteout_template()
-            .map_err(|error| unsupported("character device 0:0", &error))?;
-        let victim = self.make_file(0o600)?;
-        let to = self.temp();
-        self.rename(&victim.name, &to.name, RenameFlags::WHITEOUT)
-            .map_err(|error| unsupported("RENAME_WHITEOUT", &error))
+        Ok(work)
     }
 
     fn rename(&self, from: &[u8], to: &[u8], flags: RenameFlags) -> Result<()> {
@@ -141,39 +105,35 @@ impl Work {
         Ok(temp)
     }
 
-    fn make_file(&self, mode: u32) -> Result<Temp<'_>> {
-        let temp = self.temp();
-        temp.call("openat", |at| sys::open::create(at.dir, at.name, mode))?;
-        Ok(temp)
-    }
-
     /// Makes an empty regular file that no name leads to. It inherits from `parent` what a file
     /// made there does (group, ACL), if the filesystem has unnamed files.
     pub(crate) fn stage_file(&self, parent: &layer::Dir, mode: u32) -> Result<Staged<'_>> {
-        if self.has_unnamed.load(Ordering::Relaxed) {
-            let staged = parent.with("openat", |dir| Ok(sys::open::unnamed(dir, mode)))?;
-            match staged {
-                Ok(file) => return Ok(Staged { file, name: None }),
-                Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL | Errno::NOSYS) => {
-                    self.has_unnamed.store(false, Ordering::Relaxed);
-                }
-                Err(errno) => return Err(Error::sys("openat", parent.describe(b""), errno)),
-            }
+        if self.can.unnamed {
+            let file = parent.with("openat", |dir| sys::open::unnamed(dir, mode))?;
+            return Ok(Staged { file, name: None });
         }
         let temp = self.temp();
         let file = temp.call("openat", |at| sys::open::create(at.dir, at.name, mode))?;
         Ok(Staged { file, name: Some(temp) })
     }
 
-    /// Gives a whiteout the name `name` in `dir`, where nothing is.
+    /// Hides what lies beneath `name` in `dir`, where the upper has nothing.
     pub(crate) fn whiteout(&self, dir: &layer::Dir, name: &[u8]) -> Result<()> {
+        if self.can.device { self.device(dir, name) } else { self.cover(dir, name) }
+    }
+
+    /// Makes a device 0:0.
+    pub(super) fn device(&self, dir: &layer::Dir, name: &[u8]) -> Result<()> {
+        if !self.can.link {
+            return dir.call("mknodat", name, sys::name::whiteout);
+        }
         self.link_whiteout(|template| dir.call("linkat", name, |at| sys::name::link(template, at)))
     }
 
-    /// Returns a whiteout in work.
+    /// Returns a device 0:0 in work.
     pub(crate) fn temp_whiteout(&self) -> Result<Temp<'_>> {
         let temp = self.temp();
-        self.link_whiteout(|template| temp.call("linkat", |at| sys::name::link(template, at)))?;
+        self.device(&self.dir, &temp.name)?;
         Ok(temp)
     }
 
@@ -193,9 +153,39 @@ impl Work {
         }
     }
 
+    /// Gives an object to an owner; tells whether it has that one now.
+    ///
+    /// # Errors
+    /// Those of fchownat(2) and statx(2).
+    pub(super) fn give(&self, object: Target<'_>, (uid, gid): (u32, u32)) -> Result<bool> {
+        let given = if self.can.chown {
+            match object {
+                Target::Open(fd) | Target::Handle(fd) => {
+                    sys::name::chown_handle(fd, Some(uid), Some(gid))
+                }
+                Target::Name(at) => sys::name::chown(at, Some(uid), Some(gid)),
+            }
+            .map(|()| true)
+        } else {
+            match object {
+                Target::Open(fd) | Target::Handle(fd) => sys::stat::of(fd),
+                Target::Name(at) => sys::stat::at(at.dir, at.name),
+            }
+            .map(|stat| (stat.stx_uid, stat.stx_gid) == (uid, gid))
+        };
+        given.at("fchownat", || "an object in work")
+    }
+
     /// Marks a directory opaque.
     pub(crate) fn set_opaque(&self, at: At<'_>) -> std::result::Result<(), Errno> {
-        xattr::set(Target::Name(at), self.opaque, marks::OPAQUE_VALUE, XattrFlags::empty())
+        let Some(name) = self.can.opaque else {
+            let dir = sys::open::directory(at.dir, at.name)?;
+            let before = times_of(&sys::stat::of(&dir)?);
+            touch(At::new(dir.as_fd(), marks::OPAQUE_NAME))?;
+            // Nobody made a file that is seen.
+            return sys::name::set_times_handle(&dir, &before);
+        };
+        xattr::set(Target::Name(at), name, marks::OPAQUE_VALUE, XattrFlags::empty())
     }
 
     /// Name of the anchor of the object with inode number `ino`.
@@ -285,8 +275,13 @@ impl Work {
     /// Empties work, whatever an earlier mount left in it, but for the name `kept`.
     pub(crate) fn empty_but(&self, kept: &[u8]) -> Result<()> {
         for name in names(&self.dir)? {
-            if name != kept {
-                self.remove_tree(&name)?;
+            if name == kept {
+                continue;
+            }
+            match self.remove_tree(&name) {
+                // Another process has it open; it goes when that closes it.
+                Err(error) if leftover::is_name(&name) => tracing::debug!("{error}"),
+                done => done?,
             }
         }
         Ok(())
@@ -380,7 +375,22 @@ fn if_writable<T>(
     done
 }
 
-fn names(dir: &layer::Dir) -> Result<Vec<Vec<u8>>> {
+/// What an object may allow that did not get its owner: nothing to whoever runs it, and to its
+/// group no more than to others.
+pub(super) fn without_owner(mode: u32) -> u32 {
+    let others = mode & 0o007;
+    mode & !0o6070 | mode & others << 3
+}
+
+/// Makes an empty file, unless there is one.
+pub(super) fn touch(at: At<'_>) -> std::result::Result<(), Errno> {
+    match sys::open::create(at.dir, at.name, 0o644) {
+        Ok(_) | Err(Errno::EXIST) => Ok(()),
+        Err(errno) => Err(errno),
+    }
+}
+
+pub(super) fn names(dir: &layer::Dir) -> Result<Vec<Vec<u8>>> {
     let mut names = Vec::new();
     dir.list(|name, _, _| {
         names.push(name.to_vec());

@@ -452,6 +452,9 @@ fn read_part(part: &Arc<layer::Dir>) -> Result<Vec<Found>> {
     let mut marked: Vec<Box<[u8]>> = Vec::new();
     let mut unsure: Vec<usize> = Vec::new();
     part.list(|name, inode, kind| {
+        if part.layer.is_leftover(name) {
+            return Ok(());
+        }
         if let Some(hidden) = marks::whiteout_target(name) {
             marked.push(hidden.into());
         } else if !marks::is_reserved_name(name) {
@@ -476,6 +479,9 @@ fn read_part(part: &Arc<layer::Dir>) -> Result<Vec<Found>> {
         let regular = |(_, entry): &(usize, &Found)| entry.2 == FileType::Regular;
         unsure.extend(found.iter().enumerate().filter(regular).map(|(at, _)| at));
     }
+    if !part.layer.has_true_numbers() {
+        unsure = (0..found.len()).collect();
+    }
     for at in unsure {
         let Some(entry) = found.get_mut(at) else { continue };
         // A name that went meanwhile was not there.
@@ -484,6 +490,7 @@ fn read_part(part: &Arc<layer::Dir>) -> Result<Vec<Found>> {
             continue;
         };
         entry.2 = FileType::of_mode(u32::from(stat.stx_mode));
+        entry.3 = stat.stx_ino;
         entry.1 = super::lookup::fact_of(part, &entry.0, &stat)?;
     }
     if marked.is_empty() {

@@ -38,16 +38,25 @@ impl Union {
         }
         let to = dir.upper.get().ok_or(Errno::STALE)?;
         let kept = self.before_removal(&parent, to, name, &victim)?;
+        let can = upper.work.can;
+        let take = || {
+            if can.unlink_open || kept.is_none() {
+                return to.call("unlinkat", name, sys::name::unlink);
+            }
+            upper.work.keep_gone(to, name, victim.node.id)
+        };
         if !victim.below {
-            to.call("unlinkat", name, sys::name::unlink)?;
-        } else if victim.layer == UPPER {
+            take()?;
+        } else if victim.layer != UPPER {
+            upper.work.whiteout(to, name)?;
+        } else if can.device && can.unlink_open {
             let whiteout = upper.work.temp_whiteout()?;
             upper.work.publish(whiteout, to, name, RenameFlags::empty())?;
         } else {
-            upper.work.whiteout(to, name)?;
+            upper.work.replace(to, name, take)?;
         }
         if let Some(listing) = &mut names.listing {
-            listing.remove(name, victim.below);
+            listing.remove(name, victim.below && upper.work.can.device);
         }
         self.removed(upper, &parent, name, &victim, kept);
         Ok(())
@@ -81,22 +90,27 @@ impl Union {
                 self.distrust(&mut own_names);
                 return Err(Errno::NOTEMPTY.into());
             }
-            if victim.layer != UPPER {
-                upper.work.whiteout(to, name)?;
-            } else if victim.below {
-                let whiteout = upper.work.temp_whiteout()?;
-                upper.work.publish(whiteout, to, name, RenameFlags::EXCHANGE)?;
-            } else {
+            let take = || {
                 // Its marks go with it, out of sight.
                 let aside = upper.work.temp();
                 let work = upper.work.dir.handle()?;
                 let aside = At::new(work.as_fd(), &aside.name);
                 let flags = RenameFlags::empty();
-                to.call("renameat2", name, |at| sys::name::rename(at, aside, flags))?;
+                to.call("renameat2", name, |at| sys::name::rename(at, aside, flags))
+            };
+            if victim.layer != UPPER {
+                upper.work.whiteout(to, name)?;
+            } else if !victim.below {
+                take()?;
+            } else if upper.work.can.device && upper.work.can.exchange {
+                let whiteout = upper.work.temp_whiteout()?;
+                upper.work.publish(whiteout, to, name, RenameFlags::EXCHANGE)?;
+            } else {
+                upper.work.replace(to, name, take)?;
             }
         }
         if let Some(listing) = &mut names.listing {
-            listing.remove(name, victim.below);
+            listing.remove(name, victim.below && upper.work.can.device);
         }
         victim.node.place.write().gone = true;
         Ok(())
@@ -237,7 +251,8 @@ impl Union {
 fn remove_empty(to: &layer::Dir, name: &[u8]) -> Result<bool> {
     match to.call("unlinkat", name, |at| Ok(sys::name::rmdir(at)))? {
         Ok(()) => Ok(true),
-        Err(Errno::NOTEMPTY | Errno::EXIST) => Ok(false),
+        // EBUSY: a file in it was removed, and is open.
+        Err(Errno::NOTEMPTY | Errno::EXIST | Errno::BUSY) => Ok(false),
         Err(errno) => Err(errno).at("unlinkat", || to.describe(name)),
     }
 }

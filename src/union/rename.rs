@@ -66,6 +66,13 @@ struct Plan {
     leaves_whiteout: bool,
 }
 
+impl Plan {
+    /// Tells whether a directory changes places with a whiteout, not two objects at a user's wish.
+    fn is_swap(&self) -> bool {
+        self.flags == RenameFlags::EXCHANGE && (self.drop_whiteout || self.leaves_whiteout)
+    }
+}
+
 /// Decides a rename.
 ///
 /// # Errors
@@ -145,6 +152,10 @@ impl Union {
         }
         check_name(name)?;
         check_name(new_name)?;
+        let is_exchange = flags.contains(RenameFlags::EXCHANGE);
+        if upper.root.layer.is_leftover(new_name) || is_exchange && !upper.work.can.exchange {
+            return Err(Errno::INVAL.into());
+        }
         let (from, to) = (self.node(parent)?, self.node(new_parent)?);
         // What the rules refuse is refused before anything is copied up. Then each turn brings the
         // objects to the upper; a name that shows another one by then needs one more.
@@ -233,13 +244,16 @@ impl Union {
         let old = End { parent: from, upper: old, name };
         let new = End { parent: to, upper: new, name: new_name };
         let kept = match &target {
-            Some(target) if !exchange => self.before_replacing(&new, target)?,
+            Some(target) if !exchange => self.before_replacing(upper, &new, target)?,
             _ => None,
         };
         self.publish_rename(upper, &plan, &old, &new)?;
+        if case.below_target && target.is_none() && !case.whiteout {
+            upper.work.uncover(new.upper, new_name);
+        }
 
         if let Some(listing) = &mut both.from().listing {
-            listing.remove(name, plan.leaves_whiteout);
+            listing.remove(name, plan.leaves_whiteout && upper.work.can.device);
         }
         match (&target, exchange) {
             (Some(target), true) => {
@@ -277,6 +291,7 @@ impl Union {
     /// Readies an object that the rename replaces.
     fn before_replacing(
         &self,
+        upper: &Upper,
         at: &End<'_>,
         target: &Victim<'_>,
     ) -> Result<Option<std::os::fd::OwnedFd>> {
@@ -285,7 +300,13 @@ impl Union {
         {
             part.pin()?;
         }
-        self.before_removal(at.parent, at.upper, at.name, target)
+        let kept = self.before_removal(at.parent, at.upper, at.name, target)?;
+        if kept.is_some() && !upper.work.can.unlink_open {
+            drop(kept);
+            upper.work.link_gone(at.upper, at.name, target.node.id)?;
+            return upper.work.gone_handle(target.node.id).map(Some);
+        }
+        Ok(kept)
     }
 
     fn publish_rename(
@@ -302,16 +323,13 @@ impl Union {
         if plan.opaque_target {
             new.upper.call("setxattr", new.name, |at| upper.work.set_opaque(at))?;
         }
-        match rename_upper(old, new, plan.flags) {
-            Err(error)
-                if plan.clear_target
-                    && matches!(error.errno(), Errno::NOTEMPTY | Errno::EXIST)
-                    && holds_only_marks(new)? =>
-            {
-                self.rename_over_whiteouts(upper, plan, old, new)?;
-            }
-            done => done?,
+        let can = upper.work.can;
+        if plan.is_swap() && !can.exchange
+            || plan.flags.contains(RenameFlags::WHITEOUT) && !can.rename_whiteout
+        {
+            return self.rename_by_covers(upper, plan, old, new);
         }
+        self.rename_or_clear(upper, plan, old, new)?;
         if plan.drop_whiteout {
             // Done already as far as anybody can see; a whiteout that stays hides nothing.
             if let Err(error) = old.upper.call("unlinkat", old.name, sys::name::unlink) {
@@ -319,6 +337,62 @@ impl Union {
             }
         }
         Ok(())
+    }
+
+    /// Renames with a cover under the old name, in place of the whiteout under the new one, or both
+    /// (see [`super::cover`]). The one rename(2) publishes all of it.
+    fn rename_by_covers(
+        &self,
+        upper: &Upper,
+        plan: &Plan,
+        old: &End<'_>,
+        new: &End<'_>,
+    ) -> Result<()> {
+        let work = &upper.work;
+        let plain = Plan { flags: RenameFlags::empty(), ..*plan };
+        if plan.is_swap() {
+            work.make_way(new.upper, new.name)?;
+        }
+        let covered = if plan.leaves_whiteout { work.cover(old.upper, old.name) } else { Ok(()) };
+        let renamed = covered.and_then(|()| {
+            self.rename_or_clear(upper, &plain, old, new).inspect_err(|_| {
+                if plan.leaves_whiteout {
+                    work.uncover(old.upper, old.name);
+                }
+            })
+        });
+        if let Err(error) = renamed {
+            if plan.is_swap() {
+                work.settle_cover(new.upper, new.name);
+            }
+            return Err(error);
+        }
+        if plan.is_swap() {
+            work.uncover(new.upper, new.name);
+        }
+        if plan.leaves_whiteout {
+            work.settle_cover(old.upper, old.name);
+        }
+        Ok(())
+    }
+
+    fn rename_or_clear(
+        &self,
+        upper: &Upper,
+        plan: &Plan,
+        old: &End<'_>,
+        new: &End<'_>,
+    ) -> Result<()> {
+        match rename_upper(old, new, plan.flags) {
+            Err(error)
+                if plan.clear_target
+                    && matches!(error.errno(), Errno::NOTEMPTY | Errno::EXIST)
+                    && holds_only_marks(new)? =>
+            {
+                self.rename_over_whiteouts(upper, plan, old, new)
+            }
+            done => done,
+        }
     }
 
     /// Renames a directory over one that is empty but for whiteouts. An empty one that looks the
@@ -330,6 +404,12 @@ impl Union {
         old: &End<'_>,
         new: &End<'_>,
     ) -> Result<()> {
+        if !upper.work.can.exchange {
+            upper.work.clear(new.upper, new.name)?;
+            rename_upper(old, new, plan.flags)?;
+            upper.work.uncover(new.upper, new.name);
+            return Ok(());
+        }
         let target = new.upper.call("openat", new.name, |at| sys::open::handle(at.dir, at.name))?;
         let stat = sys::stat::of(&target).at("statx", || new.upper.describe(new.name))?;
         let empty = upper.work.make_directory(0o700)?;
@@ -338,7 +418,7 @@ impl Union {
         }
         let work = upper.work.dir.handle()?;
         let dressed = Target::Name(At::new(work.as_fd(), &empty.name));
-        copy_attributes(Target::Handle(target.as_fd()), dressed, &stat)?;
+        copy_attributes(&upper.work, Target::Handle(target.as_fd()), dressed, &stat)?;
         upper.work.exchange(&empty, new.upper, new.name)?;
         rename_upper(old, new, plan.flags).inspect_err(|_| {
             if let Err(error) = upper.work.exchange(&empty, new.upper, new.name) {

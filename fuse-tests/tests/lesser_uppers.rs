@@ -1,0 +1,325 @@
+//! Upper and lower layers on filesystems that can do less than local ones: bindfs without xattrs and owners, nearly what an NFS v3
+//! client gives, and sshfs, which is worse than any. Also abilities that are only said to be missing (`upper_lacks`), so that a
+//! crash can be tried.
+//!
+//! What the comparison with the kernel finds on such uppers is in `kernel_diff`.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{Read, Seek, Write};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use fuse_tests::case::{Case, append, forget_all, names, put};
+use fuse_tests::fixture::fill;
+use fuse_tests::store::{Server, Store};
+use fuse_tests::{needs_root, skip};
+
+const BINDFS: Server = Server::Bindfs(&["--xattr-none", "--chown-deny"]);
+
+/// A case with upper and work on a store.
+struct Lesser {
+    // Fields are dropped in this order, after the mount.
+    store: Store,
+    c: Case,
+}
+
+impl Drop for Lesser {
+    fn drop(&mut self) {
+        // That checks the lower layers, one of which may be gone with the store after this.
+        drop(self.c.mount.take());
+        self.c.sandbox.forget_seals();
+    }
+}
+
+impl Lesser {
+    fn new(server: Server, lower: &str) -> Lesser {
+        let mut c = Case::new(0);
+        c.sandbox.layer(lower);
+        let store = Store::mount(server, c.sandbox.root(), "store");
+        for dir in ["upper", "work"] {
+            fs::create_dir(store.path.join(dir)).unwrap();
+        }
+        let mut lesser = Lesser { store, c };
+        lesser.mount();
+        lesser
+    }
+
+    fn mount(&mut self) {
+        let mut spec = self.c.spec();
+        spec.upper = Some((self.store.path.join("upper"), self.store.path.join("work")));
+        self.c.mount = Some(spec.mount());
+    }
+
+    fn m(&self, path: &str) -> PathBuf {
+        self.c.m(path)
+    }
+
+    /// What the upper holds, as the server of the store sees it.
+    fn upper(&self, path: &str) -> Vec<String> {
+        let mut found = names(self.store.behind.join("upper").join(path));
+        found.sort();
+        found
+    }
+
+    /// The tree is the same after a remount, and nothing is left in work.
+    fn check_remount(&mut self) {
+        let before = contents(&self.m(""));
+        self.c.unmount();
+        assert_eq!(names(self.store.behind.join("work/work")), Vec::<String>::new());
+        self.mount();
+        assert_eq!(contents(&self.m("")), before);
+    }
+}
+
+/// Every path with what it holds.
+fn contents(root: &Path) -> BTreeMap<PathBuf, String> {
+    let mut found = BTreeMap::new();
+    let mut dirs = vec![root.to_path_buf()];
+    while let Some(dir) = dirs.pop() {
+        for entry in fs::read_dir(&dir).unwrap() {
+            let path = entry.unwrap().path();
+            let meta = fs::symlink_metadata(&path).unwrap();
+            let what = if meta.is_dir() {
+                dirs.push(path.clone());
+                "directory".to_owned()
+            } else if meta.is_file() {
+                fs::read_to_string(&path).unwrap()
+            } else if meta.is_symlink() {
+                format!("to {}", fs::read_link(&path).unwrap().display())
+            } else {
+                "special".to_owned()
+            };
+            found.insert(path.strip_prefix(root).unwrap().to_path_buf(), what);
+        }
+    }
+    found
+}
+
+const LOWER: &str = "file file 644 lower\nfile dir/a 644 a\nfile dir/b 644 b\nfile dir/sub/c 644 c\nfile gone/1 644 1\n\
+     file moved/1 644 1\nsymlink link file\nfile hard1 644 hard\nlink hard2 hard1\nfile owned 4750 o\nowner owned 12 34\nmode owned 4750\n\
+     file open 644 open";
+
+/// Everything that needs another way there.
+fn main_operations(server: Server) {
+    if let Some(reason) = server.missing() {
+        skip!("{reason}");
+    }
+    let mut t = Lesser::new(server, LOWER);
+    let device = matches!(server, Server::Bindfs(_));
+    let is_whiteout = |t: &Lesser, dir: &str, name: &str| {
+        let dir = t.store.behind.join("upper").join(dir);
+        if device {
+            let found = fs::symlink_metadata(dir.join(name));
+            return found.is_ok_and(|m| m.file_type().is_char_device() && m.rdev() == 0)
+                && !dir.join(format!(".wh.{name}")).exists();
+        }
+        dir.join(format!(".wh.{name}")).exists() && !dir.join(name).exists()
+    };
+
+    // Removal of lower objects, of copies, and of new ones.
+    fs::remove_file(t.m("file")).unwrap();
+    assert!(is_whiteout(&t, "", "file"));
+    append(t.m("dir/a"), "+");
+    fs::remove_file(t.m("dir/a")).unwrap();
+    assert!(is_whiteout(&t, "dir", "a"));
+    assert_eq!(names(t.m("dir")), ["b", "sub"]);
+    put(t.m("dir/new"), "n");
+    fs::remove_file(t.m("dir/new")).unwrap();
+    fs::remove_dir_all(t.m("gone")).unwrap();
+    assert!(is_whiteout(&t, "", "gone"));
+    // A merged directory that has an upper part.
+    append(t.m("dir/sub/c"), "+");
+    fs::remove_dir_all(t.m("dir/sub")).unwrap();
+    assert!(is_whiteout(&t, "dir", "sub"));
+    t.check_remount();
+
+    // Names that were removed are made again; what was there stays away.
+    put(t.m("file"), "again");
+    fs::create_dir(t.m("gone")).unwrap();
+    fs::create_dir(t.m("dir/sub")).unwrap();
+    std::os::unix::fs::symlink("x", t.m("dir/a")).unwrap();
+    assert!(names(t.m("gone")).is_empty() && names(t.m("dir/sub")).is_empty());
+    assert_eq!(t.upper("gone"), [".wh..wh..opq"]);
+    assert_eq!(t.upper(""), ["dir", "file", "gone"]);
+    t.check_remount();
+    fs::remove_file(t.m("dir/a")).unwrap();
+    fs::remove_dir(t.m("dir/sub")).unwrap();
+    fs::remove_dir(t.m("gone")).unwrap();
+    assert!(is_whiteout(&t, "", "gone") && is_whiteout(&t, "dir", "sub"));
+
+    // Renames: away from and onto what lower layers have, by files and directories.
+    fs::rename(t.m("dir/b"), t.m("b2")).unwrap();
+    assert!(is_whiteout(&t, "dir", "b"));
+    fs::create_dir(t.m("fresh")).unwrap();
+    put(t.m("fresh/1"), "fresh");
+    fs::rename(t.m("fresh"), t.m("gone")).unwrap();
+    assert_eq!(names(t.m("gone")), ["1"]);
+    fs::remove_file(t.m("moved/1")).unwrap();
+    fs::rename(t.m("gone"), t.m("moved")).unwrap();
+    assert_eq!(contents(&t.m("moved")).into_values().collect::<Vec<_>>(), ["fresh"]);
+    assert!(is_whiteout(&t, "", "gone"));
+    fs::rename(t.m("link"), t.m("hard1")).unwrap();
+    assert!(is_whiteout(&t, "", "link"));
+    let exchange = rustix::fs::renameat_with(
+        rustix::fs::CWD,
+        t.m("b2"),
+        rustix::fs::CWD,
+        t.m("hard1"),
+        rustix::fs::RenameFlags::EXCHANGE,
+    );
+    assert_eq!(exchange, Err(rustix::io::Errno::INVAL));
+    t.check_remount();
+
+    // Hard links, owners, ACLs that are not there.
+    append(t.m("hard2"), "+");
+    assert_eq!(fs::read_to_string(t.m("hard2")).unwrap(), "hard+");
+    append(t.m("owned"), "+");
+    let owned = fs::metadata(t.m("owned")).unwrap();
+    match server {
+        // Nobody runs it as somebody else, and its group may do no more than others.
+        Server::Bindfs(_) => {
+            assert_eq!(
+                (owned.uid(), owned.gid(), owned.permissions().mode() & 0o7777),
+                (0, 0, 0o700)
+            );
+            let refused = std::os::unix::fs::chown(t.m("owned"), Some(12), None).unwrap_err();
+            assert_eq!(refused.kind(), std::io::ErrorKind::PermissionDenied);
+            std::os::unix::fs::chown(t.m("owned"), Some(0), Some(0)).unwrap();
+        }
+        Server::Sshfs => assert_eq!((owned.uid(), owned.gid()), (12, 34)),
+    }
+    let mut buffer = [0; 64];
+    let acl = rustix::fs::getxattr(t.m("file"), "system.posix_acl_access", &mut buffer);
+    assert_eq!(acl, Err(rustix::io::Errno::NODATA));
+
+    // Files that are removed or replaced while they are open, opened for reading before and after a change.
+    for change in [false, true] {
+        let name = if change { "open" } else { "file" };
+        let mut open = fs::OpenOptions::new().read(true).write(true).open(t.m(name)).unwrap();
+        if change {
+            append(t.m(name), "+");
+        }
+        fs::remove_file(t.m(name)).unwrap();
+        open.seek(std::io::SeekFrom::End(0)).unwrap();
+        open.write_all(b"more").unwrap();
+        open.rewind().unwrap();
+        let mut text = String::new();
+        open.read_to_string(&mut text).unwrap();
+        assert_eq!(text, if change { "open+more" } else { "againmore" });
+        assert_eq!(open.metadata().unwrap().nlink(), 0);
+        assert!(!names(t.m("")).iter().any(|n| n == name || n.starts_with('.')));
+        put(t.m("one"), "one");
+        let mut one = fs::File::open(t.m("one")).unwrap();
+        put(t.m("two"), "two");
+        fs::rename(t.m("two"), t.m("one")).unwrap();
+        let mut text = String::new();
+        one.read_to_string(&mut text).unwrap();
+        assert_eq!((&*text, &*fs::read_to_string(t.m("one")).unwrap()), ("one", "two"));
+        fs::remove_file(t.m("one")).unwrap();
+    }
+    // A directory goes although a file that was in it is open.
+    fs::create_dir(t.m("busy")).unwrap();
+    put(t.m("busy/file"), "x");
+    let open = fs::File::open(t.m("busy/file")).unwrap();
+    fs::remove_dir_all(t.m("busy")).unwrap();
+    drop(open);
+    forget_all();
+    t.check_remount();
+
+    // Listings agree with stat.
+    for name in names(t.m("")) {
+        let listed = fs::read_dir(t.m("")).unwrap().map(Result::unwrap);
+        let listed = listed
+            .filter(|entry| *entry.file_name() == *name)
+            .map(|entry| std::os::unix::fs::DirEntryExt::ino(&entry));
+        let ino = fs::symlink_metadata(t.m(&name)).unwrap().ino();
+        assert_eq!(listed.collect::<Vec<_>>(), [ino], "{name}");
+    }
+    t.c.unmount();
+}
+
+#[test]
+fn an_upper_on_bindfs() {
+    needs_root!();
+    main_operations(BINDFS);
+}
+
+#[test]
+fn an_upper_on_sshfs() {
+    needs_root!();
+    main_operations(Server::Sshfs);
+}
+
+/// A lower layer without xattrs, ACLs or true inode numbers.
+fn as_lower(server: Server) {
+    if let Some(reason) = server.missing() {
+        skip!("{reason}");
+    }
+    let mut c = Case::new(1);
+    let store = Store::mount(server, c.sandbox.root(), "store");
+    let lower = store.behind.join("l");
+    fs::create_dir(&lower).unwrap();
+    fill(&lower, LOWER);
+    fill(&lower, "file dir/.wh.none\nfile shadow/.wh..wh..opq\nfile shadow/x 644 x");
+    fill(&c.l(0, ""), "file shadow/below 644 b\nfile dir/none 644 n\nfile dir/below 644 below");
+    let mut spec = c.spec();
+    spec.lowers.insert(0, store.path.join("l"));
+    c.mount = Some(spec.mount());
+    // Ended in this order, whatever fails.
+    let mut t = Lesser { store, c };
+    let c = &mut t.c;
+    assert_eq!(names(c.m("dir")), ["a", "b", "below", "sub"]);
+    assert_eq!(names(c.m("shadow")), ["x"]);
+    append(c.m("dir/a"), "+");
+    append(c.m("hard1"), "+");
+    fs::remove_file(c.m("dir/b")).unwrap();
+    fs::rename(c.m("owned"), c.m("mine")).unwrap();
+    let mine = fs::metadata(c.m("mine")).unwrap();
+    assert_eq!((mine.uid(), mine.gid(), mine.permissions().mode() & 0o7777), (12, 34, 0o4750));
+    let before = contents(&c.m(""));
+    assert_eq!(before[Path::new("dir/a")], "a+");
+    assert_eq!(before[Path::new("hard1")], "hard+");
+    c.remount();
+    assert_eq!(contents(&c.m("")), before);
+    c.unmount();
+}
+
+#[test]
+fn a_lower_on_bindfs() {
+    needs_root!();
+    as_lower(Server::Bindfs(&["--xattr-none"]));
+}
+
+#[test]
+fn a_lower_on_sshfs() {
+    needs_root!();
+    as_lower(Server::Sshfs);
+}
+
+// What is chosen is said, and what is refused in the option too.
+#[test]
+fn what_the_upper_can_do_is_logged() {
+    needs_root!();
+    let mut c = Case::new(1);
+    let log = c.sandbox.root().join("log");
+    let options = format!("log_level=info,log_file={}", log.display());
+    c.mount = Some(c.spec().option(&options).mount());
+    c.unmount();
+    let text = fs::read_to_string(&log).unwrap();
+    assert!(
+        text.contains("opaque directories: trusted.overlay.opaque; unnamed files: true"),
+        "{text}"
+    );
+    fs::remove_file(&log).unwrap();
+    c.mount = Some(c.spec().option(&options).option("upper_lacks=chardev:tmpfile").mount());
+    c.unmount();
+    let text = fs::read_to_string(&log).unwrap();
+    assert!(
+        text.contains("whiteouts: .wh. files") && text.contains("unnamed files: false"),
+        "{text}"
+    );
+    let output = c.spec().option("upper_lacks=legs").try_mount().unwrap_err();
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(text.contains("upper_lacks=legs: names something that is none of tmpfile"), "{text}");
+}
