@@ -821,18 +821,21 @@ mod tests {
             Just(Propagation::Unbindable)
         ]);
         let io = proptest::option::of(prop_oneof![Just(IoMode::NoOpen), Just(IoMode::Open)]);
-        let rest = (proptest::option::of(1..=THREADS_MAX), levels, propagation, io);
+        let limits = (any::<u64>(), any::<u64>());
+        let rest = (proptest::option::of(1..=THREADS_MAX), levels, propagation, io, limits);
         (paths, proptest::array::uniform9(any::<bool>()), rest).prop_map(|(paths, flags, rest)| {
             let [volatile, userxattr, read_only, dev, suid, exec, allow_other, posix_acl, debug] =
                 flags;
             let (lowers, upper, work, log_file, fsname, subtype) = paths;
-            let (threads, log_level, propagation, io) = rest;
+            let (threads, log_level, propagation, io, limits) = rest;
             MountOptions {
                 lowers,
                 upper,
                 work,
                 volatile,
                 userxattr,
+                dir_rename_entries: limits.0,
+                dir_rename_size: limits.1,
                 read_only,
                 dev,
                 suid,

@@ -75,6 +75,13 @@ impl Drop for Pin<'_> {
     }
 }
 
+/// What a directory shows of a lower part.
+struct Leaf<'a> {
+    name: Arc<[u8]>,
+    pin: Pin<'a>,
+    stat: Statx,
+}
+
 /// A finished copy that waits for the sync.
 struct Ready<'a> {
     parent: Arc<Node>,
@@ -176,7 +183,7 @@ impl Union {
         bytes: &mut u64,
     ) -> Result<()> {
         let dir = lock::directory(parent)?;
-        for (name, pin, stat) in self.lower_leaves(parent, dir)? {
+        for Leaf { name, pin, stat } in self.lower_leaves(parent, dir)? {
             if pin.node.links.get().is_some() {
                 // Its names are linked to one copy, which has its own way.
                 self.copy_up(&pin.node, Extent::All)?;
@@ -196,11 +203,7 @@ impl Union {
     }
 
     /// Lists what a directory shows of its lower parts, but for directories.
-    fn lower_leaves(
-        &self,
-        parent: &Arc<Node>,
-        dir: &Dir,
-    ) -> Result<Vec<(Arc<[u8]>, Pin<'_>, Statx)>> {
+    fn lower_leaves(&self, parent: &Arc<Node>, dir: &Dir) -> Result<Vec<Leaf<'_>>> {
         let names = self.names_listed(dir)?;
         let mut leaves = Vec::new();
         for child in names.listing.iter().flat_map(|listing| listing.children()) {
@@ -209,7 +212,8 @@ impl Union {
             }
             let Some(found) = self.find_child(dir, child)? else { continue };
             let stat = found.stat;
-            leaves.push((Arc::clone(&child.name), self.pin_found(parent, child, found)?, stat));
+            let pin = self.pin_found(parent, child, found)?;
+            leaves.push(Leaf { name: Arc::clone(&child.name), pin, stat });
         }
         Ok(leaves)
     }
