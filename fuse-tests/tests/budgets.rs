@@ -52,10 +52,10 @@ fn cheapest(c: &Case, mut work: impl FnMut()) -> Counts {
     (0..4).map(|_| counted(c, &mut work)).min_by_key(Counts::requests).unwrap()
 }
 
-/// Makes the kernel know the attributes of a directory, so that no path walk asks for them.
-fn know(c: &Case, dirs: &[&str]) {
-    for dir in dirs {
-        fs::metadata(c.m(dir)).unwrap();
+/// Makes the kernel know attributes; of a directory, so that no path walk asks for them.
+fn know(c: &Case, names: &[&str]) {
+    for name in names {
+        fs::metadata(c.m(name)).unwrap();
     }
 }
 
@@ -89,14 +89,14 @@ fn lookups() {
     let c = mounted(|_| ());
     know(&c, &["", "plain", "merged"]);
     // A directory that one layer has is not listed for it; its handle is opened and checked once.
-    let counts = counted(&c, || drop(fs::metadata(c.m("plain/f1")).unwrap()));
+    let counts = counted(&c, || know(&c, &["plain/f1"]));
     counts.assert_requests("first lookup", "LOOKUP");
     counts.assert_calls("first lookup", 3);
     let counts = counted(&c, || gone(c.m("plain/absent")));
     counts.assert_requests("first miss", "LOOKUP");
     counts.assert_calls("first miss", 1);
     // One that both have is listed once, for all later lookups.
-    let counts = counted(&c, || drop(fs::metadata(c.m("merged/f1")).unwrap()));
+    let counts = counted(&c, || know(&c, &["merged/f1"]));
     counts.assert_requests("listing lookup", "LOOKUP");
     let counts = counted(&c, || {
         for n in 2..50 {
