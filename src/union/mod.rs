@@ -10,6 +10,7 @@ mod attr;
 mod copy_up;
 mod create;
 mod file;
+mod flatten;
 mod ino;
 mod link;
 mod lock;
@@ -35,6 +36,7 @@ pub use rustix::fs::{RenameFlags, StatVfs, XattrFlags};
 pub use self::attr::{Attr, FileType, SetAttr, SetTime, Time};
 pub use self::create::Caller;
 pub use self::file::{Whence, Written};
+pub use self::flatten::CopyLimit;
 use self::ino::Numbers;
 pub use self::lookup::Entry;
 pub use self::node::NodeId;
@@ -67,6 +69,8 @@ pub struct Config {
     pub volatile: bool,
     /// Opaque marks are written as `user.overlay.`, even where `trusted.overlay.` could be.
     pub userxattr: bool,
+    /// How much is copied to rename a directory that has lower parts.
+    pub copy_limit: CopyLimit,
 }
 
 /// A layer that is only read.
@@ -98,6 +102,7 @@ pub struct Union {
     numbers: Numbers,
     upper: Option<Upper>,
     volatile: bool,
+    copy_limit: CopyLimit,
     /// The bottom of the stack.
     lowest: layer::Index,
     /// See [`lock`].
@@ -163,6 +168,7 @@ impl Union {
             numbers,
             upper,
             volatile: config.volatile,
+            copy_limit: config.copy_limit,
             lowest: lowers.last().map_or(UPPER, |lower| lower.layer.index),
             rename: RwLock::new(()),
             handles,
