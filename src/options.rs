@@ -31,6 +31,25 @@ pub enum Propagation {
     Unbindable,
 }
 
+/// How files are opened and read, `io=`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum IoMode {
+    /// The kernel opens files and directories by itself and asks for their content only.
+    NoOpen,
+    /// Each open and its end is a request.
+    Open,
+}
+
+impl IoMode {
+    /// Returns the word after `io=`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::NoOpen => "noopen",
+            Self::Open => "open",
+        }
+    }
+}
+
 /// What the options of one mount ask for.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct MountOptions {
@@ -62,6 +81,8 @@ pub struct MountOptions {
     pub debug: bool,
     /// Worker threads, when a number was asked for.
     pub threads: Option<usize>,
+    /// How files are opened; `None` chooses by what the server may do.
+    pub io: Option<IoMode>,
     /// SELinux labels, as given: `context=LABEL` and its kin. They reach the kernel where it has
     /// SELinux, and change nothing elsewhere.
     pub labels: Vec<Vec<u8>>,
@@ -92,6 +113,7 @@ impl Default for MountOptions {
             posix_acl: true,
             debug: false,
             threads: None,
+            io: None,
             labels: Vec::new(),
             fsname: None,
             subtype: None,
@@ -125,7 +147,7 @@ use Rule::{Ignored as Skip, Only, Refused as No};
 /// Names that act; [`MountOptions::act`] has the meaning of each.
 const ACTING: &str = "lowerdir lowerdir+ upperdir workdir volatile userxattr ro rw dev nodev suid \
      nosuid exec noexec private rprivate shared rshared slave rslave unbindable runbindable \
-     user users owner group allow_other noacl debug threads fsname subtype log_level log_file context fscontext defcontext \
+     user users owner group allow_other noacl debug threads io fsname subtype log_level log_file context fscontext defcontext \
      rootcontext";
 
 /// Values that turn something off.
@@ -242,6 +264,9 @@ impl MountOptions {
         if let Some(threads) = self.threads {
             items.push(format!("threads={threads}").into_bytes());
         }
+        if let Some(io) = self.io {
+            items.push(format!("io={}", io.name()).into_bytes());
+        }
         if let Some(level) = self.log_level {
             items.push(format!("log_level={level}").into_bytes());
         }
@@ -300,6 +325,7 @@ impl MountOptions {
                 self.labels.push([key.as_bytes(), b"=", label].concat());
             }
             "log_level" => self.log_level = Some(parse_level(&text(needed(key, value)?))?),
+            "io" => self.io = parse_io(&text(needed(key, value)?))?,
             "threads" => self.threads = Some(parse_threads(&text(needed(key, value)?))?),
             flag => {
                 if let Some(value) = value {
@@ -357,6 +383,16 @@ pub fn parse_level(name: &str) -> Result<LevelFilter> {
             format!("log level {other}"),
             "is none of off, error, warn, info, debug, trace",
         )),
+    }
+}
+
+/// Parses an I/O mode; `None` is `auto`.
+fn parse_io(name: &str) -> Result<Option<IoMode>> {
+    match name {
+        "auto" => Ok(None),
+        "noopen" => Ok(Some(IoMode::NoOpen)),
+        "open" => Ok(Some(IoMode::Open)),
+        other => Err(Error::invalid(format!("io={other}"), "is none of auto, noopen, open")),
     }
 }
 
@@ -671,12 +707,14 @@ mod tests {
 
     #[test]
     fn values_are_checked() {
-        let lists = "upperdir= upperdir workdir= threads=0 threads=x threads=100000 log_level=loud \
+        let lists = "upperdir= upperdir workdir= threads=0 threads=x threads=100000 log_level=loud io=fast io= \
              volatile=1 ro= lowerdir lowerdir+= upperdir=\\";
         for list in lists.split_whitespace() {
             assert!(MountOptions::parse(&[list]).is_err(), "{list}");
         }
         assert_eq!(parse("threads=3,log_level=debug").threads, Some(3));
+        assert_eq!(parse("io=open").io, Some(IoMode::Open));
+        assert_eq!(parse("io=open,io=auto").io, None);
     }
 
     #[test]
@@ -730,12 +768,13 @@ mod tests {
             Just(Propagation::Slave),
             Just(Propagation::Unbindable)
         ]);
-        let rest = (proptest::option::of(1..=THREADS_MAX), levels, propagation);
+        let io = proptest::option::of(prop_oneof![Just(IoMode::NoOpen), Just(IoMode::Open)]);
+        let rest = (proptest::option::of(1..=THREADS_MAX), levels, propagation, io);
         (paths, proptest::array::uniform9(any::<bool>()), rest).prop_map(|(paths, flags, rest)| {
             let [volatile, userxattr, read_only, dev, suid, exec, allow_other, posix_acl, debug] =
                 flags;
             let (lowers, upper, work, log_file, fsname, subtype) = paths;
-            let (threads, log_level, propagation) = rest;
+            let (threads, log_level, propagation, io) = rest;
             MountOptions {
                 lowers,
                 upper,
@@ -751,6 +790,7 @@ mod tests {
                 posix_acl,
                 debug,
                 threads,
+                io,
                 log_level,
                 log_file,
                 labels: Vec::new(),
