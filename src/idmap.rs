@@ -100,7 +100,9 @@ impl IdMap {
             }
             // The last number of all is no id.
             if inner.checked_add(len).is_none() || outer.checked_add(len).is_none() {
-                return Err(format!("{inner}:{outer}:{len} goes beyond the largest id, 4294967294"));
+                return Err(format!(
+                    "{inner}:{outer}:{len} goes beyond the largest id, 4294967294"
+                ));
             }
             let meet = |a: u32, b: u32, b_len: u32| a < b + b_len && b < a + len;
             let clash = ranges.iter().find(|known| {
@@ -117,6 +119,11 @@ impl IdMap {
     /// Tells whether every id is shown as it is stored.
     pub fn is_identity(&self) -> bool {
         self.ranges.is_empty() && !self.squash_to_root && self.squash_to.is_none()
+    }
+
+    /// Takes over the ranges of another map.
+    pub fn take_ranges(&mut self, from: Self) {
+        self.ranges = from.ranges;
     }
 
     /// Tells whether there are ranges.
@@ -179,8 +186,7 @@ impl Ids {
 
     /// Tells whether `uid` is the superuser, of the mount's namespace or of the layers'.
     pub fn is_root(&self, uid: OuterId) -> bool {
-        let of_container =
-            || self.users.has_ranges() && self.users.store(uid) == Some(InnerId(0));
+        let of_container = || self.users.has_ranges() && self.users.store(uid) == Some(InnerId(0));
         uid.is_root() || of_container()
     }
 }
