@@ -21,6 +21,11 @@ pub const LOWERS_MAX: usize = 500;
 /// Most worker threads that can be asked for.
 pub const THREADS_MAX: usize = 256;
 
+/// Files and directories copied at most to rename a directory, unless told otherwise.
+const DIR_RENAME_ENTRIES: u64 = 20_000;
+/// Bytes copied at most to rename a directory, unless told otherwise.
+const DIR_RENAME_SIZE: u64 = 1 << 30;
+
 /// Propagation of the finished mount, mount(8) "shared subtree operations".
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Propagation {
@@ -68,6 +73,10 @@ pub struct MountOptions {
     pub sync: bool,
     /// Marks are kept in `user.overlay.*`.
     pub userxattr: bool,
+    /// Files and directories of lower layers that are copied at most to rename a directory.
+    pub dir_rename_entries: u64,
+    /// Bytes of lower files that are copied at most to rename a directory.
+    pub dir_rename_size: u64,
     /// The mount is read-only whatever the upper.
     pub read_only: bool,
     /// Device nodes work.
@@ -118,6 +127,8 @@ impl Default for MountOptions {
             volatile: false,
             sync: true,
             userxattr: false,
+            dir_rename_entries: DIR_RENAME_ENTRIES,
+            dir_rename_size: DIR_RENAME_SIZE,
             read_only: false,
             dev: false,
             suid: true,
@@ -163,7 +174,7 @@ enum Rule {
 use Rule::{Ignored as Skip, Only, Refused as No};
 
 /// Names that act; [`MountOptions::act`] has the meaning of each.
-const ACTING: &str = "lowerdir lowerdir+ upperdir workdir volatile userxattr ro rw dev nodev suid \
+const ACTING: &str = "lowerdir lowerdir+ upperdir workdir volatile userxattr dir_rename_entries dir_rename_size ro rw dev nodev suid \
      nosuid exec noexec private rprivate shared rshared slave rslave unbindable runbindable \
      user users owner group allow_other noacl debug threads io fsname subtype log_level log_file context fscontext defcontext \
      rootcontext uidmapping gidmapping squash_to_root squash_to_uid squash_to_gid static_nlink \
@@ -304,6 +315,14 @@ impl MountOptions {
         if let Some(level) = self.log_level {
             items.push(format!("log_level={level}").into_bytes());
         }
+        for (name, limit, default) in [
+            ("dir_rename_entries", self.dir_rename_entries, DIR_RENAME_ENTRIES),
+            ("dir_rename_size", self.dir_rename_size, DIR_RENAME_SIZE),
+        ] {
+            if limit != default {
+                items.push(format!("{name}={limit}").into_bytes());
+            }
+        }
         let mut value = |name: &str, value: &OsStr| {
             items.push([name.as_bytes(), b"=", &escape(value.as_bytes(), b"\\,")].concat());
         };
@@ -359,6 +378,8 @@ impl MountOptions {
                 self.labels.push([key.as_bytes(), b"=", label].concat());
             }
             "log_level" => self.log_level = Some(parse_level(&text(needed(key, value)?))?),
+            "dir_rename_entries" => self.dir_rename_entries = parse_size(key, needed(key, value)?)?,
+            "dir_rename_size" => self.dir_rename_size = parse_size(key, needed(key, value)?)?,
             "io" => self.io = parse_io(&text(needed(key, value)?))?,
             "uidmapping" => self.ids.users.take_ranges(parse_ids(key, value)?),
             "gidmapping" => self.ids.groups.take_ranges(parse_ids(key, value)?),
@@ -498,6 +519,26 @@ fn parse_seconds(number: &str) -> Result<Duration> {
         }
         _ => Err(Error::invalid(format!("timeout={number}"), "is no number of seconds")),
     }
+}
+
+/// Parses a number that may end in K, M or G, 1,024 times more each.
+fn parse_size(key: &str, value: &[u8]) -> Result<u64> {
+    let (digits, shift) = match value.split_last() {
+        Some((b'K' | b'k', digits)) => (digits, 10),
+        Some((b'M' | b'm', digits)) => (digits, 20),
+        Some((b'G' | b'g', digits)) => (digits, 30),
+        _ => (value, 0),
+    };
+    let number = std::str::from_utf8(digits).ok().filter(|digits| !digits.starts_with('+'));
+    number
+        .and_then(|digits| digits.parse::<u64>().ok())
+        .and_then(|number| number.checked_mul(1 << shift))
+        .ok_or_else(|| {
+            Error::invalid(
+                format!("{key}={}", text(value)),
+                "is no number; write digits, with K, M or G behind them if that is shorter",
+            )
+        })
 }
 
 /// Splits a list at its commas, leaving out empty items; escapes stay as they are.
@@ -694,6 +735,17 @@ mod tests {
     }
 
     #[test]
+    fn limits_of_directory_renames() {
+        let options = parse("dir_rename_entries=5,dir_rename_size=2M");
+        assert_eq!((options.dir_rename_entries, options.dir_rename_size), (5, 2 << 20));
+        assert_eq!(parse("dir_rename_entries=0").dir_rename_entries, 0);
+        for bad in ["", "x", "-1", "+1", "1T", "K", "99999999999999999999", "17179869184G"] {
+            let list = format!("dir_rename_size={bad}");
+            MountOptions::parse(&[&list]).unwrap_err();
+        }
+    }
+
+    #[test]
     fn lowerdir_follows_the_kernels_escapes() {
         for (value, expected) in [
             ("/a", &["/a"][..]),
@@ -879,7 +931,8 @@ mod tests {
             Just(Propagation::Unbindable)
         ]);
         let io = proptest::option::of(prop_oneof![Just(IoMode::NoOpen), Just(IoMode::Open)]);
-        let rest = (proptest::option::of(1..=THREADS_MAX), levels, propagation, io);
+        let limits = (any::<u64>(), any::<u64>());
+        let rest = (proptest::option::of(1..=THREADS_MAX), levels, propagation, io, limits);
         let ids = (
             prop_oneof![Just("0:100000:65536"), Just("0:1:1500:1500:0:1"), Just("")],
             proptest::option::of(0..u32::MAX),
@@ -891,7 +944,7 @@ mod tests {
             let [volatile, userxattr, read_only, dev, suid, exec, allow_other, posix_acl, debug] =
                 flags;
             let (lowers, upper, work, log_file, fsname, subtype) = paths;
-            let (threads, log_level, propagation, io) = rest;
+            let (threads, log_level, propagation, io, limits) = rest;
             let (ranges, squash, [xattrs, sync, static_nlink, squash_to_root], timeout) = ids;
             let mut ids = Ids::default();
             ids.users.take_ranges(IdMap::parse(ranges).unwrap_or_default());
@@ -909,6 +962,8 @@ mod tests {
                 ids,
                 timeout: timeout.map(|(secs, nanos)| Duration::new(secs, nanos)),
                 userxattr,
+                dir_rename_entries: limits.0,
+                dir_rename_size: limits.1,
                 read_only,
                 dev,
                 suid,

@@ -12,8 +12,8 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, UNIX_EPOCH};
 
 use fuse_tests::case::{
-    BOUND, CAP_NET_RAW, Case, as_user, disk_usage, getx, gone, ino, is_mounted, mode, names, nlink, said,
-    nobody, put, python, setx, sh, text, whiteout, work_residue,
+    BOUND, CAP_NET_RAW, Case, as_user, disk_usage, getx, gone, ino, is_mounted, mode, names, nlink,
+    nobody, put, python, said, setx, sh, text, whiteout, work_residue,
 };
 use fuse_tests::env::{self, wait_until};
 use fuse_tests::fixture::set_mtime;

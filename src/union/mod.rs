@@ -10,6 +10,7 @@ mod attr;
 mod copy_up;
 mod create;
 mod file;
+mod flatten;
 mod ino;
 mod link;
 mod lock;
@@ -36,6 +37,7 @@ pub use rustix::fs::{RenameFlags, StatVfs, XattrFlags};
 pub use self::attr::{Attr, FileType, SetAttr, SetTime, Time};
 pub use self::create::Caller;
 pub use self::file::{Whence, Written};
+pub use self::flatten::CopyLimit;
 use self::ino::Numbers;
 pub use self::lookup::Entry;
 pub use self::node::NodeId;
@@ -75,6 +77,8 @@ pub struct Config {
     pub static_nlink: bool,
     /// Opaque marks are written as `user.overlay.`, even where `trusted.overlay.` could be.
     pub userxattr: bool,
+    /// How much is copied to rename a directory that has lower parts.
+    pub copy_limit: CopyLimit,
 }
 
 /// A layer that is only read.
@@ -109,6 +113,7 @@ pub struct Union {
     volatile_mark: bool,
     pub(crate) ids: Ids,
     static_nlink: bool,
+    copy_limit: CopyLimit,
     /// The bottom of the stack.
     lowest: layer::Index,
     /// See [`lock`].
@@ -177,6 +182,7 @@ impl Union {
             volatile_mark: config.volatile_mark,
             ids: config.ids,
             static_nlink: config.static_nlink,
+            copy_limit: config.copy_limit,
             lowest: lowers.last().map_or(UPPER, |lower| lower.layer.index),
             rename: RwLock::new(()),
             handles,
