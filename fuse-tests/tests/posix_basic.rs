@@ -11,7 +11,6 @@ use std::os::unix::fs::{
     FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown, lchown, symlink,
 };
 use std::path::Path;
-use std::process::Command;
 
 use fuse_tests::both;
 use fuse_tests::env;
