@@ -1128,7 +1128,7 @@ fn assert_refused(c: &Case, what: &str, options: &str) {
 fn b14_what_is_made_under_an_id_map_belongs_to_its_maker() {
     needs_root!();
     let c = Case::new(1);
-    fs::set_permissions(c.l(0, ""), Permissions::from_mode(0o777)).unwrap();
+    fs::set_permissions(c.u(""), Permissions::from_mode(0o777)).unwrap();
     let mut spec = c.spec();
     spec.options.push("uidmapping=0:100000:1000,gidmapping=0:100000:1000".into());
     let mount = spec.mount();
