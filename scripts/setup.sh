@@ -22,7 +22,10 @@ packages=(fuse3 uidmap util-linux attr)
 is_build=yes
 case "${1-}" in
     "") ;;
-    --tests) packages+=(acl e2fsprogs python3 shellcheck) ;;
+    --tests)
+        packages+=(acl bindfs btrfs-progs e2fsprogs fuse-overlayfs openssh-sftp-server python3 quota
+            shellcheck socat sqlite3 sshfs strace)
+        ;;
     --no-build) is_build=no ;;
     -h | --help)
         usage

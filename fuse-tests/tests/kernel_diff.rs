@@ -5,8 +5,8 @@
 
 use fuse_tests::fixture::Kind;
 use fuse_tests::ops::Verb;
-use fuse_tests::run::{self, Case, Config, Lesser};
-use fuse_tests::store::Server;
+use fuse_tests::run::{self, Case, Config, Lesser, Renames};
+use fuse_tests::weak::Server;
 use fuse_tests::{env, ran_in_user_namespace, skip};
 
 fn number(variable: &str, default: u64) -> u64 {
@@ -36,6 +36,19 @@ fn sequences_as_root() {
         skip!("{reason}");
     }
     run::run_many(seed(0), sequences(50), &Config::default());
+}
+
+/// The kernel moves directories with lower parts by redirects; ours moves what they hold.
+#[test]
+fn sequences_with_directory_renames() {
+    if !env::is_machine_root() {
+        skip!("needs root");
+    }
+    if let Some(reason) = missing() {
+        skip!("{reason}");
+    }
+    let config = Config { renames: Renames::Copied, ..Config::default() };
+    run::run_many(seed(5), sequences(30), &config);
 }
 
 #[test]
@@ -123,6 +136,9 @@ fn sequences_on_bindfs() {
                 // It does nothing where only one of the times is to change.
                 Verb::utimens,
                 Verb::hutimens,
+                // It gives them to their owner after it made them, and setuid is lost.
+                Verb::mkfifo,
+                Verb::mkchar,
             ],
             cannot_hold: &["xattr"],
             is_kernel_format: false,

@@ -15,11 +15,13 @@ use super::attr::FileType;
 use super::file::Data;
 use super::lookup::{Entry, Found, fact_of};
 use super::node::{Dir, Node, NodeId};
+use super::owner::Owner;
 use super::publish::{self, Temp, Work};
 use super::readdir::{Child, Names};
 use super::resolve::Fact;
 use super::{Union, Upper, lock};
 use crate::error::{Context, Errno, Result};
+use crate::idmap::OuterId;
 use crate::layer::{self, UPPER};
 use crate::marks;
 use crate::sys;
@@ -31,9 +33,9 @@ use crate::sys::xattr::{self, Target};
 #[derive(Clone, Copy, Debug)]
 pub struct Caller {
     /// Its filesystem user id.
-    pub uid: u32,
+    pub uid: OuterId,
     /// Its filesystem group id.
-    pub gid: u32,
+    pub gid: OuterId,
     /// Its umask; 0 where the transport has applied it.
     pub umask: u32,
 }
@@ -155,6 +157,7 @@ impl Union {
     ) -> Result<(Entry, Arc<Node>)> {
         check_name(name)?;
         let upper = self.writable()?;
+        let owner = self.owner_of(caller)?;
         let parent = self.node(parent)?;
         self.copy_up(&parent, super::copy_up::Extent::All)?;
         let dir = lock::directory(&parent)?;
@@ -163,12 +166,25 @@ impl Union {
             return Err(Errno::NOENT.into());
         }
         let to = dir.upper.get().ok_or(Errno::STALE)?;
+        if to.layer.is_leftover(name) {
+            return Err(Errno::INVAL.into());
+        }
+        let is_ours = owner.to_store() == (Some(self.uid), Some(self.gid));
+        let new = New { umask: caller.umask, owner, dir, to, name, mode, what };
+        if is_ours && names.listing.is_none() && !dir.is_merged() {
+            // Nothing is hidden, and most often nothing is there: the call that makes it tells.
+            match self.make_in_place(&new) {
+                Err(error) if error.errno() == Errno::EXIST => {}
+                made => {
+                    return made
+                        .and_then(|made| self.made(upper, &parent, dir, &mut names, name, made));
+                }
+            }
+        }
         let whiteout = self.in_the_way(dir, &mut names, to, name)?;
         // A whiteout of the `.wh.` form is not in the way, but hides something all the same.
         let hides = names.listing.as_ref().is_some_and(|listing| listing.is_below(name));
         let opaque = matches!(what, What::Directory) && (whiteout || hides);
-        let is_ours = (caller.uid, caller.gid) == (self.uid, self.gid);
-        let new = New { caller, dir, to, name, mode, what };
         let done = if is_ours && !whiteout && !opaque {
             self.make_in_place(&new)
         } else {
@@ -177,7 +193,7 @@ impl Union {
         if done.is_ok() && hides && !whiteout {
             upper.work.uncover(to, name);
         }
-        done.and_then(|(file, stat)| self.made(&parent, &mut names, to, name, file, stat))
+        done.and_then(|made| self.made(upper, &parent, dir, &mut names, name, made))
             // It may be there all the same.
             .inspect_err(|_| self.distrust(&mut names))
     }
@@ -237,7 +253,7 @@ impl Union {
     /// Applies the umask, unless a default ACL takes its place.
     fn masked(&self, new: &New<'_>) -> Result<u32> {
         let is_symlink = matches!(new.what, What::Symlink(_));
-        let umask = new.caller.umask;
+        let umask = new.umask;
         if is_symlink || new.mode & umask == 0 || self.default_acl(new.dir)?.is_some() {
             return Ok(new.mode & 0o7777);
         }
@@ -265,9 +281,10 @@ impl Union {
         new: &New<'_>,
         way: Way,
     ) -> Result<(Option<OwnedFd>, Statx)> {
-        let New { caller, dir, to, name, mode, what } = *new;
+        let New { umask, owner, dir, to, name, mode, what } = *new;
         let dress = Dress {
-            caller,
+            owner,
+            umask,
             mode,
             parent: to.stat()?,
             acl: self.default_acl(dir)?,
@@ -302,13 +319,14 @@ impl Union {
     /// Takes note of a new upper object and returns its node.
     fn made(
         &self,
+        upper: &Upper,
         parent: &Arc<Node>,
+        dir: &Dir,
         names: &mut Names,
-        to: &Arc<layer::Dir>,
         name: &[u8],
-        file: Option<OwnedFd>,
-        stat: Statx,
+        (file, stat): (Option<OwnedFd>, Statx),
     ) -> Result<(Entry, Arc<Node>)> {
+        let to = dir.upper.get().ok_or(Errno::STALE)?;
         let object = (sys::stat::device(&stat), stat.stx_ino);
         // A new inode may have the number of one that was removed from outside.
         self.numbers.drop_kept(object.0, object.1);
@@ -325,6 +343,12 @@ impl Union {
             *node.data.lock() = Some(Arc::new(Data::new(file)));
             self.note_data(&node);
             node.unprivileged.store(unprivileged, Ordering::Relaxed);
+            // The kernel asks at the first write. One question for each directory spares one for
+            // each file.
+            let plain = !upper.work.new_files_have_xattrs;
+            if plain && self.default_acl(dir).is_ok_and(|acl| acl.is_none()) {
+                node.xattrs.found(false);
+            }
         }
         Ok((entry, node))
     }
@@ -333,7 +357,8 @@ impl Union {
 /// A new object: who wants it, where, and what it shall be.
 #[derive(Clone, Copy)]
 struct New<'a> {
-    caller: &'a Caller,
+    owner: Owner,
+    umask: u32,
     dir: &'a Dir,
     to: &'a layer::Dir,
     name: &'a [u8],
@@ -351,23 +376,25 @@ struct Way {
 }
 
 /// What a new object gets from its maker and from the directory it is made in.
-struct Dress<'a> {
-    caller: &'a Caller,
+struct Dress {
+    owner: Owner,
+    umask: u32,
     mode: u32,
     parent: Statx,
     acl: Option<Arc<[u8]>>,
     kind: FileType,
 }
 
-impl Dress<'_> {
+impl Dress {
     fn put_on(&self, work: &Work, object: std::os::fd::BorrowedFd<'_>) -> Result<()> {
         let context = || "a new object in work";
-        let setgid = u32::from(self.parent.stx_mode) & libc::S_ISGID != 0;
-        let gid = if setgid { self.parent.stx_gid } else { self.caller.gid };
         if self.kind == FileType::Symlink && !work.can.symlink_attributes {
             return Ok(());
         }
-        let given = work.give(Target::Handle(object), (self.caller.uid, gid))?;
+        let setgid = u32::from(self.parent.stx_mode) & libc::S_ISGID != 0;
+        let (uid, gid) = self.owner.to_store();
+        let gid = if setgid { Some(self.parent.stx_gid) } else { gid };
+        let given = work.give(Target::Handle(object), (uid, gid))?;
         if self.kind == FileType::Symlink {
             return Ok(());
         }
@@ -378,7 +405,7 @@ impl Dress<'_> {
         };
         let mode = match &inherited {
             Some(inherited) => inherited.mode & 0o7777,
-            None => self.mode & 0o7777 & !self.caller.umask,
+            None => self.mode & 0o7777 & !self.umask,
         };
         let mode = if is_dir && setgid { mode | libc::S_ISGID } else { mode };
         let mode = if given { mode } else { publish::without_owner(mode) };

@@ -11,11 +11,13 @@ mod copy_up;
 mod cover;
 mod create;
 mod file;
+mod flatten;
 mod ino;
 mod link;
 mod lock;
 mod lookup;
 mod node;
+mod owner;
 mod probe;
 mod publish;
 mod readdir;
@@ -37,6 +39,7 @@ pub use rustix::fs::{RenameFlags, StatVfs, XattrFlags};
 pub use self::attr::{Attr, FileType, SetAttr, SetTime, Time};
 pub use self::create::Caller;
 pub use self::file::{Whence, Written};
+pub use self::flatten::CopyLimit;
 use self::ino::Numbers;
 pub use self::lookup::Entry;
 pub use self::node::NodeId;
@@ -44,6 +47,7 @@ use self::node::{Dir, Node, Place, Table};
 use self::publish::Work;
 pub use self::readdir::{DirEntry, Visit};
 use crate::error::{Context, Errno, Error, Result};
+use crate::idmap::{Ids, OuterId};
 use crate::layer::cache::HandleCache;
 use crate::layer::{self, UPPER};
 use crate::options::Ability;
@@ -54,10 +58,10 @@ use crate::sys::name::At;
 const LISTED_MAX: usize = 250_000;
 
 /// Directory handles kept open for the next call.
-const HANDLES_MAX: usize = 1024;
+const HANDLES_MAX: usize = 896;
 
-/// Data handles kept open of files that nobody has open.
-const IDLE_MAX: usize = 512;
+/// Data handles kept open of files that nobody is known to have open.
+const IDLE_MAX: usize = 896;
 
 /// What a union is made of.
 #[derive(Debug)]
@@ -68,10 +72,18 @@ pub struct Config {
     pub upper: Option<UpperSpec>,
     /// Nothing is made durable: no sync before a copy-up is published, none on request.
     pub volatile: bool,
+    /// The work directory keeps a mark that says so, as the kernel's does.
+    pub volatile_mark: bool,
+    /// Which ids of the layers are shown as which.
+    pub ids: Ids,
+    /// Every directory shows a link count of 1.
+    pub static_nlink: bool,
     /// Opaque marks are written as `user.overlay.`, even where `trusted.overlay.` could be.
     pub userxattr: bool,
     /// What the upper's filesystem is not to be used for, though it may be able to.
     pub lacks: Vec<Ability>,
+    /// How much is copied to rename a directory that has lower parts.
+    pub copy_limit: CopyLimit,
 }
 
 /// A layer that is only read.
@@ -103,6 +115,10 @@ pub struct Union {
     numbers: Numbers,
     upper: Option<Upper>,
     volatile: bool,
+    volatile_mark: bool,
+    pub(crate) ids: Ids,
+    static_nlink: bool,
+    copy_limit: CopyLimit,
     /// The bottom of the stack.
     lowest: layer::Index,
     /// See [`lock`].
@@ -155,7 +171,7 @@ impl Union {
                 if !work.dir.layer.has_true_numbers() {
                     root.layer.distrust_numbers();
                 }
-                if config.volatile {
+                if config.volatile_mark {
                     mark_volatile(&work.dir)?;
                 }
                 Some(Upper { root, work })
@@ -169,12 +185,16 @@ impl Union {
             numbers.register(root.device);
             lowers.push(root);
         }
-        let idle = NonZeroUsize::new((files / 8).min(IDLE_MAX)).unwrap_or(NonZeroUsize::MIN);
+        let idle = NonZeroUsize::new((files / 4).min(IDLE_MAX)).unwrap_or(NonZeroUsize::MIN);
         let union = Self {
             table: Table::default(),
             numbers,
             upper,
             volatile: config.volatile,
+            volatile_mark: config.volatile_mark,
+            ids: config.ids,
+            static_nlink: config.static_nlink,
+            copy_limit: config.copy_limit,
             lowest: lowers.last().map_or(UPPER, |lower| lower.layer.index),
             rename: RwLock::new(()),
             handles,
@@ -217,6 +237,11 @@ impl Union {
         self.poisoned.store(true, Ordering::Release);
     }
 
+    /// Tells whether `uid` is the superuser, of the mount's namespace or of the layers'.
+    pub fn is_root(&self, uid: OuterId) -> bool {
+        self.ids.is_root(uid)
+    }
+
     /// Empties the work directory, when the last request has been answered; of a volatile union
     /// the mark stays, as the kernel's does.
     ///
@@ -224,7 +249,7 @@ impl Union {
     /// Those of listing and unlinking there.
     pub fn close(&self) -> Result<()> {
         match &self.upper {
-            Some(upper) if self.volatile => upper.work.empty_but(MARKER_DIR),
+            Some(upper) if self.volatile_mark => upper.work.empty_but(MARKER_DIR),
             Some(upper) => upper.work.empty_but(b""),
             None => Ok(()),
         }

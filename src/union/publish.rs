@@ -5,7 +5,7 @@
 //! (what all whiteouts are links of). All of them are emptied out when the next mount begins, so a
 //! crash leaves nothing that is ever seen.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -29,6 +29,8 @@ pub(crate) struct Work {
     pub(crate) dir: Arc<layer::Dir>,
     /// What the filesystem can do.
     pub(crate) can: Abilities,
+    /// The system gives each new file xattrs, such as a label.
+    pub(crate) new_files_have_xattrs: bool,
     next: AtomicU64,
 }
 
@@ -74,13 +76,21 @@ impl Work {
     /// Those of the calls that are tried, but that something is not supported.
     pub(crate) fn open(dir: Arc<layer::Dir>, userxattr: bool, lacks: &[Ability]) -> Result<Self> {
         let can = Abilities::default();
-        let mut work = Self { dir, can, next: AtomicU64::new(0) };
+        let mut work = Self { dir, can, new_files_have_xattrs: true, next: AtomicU64::new(0) };
         work.empty_but(b"")?;
         work.can = probe::probe(&work, userxattr, lacks)?;
         if work.can.device && work.can.link {
             work.make_whiteout_template()?;
         }
+        work.new_files_have_xattrs = work.probe_new_xattrs()?;
         Ok(work)
+    }
+
+    fn probe_new_xattrs(&self) -> Result<bool> {
+        let temp = self.temp();
+        temp.call("openat", |at| sys::open::create(at.dir, at.name, 0o600))?;
+        let xattrs = temp.call("listxattr", |at| xattr::list(Target::Name(at)))?;
+        Ok(!xattrs.is_empty())
     }
 
     fn rename(&self, from: &[u8], to: &[u8], flags: RenameFlags) -> Result<()> {
@@ -153,17 +163,19 @@ impl Work {
         }
     }
 
-    /// Gives an object to an owner; tells whether it has that one now.
+    /// Gives an object to an owner, as far as one is named; tells whether it has that one now.
     ///
     /// # Errors
     /// Those of fchownat(2) and statx(2).
-    pub(super) fn give(&self, object: Target<'_>, (uid, gid): (u32, u32)) -> Result<bool> {
+    pub(super) fn give(
+        &self,
+        object: Target<'_>,
+        (uid, gid): (Option<u32>, Option<u32>),
+    ) -> Result<bool> {
         let given = if self.can.chown {
             match object {
-                Target::Open(fd) | Target::Handle(fd) => {
-                    sys::name::chown_handle(fd, Some(uid), Some(gid))
-                }
-                Target::Name(at) => sys::name::chown(at, Some(uid), Some(gid)),
+                Target::Open(fd) | Target::Handle(fd) => sys::name::chown_handle(fd, uid, gid),
+                Target::Name(at) => sys::name::chown(at, uid, gid),
             }
             .map(|()| true)
         } else {
@@ -171,21 +183,32 @@ impl Work {
                 Target::Open(fd) | Target::Handle(fd) => sys::stat::of(fd),
                 Target::Name(at) => sys::stat::at(at.dir, at.name),
             }
-            .map(|stat| (stat.stx_uid, stat.stx_gid) == (uid, gid))
+            .map(|stat| {
+                uid.is_none_or(|uid| uid == stat.stx_uid)
+                    && gid.is_none_or(|gid| gid == stat.stx_gid)
+            })
         };
         given.at("fchownat", || "an object in work")
     }
 
     /// Marks a directory opaque.
     pub(crate) fn set_opaque(&self, at: At<'_>) -> std::result::Result<(), Errno> {
-        let Some(name) = self.can.opaque else {
-            let dir = sys::open::directory(at.dir, at.name)?;
-            let before = times_of(&sys::stat::of(&dir)?);
-            touch(At::new(dir.as_fd(), marks::OPAQUE_NAME))?;
-            // Nobody made a file that is seen.
-            return sys::name::set_times_handle(&dir, &before);
-        };
-        xattr::set(Target::Name(at), name, marks::OPAQUE_VALUE, XattrFlags::empty())
+        match self.can.opaque {
+            Some(name) => {
+                xattr::set(Target::Name(at), name, marks::OPAQUE_VALUE, XattrFlags::empty())
+            }
+            None => mark_opaque(sys::open::directory(at.dir, at.name)?.as_fd()),
+        }
+    }
+
+    /// Marks an open directory opaque.
+    pub(crate) fn set_opaque_handle(&self, dir: BorrowedFd<'_>) -> std::result::Result<(), Errno> {
+        match self.can.opaque {
+            Some(name) => {
+                xattr::set(Target::Handle(dir), name, marks::OPAQUE_VALUE, XattrFlags::empty())
+            }
+            None => mark_opaque(dir),
+        }
     }
 
     /// Name of the anchor of the object with inode number `ino`.
@@ -298,7 +321,8 @@ impl Work {
         }
         match self.dir.call("unlinkat", name, |at| Ok(sys::name::rmdir(at)))? {
             Ok(()) => return Ok(()),
-            Err(Errno::NOTEMPTY | Errno::EXIST) => {}
+            // EPERM: SFTP has no other word.
+            Err(Errno::NOTEMPTY | Errno::EXIST | Errno::PERM) => {}
             Err(errno) => return Err(Error::sys("unlinkat", self.dir.describe(name), errno)),
         }
         // The way down is kept here, not on the thread's stack.
@@ -380,6 +404,14 @@ fn if_writable<T>(
 pub(super) fn without_owner(mode: u32) -> u32 {
     let others = mode & 0o007;
     mode & !0o6070 | mode & others << 3
+}
+
+/// Marks a directory opaque by a file.
+fn mark_opaque(dir: BorrowedFd<'_>) -> std::result::Result<(), Errno> {
+    let before = times_of(&sys::stat::of(dir)?);
+    touch(At::new(dir, marks::OPAQUE_NAME))?;
+    // Nobody made a file that is seen.
+    sys::name::set_times_handle(dir, &before)
 }
 
 /// Makes an empty file, unless there is one.
