@@ -145,8 +145,11 @@ pub(crate) struct Dir {
     pub(crate) names: RwLock<Names>,
     /// The upper part: there from the start, or once the directory is copied up.
     pub(crate) upper: OnceLock<Arc<layer::Dir>>,
-    /// Parts of lower layers, topmost first; never changes.
-    pub(crate) lowers: Box<[Arc<layer::Dir>]>,
+    /// Parts of lower layers, topmost first; never changes. [`Dir::lowers`] has those that show.
+    lowers: Box<[Arc<layer::Dir>]>,
+    /// The upper part is opaque and holds all that the directory shows: lower parts show no more.
+    /// Set once, with the names locked for writing.
+    sealed: AtomicBool,
     pub(crate) opened: AtomicU32,
     /// `system.posix_acl_default` of the directory, once asked for.
     pub(crate) default_acl: Mutex<Option<Option<Arc<[u8]>>>>,
@@ -158,14 +161,25 @@ impl Dir {
             names: RwLock::default(),
             upper: upper.map(OnceLock::from).unwrap_or_default(),
             lowers: lowers.into(),
+            sealed: AtomicBool::new(false),
             opened: AtomicU32::new(0),
             default_acl: Mutex::new(None),
         }
     }
 
+    /// Parts of lower layers that show, topmost first.
+    pub(crate) fn lowers(&self) -> &[Arc<layer::Dir>] {
+        if self.sealed.load(Ordering::Acquire) { &[] } else { &self.lowers }
+    }
+
+    /// Takes note that the upper part is all there is from now on.
+    pub(crate) fn seal(&self) {
+        self.sealed.store(true, Ordering::Release);
+    }
+
     /// Parts from the topmost down.
     pub(crate) fn parts(&self) -> impl Iterator<Item = &Arc<layer::Dir>> {
-        self.upper.get().into_iter().chain(&*self.lowers)
+        self.upper.get().into_iter().chain(self.lowers())
     }
 
     /// The part that attributes come from.
@@ -173,6 +187,7 @@ impl Dir {
         self.parts().next()
     }
 
+    /// The part in a layer; also one that shows no more, where a removed file may still lie.
     pub(crate) fn part(&self, layer: layer::Index) -> Option<&Arc<layer::Dir>> {
         if layer == UPPER {
             return self.upper.get();
@@ -183,7 +198,7 @@ impl Dir {
 
     /// Made of more than one layer's part.
     pub(crate) fn is_merged(&self) -> bool {
-        self.lowers.len() + usize::from(self.upper.get().is_some()) > 1
+        self.lowers().len() + usize::from(self.upper.get().is_some()) > 1
     }
 }
 

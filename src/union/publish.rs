@@ -4,7 +4,7 @@
 //! a copied-up object with several names), `whiteout` (what all whiteouts are links of). All of
 //! them are emptied out when the next mount begins, so a crash leaves nothing that is ever seen.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -210,6 +210,11 @@ impl Work {
     /// Marks a directory opaque.
     pub(crate) fn set_opaque(&self, at: At<'_>) -> std::result::Result<(), Errno> {
         xattr::set(Target::Name(at), self.opaque, marks::OPAQUE_VALUE, XattrFlags::empty())
+    }
+
+    /// Marks an open directory opaque.
+    pub(crate) fn set_opaque_handle(&self, dir: BorrowedFd<'_>) -> std::result::Result<(), Errno> {
+        xattr::set(Target::Handle(dir), self.opaque, marks::OPAQUE_VALUE, XattrFlags::empty())
     }
 
     /// Name of the anchor of the object with inode number `ino`.
