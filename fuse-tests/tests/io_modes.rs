@@ -548,6 +548,7 @@ fn a_full_upper_is_reported_by_the_write() {
         if options.contains("writeback") {
             assert_eq!((written, errno), (20 << 20, None));
             assert_eq!(os_error(file.sync_all()), no_space);
+            drop(file);
         } else {
             assert_eq!(errno, no_space);
             assert!(written > 4 << 20, "{written} bytes only");
