@@ -161,7 +161,7 @@ const PASSIVE: &[(&str, Rule)] = &[
     ("index", Only(OFF, "no index is kept", "say off or leave it out")),
     ("nfs_export", Only(OFF, "no file handles are given out", "say off or leave it out")),
     ("verity", Only(OFF, "digests are not checked", "say off or leave it out")),
-    ("xino", Only("off auto", "inode numbers are unique anyway", "say auto or leave it out")),
+    ("xino", Only("off auto on", "inode numbers are unique and last anyway", "say on, off or auto")),
     ("uuid", Only("off null auto", "the mount has no uuid", "say auto or leave it out")),
     ("datadir+", No("data-only layers are not supported yet")),
     // fuse-overlayfs
@@ -625,7 +625,7 @@ mod tests {
     fn what_would_change_the_result_is_refused() {
         let options = "uidmapping=:0:300000:65536 gidmapping=0:1:1 squash_to_uid=0 squash_to_gid=0 \
              squash_to_root xattr_permissions=2 metacopy=on redirect_dir=on redirect_dir=follow \
-             index=on xino=on nfs_export=on verity=require ino32_t=1 noxattrs=1 plugins=a.so sync \
+             index=on xino=maybe nfs_export=on verity=require ino32_t=1 noxattrs=1 plugins=a.so sync \
              strictatime allow_root auto_unmount remount uuid=on";
         for option in options.split_whitespace() {
             let list = format!("lowerdir=/a,{option},volatile");

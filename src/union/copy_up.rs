@@ -16,6 +16,7 @@ use rustix::fs::{RenameFlags, XattrFlags};
 use super::attr::{FileType, times_of};
 use super::file::Data;
 use super::node::Node;
+use super::origin::has_origin;
 use super::publish::{Staged, Temp, Work};
 use super::{Leaf, Union, Upper, lock};
 use crate::error::{Context, Errno, Error, Result};
@@ -66,10 +67,10 @@ impl Union {
         let stat = self.stat_of(node)?;
         if node.kind == FileType::Regular {
             let staged = self.stage_copy(upper, node, &stat, extent)?;
-            self.publish_copy(upper, node, Copy::File(staged))
+            self.publish_copy(upper, node, Copy::File(staged), has_origin(&stat))
         } else {
             let temp = self.copy_special(upper, node, &stat)?;
-            self.publish_copy(upper, node, Copy::Special(temp))
+            self.publish_copy(upper, node, Copy::Special(temp), has_origin(&stat))
         }
     }
 
@@ -91,6 +92,7 @@ impl Union {
         sys::data::copy(source.file.as_fd(), staged.file.as_fd(), len, whole)
             .at("copy_file_range", || "from a lower file to work")?;
         let target = Target::Open(staged.file.as_fd());
+        self.set_origin(&upper.work, (source.file.as_fd(), stat), target)?;
         copy_attributes(Target::Open(source.file.as_fd()), target, stat)?;
         if !self.volatile {
             staged.sync()?;
@@ -118,12 +120,19 @@ impl Union {
         }
         let work = upper.work.dir.handle()?;
         let to = Target::Name(At::new(work.as_fd(), &temp.name));
+        self.set_origin(&upper.work, (source.as_fd(), stat), to)?;
         copy_attributes(Target::Handle(source.as_fd()), to, stat)?;
         Ok(temp)
     }
 
     /// Publishes a finished copy under the name of the node, or keeps it without one.
-    fn publish_copy(&self, upper: &Upper, node: &Arc<Node>, copy: Copy<'_>) -> Result<()> {
+    fn publish_copy(
+        &self,
+        upper: &Upper,
+        node: &Arc<Node>,
+        copy: Copy<'_>,
+        has_origin: bool,
+    ) -> Result<()> {
         if let Some(links) = node.links.get()
             && !node.place.read().gone
         {
@@ -135,7 +144,7 @@ impl Union {
             links.anchored = true;
             self.pin_links(node, &mut links);
             drop(links);
-            self.now_upper(node, copy);
+            self.now_upper(node, copy, object);
             return Ok(());
         }
         let parent = node.place.read().parent.clone().ok_or(Errno::STALE)?;
@@ -151,10 +160,13 @@ impl Union {
             // Removed while it was copied: whoever has it open goes on with the copy.
             node.place.write().held = Some(copy.handle()?);
             self.numbers.keep(object.0, object.1, node.ino);
-            self.now_upper(node, copy);
+            self.now_upper(node, copy, object);
             return Ok(());
         };
         let to = dir.upper.get().ok_or(Errno::STALE)?;
+        if has_origin {
+            upper.work.set_impure(to)?;
+        }
         self.numbers.keep(object.0, object.1, node.ino);
         let published = unnoticed(to, || match copy {
             Copy::File(staged) => {
@@ -168,22 +180,26 @@ impl Union {
         if let Some(listing) = &mut names.listing {
             listing.copied_up(&name, object);
         }
-        self.set_upper(node, data);
+        self.set_upper(node, data, object);
         Ok(())
     }
 
-    fn now_upper(&self, node: &Arc<Node>, copy: Copy<'_>) {
+    fn now_upper(&self, node: &Arc<Node>, copy: Copy<'_>, object: (u64, u64)) {
         let data = match copy {
             // Its name in work, if it has one, goes with this; an anchor has its own.
             Copy::File(staged) => Some(Data::new(staged.file)),
             Copy::Special(_) => None,
         };
-        self.set_upper(node, data);
+        self.set_upper(node, data, object);
     }
 
-    /// Switches a node to its upper copy: from here on everybody reads and writes that.
-    fn set_upper(&self, node: &Arc<Node>, data: Option<Data>) {
-        node.place.write().layer = UPPER;
+    /// Switches a node to its upper copy, (device, inode) `object`: from here on everybody reads and
+    /// writes that.
+    fn set_upper(&self, node: &Arc<Node>, data: Option<Data>, object: (u64, u64)) {
+        let mut place = node.place.write();
+        place.layer = UPPER;
+        place.object = object;
+        drop(place);
         let data = data.map(Arc::new);
         let old = std::mem::replace(&mut *node.data.lock(), data);
         drop(old);
@@ -260,8 +276,9 @@ impl Union {
         let temp = upper.work.make_directory(0o700)?;
         let from = source.handle()?;
         let work = upper.work.dir.handle()?;
-        let made = At::new(work.as_fd(), &temp.name);
-        copy_attributes(Target::Handle(from.as_fd()), Target::Name(made), &stat)?;
+        let made = Target::Name(At::new(work.as_fd(), &temp.name));
+        self.set_origin(&upper.work, (from.as_fd(), &stat), made)?;
+        copy_attributes(Target::Handle(from.as_fd()), made, &stat)?;
 
         let parent = node.place.read().parent.clone().ok_or(Errno::STALE)?;
         let above = lock::directory(&parent)?;
@@ -275,6 +292,7 @@ impl Union {
         };
         let to = above.upper.get().ok_or(Errno::STALE)?;
         let made = temp.call("statx", |at| sys::stat::at(at.dir, at.name))?;
+        upper.work.set_impure(to)?;
         unnoticed(to, || upper.work.publish(temp, to, &name, RenameFlags::empty()))?;
         if let Some(listing) = &mut names.listing {
             listing.copied_up(&name, (sys::stat::device(&made), made.stx_ino));

@@ -43,6 +43,7 @@ impl Union {
             return Err(Errno::NOENT.into());
         }
         let to = dir.upper.get().ok_or(Errno::STALE)?;
+        self.pass_on_origin(upper, &node, to)?;
         if self.in_the_way(dir, &mut names, to, new_name)? {
             let temp = upper.work.temp();
             temp.call("linkat", |at| sys::name::link_handle(object.as_fd(), at))?;

@@ -43,6 +43,17 @@ impl Found {
     pub(super) fn is_alias(&self) -> bool {
         self.layer != UPPER && self.parts.is_empty() && self.stat.stx_nlink > 1
     }
+
+    /// The topmost lower part of a directory, which copy-up does not change.
+    fn lower_part(&self) -> Option<&Arc<layer::Dir>> {
+        self.parts.iter().find(|part| part.layer.index != UPPER)
+    }
+
+    /// Returns device and inode number of what is shown, see [`Place::object`].
+    fn object(&self) -> (u64, u64) {
+        self.lower_part()
+            .map_or((stat::device(&self.stat), self.stat.stx_ino), |part| (part.device, part.inode))
+    }
 }
 
 impl Union {
@@ -143,36 +154,65 @@ impl Union {
         Ok(Some(found))
     }
 
-    /// The number of a directory is that of its topmost lower part, which copy-up does not change.
-    pub(super) fn number_of(&self, found: &Found) -> u64 {
-        let lower = found.parts.iter().find(|part| part.layer.index != UPPER);
-        match lower.or_else(|| found.parts.first()) {
-            Some(part) => self.numbers.of(part.device, part.inode),
-            None => self.numbers.of(stat::device(&found.stat), found.stat.stx_ino),
+    /// Returns the number of what `name` shows in `dir`: that of the lower object that was or would
+    /// be copied up, so that copy-up does not change it. The flag tells whether it was read from
+    /// the disk.
+    ///
+    /// # Errors
+    /// Those of [`Union::number_of_origin`].
+    pub(super) fn number_of(&self, dir: &Dir, name: &[u8], found: &Found) -> Result<(u64, bool)> {
+        let (device, inode) = found.object();
+        if found.layer == UPPER && found.lower_part().is_none() {
+            if let Some(number) = self.numbers.kept(device, inode) {
+                return Ok((number, false));
+            }
+            if let Some(number) = self.number_of_origin(dir, name, found)? {
+                return Ok((number, true));
+            }
         }
+        Ok((self.numbers.of(device, inode), false))
     }
 
     /// Returns the entry of what was found under (parent, name), whose names are locked.
     pub(super) fn enter(&self, parent: &Arc<Node>, name: &[u8], found: Found) -> Result<Entry> {
-        let ino = self.number_of(&found);
+        let (mut ino, read) = self.number_of(lock::directory(parent)?, name, &found)?;
+        let object = found.object();
         let several = found.is_alias();
-        let Found { stat, layer, parts } = found;
+        let Found { stat, layer, mut parts } = found;
         let kind = FileType::of_mode(u32::from(stat.stx_mode));
-        let (node, new) = self.table.get_or_insert(ino, |id| {
-            let place = Place::new(Some(Arc::clone(parent)), name, layer);
-            let node = Node::new(id, ino, kind, place);
-            if several {
-                let links = Links { count: stat.stx_nlink, ..Links::default() };
-                // Empty until now, so it cannot fail.
-                drop(node.links.set(Box::new(Mutex::new(links))));
+        let mut tries = 0;
+        let (node, new) = loop {
+            let (node, new) = self.table.get_or_insert(ino, |id| {
+                let place = Place::new(Some(Arc::clone(parent)), name, layer, object);
+                let node = Node::new(id, ino, kind, place);
+                if several {
+                    let links = Links { count: stat.stx_nlink, ..Links::default() };
+                    // Empty until now, so it cannot fail.
+                    drop(node.links.set(Box::new(Mutex::new(links))));
+                }
+                if kind != FileType::Directory {
+                    return node;
+                }
+                let mut parts = std::mem::take(&mut parts);
+                let upper = (layer == UPPER && !parts.is_empty()).then(|| parts.remove(0));
+                node.with_dir(Dir::new(upper, parts))
+            });
+            let is_alias = several && node.links.get().is_some();
+            if new || is_alias || node.place.read().object == object {
+                break (node, new);
             }
-            if kind != FileType::Directory {
-                return node;
+            // An origin that is not true, or the same directory in the stack twice.
+            self.release(&node, 1);
+            if tries == 2 {
+                return Err(Errno::STALE.into());
             }
-            let mut parts = parts;
-            let upper = (layer == UPPER && !parts.is_empty()).then(|| parts.remove(0));
-            node.with_dir(Dir::new(upper, parts))
-        });
+            tries += 1;
+            ino = self.numbers.another(object.0, object.1);
+        };
+        if new && read && tries == 0 {
+            self.numbers.keep(object.0, object.1, ino);
+            node.place.write().found_origin = true;
+        }
         if node.kind != kind {
             // A layer was changed from outside; the kernel still knows what was there before.
             self.release(&node, 1);

@@ -15,6 +15,7 @@ mod link;
 mod lock;
 mod lookup;
 mod node;
+mod origin;
 mod publish;
 mod readdir;
 mod remove;
@@ -39,6 +40,7 @@ use self::ino::Numbers;
 pub use self::lookup::Entry;
 pub use self::node::NodeId;
 use self::node::{Dir, Node, Place, Table};
+use self::origin::Origins;
 use self::publish::Work;
 pub use self::readdir::{DirEntry, Visit};
 use crate::error::{Context, Errno, Error, Result};
@@ -96,6 +98,7 @@ pub struct UpperSpec {
 pub struct Union {
     table: Table,
     numbers: Numbers,
+    origins: Origins,
     upper: Option<Upper>,
     volatile: bool,
     /// The bottom of the stack.
@@ -161,6 +164,7 @@ impl Union {
         let union = Self {
             table: Table::default(),
             numbers,
+            origins: Origins::new(&lowers),
             upper,
             volatile: config.volatile,
             lowest: lowers.last().map_or(UPPER, |lower| lower.layer.index),
@@ -195,7 +199,7 @@ impl Union {
         let top = lowers.first().or(upper.as_ref()).ok_or(Errno::STALE)?;
         let ino = self.numbers.of(top.device, top.inode);
         let layer = if upper.is_some() { UPPER } else { 1 };
-        let place = Place::new(None, b"", layer);
+        let place = Place::new(None, b"", layer, (top.device, top.inode));
         let dir = Dir::new(upper, lowers);
         Ok(Node::new(NodeId::ROOT, ino, FileType::Directory, place).with_dir(dir))
     }
@@ -252,16 +256,17 @@ impl Union {
                 let listing = names.as_ref().and_then(|names| names.listing.as_ref());
                 self.unlisted(listing.map_or(0, readdir::Listing::len));
             }
-            let held = {
+            let (held, object) = {
                 let mut place = freed.place.write();
-                if place.gone { place.held.take() } else { None }
+                let held = if place.gone { place.held.take() } else { None };
+                let object = (held.is_some() || place.found_origin).then_some(place.object);
+                (held, object)
             };
             // The inode number is free to be used again once we let go.
-            if let Some(held) = held
-                && let Ok(stat) = sys::stat::of(&held)
-            {
-                self.numbers.drop_kept(sys::stat::device(&stat), stat.stx_ino);
+            if let Some((device, inode)) = object {
+                self.numbers.drop_kept(device, inode);
             }
+            drop(held);
         }
     }
 

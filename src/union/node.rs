@@ -58,6 +58,11 @@ pub(crate) struct Place {
     pub(crate) name: Box<[u8]>,
     /// The layer that holds the object. For directories: of the topmost part.
     pub(crate) layer: layer::Index,
+    /// Device and inode number of what the node shows; of a directory those of its topmost lower
+    /// part, else of its upper one. Two objects are never one node, whatever layers say.
+    pub(crate) object: (u64, u64),
+    /// Its number was found by an origin on the disk, and can be found there again.
+    pub(crate) found_origin: bool,
     /// No name leads to the object any more.
     pub(crate) gone: bool,
     /// Reaches an upper object whose name above is not, or no longer, its own.
@@ -68,8 +73,22 @@ pub(crate) struct Place {
 
 impl Place {
     /// A place with one name.
-    pub(crate) fn new(parent: Option<Arc<Node>>, name: &[u8], layer: layer::Index) -> Self {
-        Self { parent, name: name.into(), layer, gone: false, held: None, others: Vec::new() }
+    pub(crate) fn new(
+        parent: Option<Arc<Node>>,
+        name: &[u8],
+        layer: layer::Index,
+        object: (u64, u64),
+    ) -> Self {
+        Self {
+            parent,
+            name: name.into(),
+            layer,
+            object,
+            found_origin: false,
+            gone: false,
+            held: None,
+            others: Vec::new(),
+        }
     }
 
     pub(crate) fn is_named(&self, parent: &Arc<Node>, name: &[u8]) -> bool {
@@ -362,7 +381,7 @@ mod tests {
     use super::*;
 
     fn file(id: NodeId, ino: u64, parent: Option<Arc<Node>>) -> Node {
-        Node::new(id, ino, FileType::Regular, Place::new(parent, b"f", 1))
+        Node::new(id, ino, FileType::Regular, Place::new(parent, b"f", 1, (7, ino)))
     }
 
     #[test]

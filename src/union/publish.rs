@@ -12,7 +12,7 @@ use rustix::fs::{FileType, RenameFlags, XattrFlags};
 
 use crate::error::{Context, Errno, Error, Result};
 use crate::layer;
-use crate::marks;
+use crate::marks::{self, Namespace};
 use crate::sys;
 use crate::sys::name::At;
 use crate::sys::xattr::{self, Target};
@@ -23,8 +23,8 @@ const WHITEOUT: &[u8] = b"whiteout";
 #[derive(Debug)]
 pub(crate) struct Work {
     pub(crate) dir: Arc<layer::Dir>,
-    /// Name of the opaque xattr that this mount writes.
-    opaque: &'static [u8],
+    /// Where this mount keeps its marks.
+    pub(crate) namespace: Namespace,
     has_unnamed: AtomicBool,
     next: AtomicU64,
 }
@@ -69,26 +69,28 @@ impl Work {
     /// # Errors
     /// `Unsupported` where the upper's filesystem cannot hold the format, naming what it lacks.
     pub(crate) fn open(dir: Arc<layer::Dir>, userxattr: bool) -> Result<Self> {
+        let namespace = if userxattr { Namespace::User } else { Namespace::Trusted };
         let mut work =
-            Self { dir, opaque: b"", has_unnamed: AtomicBool::new(true), next: AtomicU64::new(0) };
+            Self { dir, namespace, has_unnamed: AtomicBool::new(true), next: AtomicU64::new(0) };
         work.empty_but(b"")?;
-        work.opaque = work.probe_opaque(userxattr)?;
+        work.namespace = work.probe_namespace(userxattr)?;
         work.probe_whiteout()?;
         Ok(work)
     }
 
-    /// Finds the xattr namespace that opaque marks can be written in.
-    fn probe_opaque(&self, userxattr: bool) -> Result<&'static [u8]> {
+    /// Finds the xattr namespace that marks can be written in.
+    fn probe_namespace(&self, userxattr: bool) -> Result<Namespace> {
         let probe = self.make_directory(0o700)?;
-        let [trusted, user, _] = marks::OPAQUE_XATTRS;
-        let candidates = [trusted, user];
         let mut refused = Errno::OPNOTSUPP;
-        for name in candidates.into_iter().skip(usize::from(userxattr)) {
+        for namespace in
+            [Namespace::Trusted, Namespace::User].into_iter().skip(usize::from(userxattr))
+        {
+            let name = namespace.of(&marks::OPAQUE_XATTRS);
             let set = probe.call("setxattr", |at| {
                 Ok(xattr::set(Target::Name(at), name, marks::OPAQUE_VALUE, XattrFlags::empty()))
             })?;
             match set {
-                Ok(()) => return Ok(name),
+                Ok(()) => return Ok(namespace),
                 Err(errno) => refused = errno,
             }
         }
@@ -195,7 +197,32 @@ impl Work {
 
     /// Marks a directory opaque.
     pub(crate) fn set_opaque(&self, at: At<'_>) -> std::result::Result<(), Errno> {
-        xattr::set(Target::Name(at), self.opaque, marks::OPAQUE_VALUE, XattrFlags::empty())
+        let name = self.namespace.of(&marks::OPAQUE_XATTRS);
+        xattr::set(Target::Name(at), name, marks::OPAQUE_VALUE, XattrFlags::empty())
+    }
+
+    /// Marks the upper directory `dir` as one that may hold objects with an origin, unless it is.
+    ///
+    /// # Errors
+    /// `ENOSPC`, `EDQUOT` and the like; not that such xattrs cannot be had there.
+    pub(crate) fn set_impure(&self, dir: &layer::Dir) -> Result<()> {
+        if dir.is_impure()? {
+            return Ok(());
+        }
+        let name = self.namespace.of(&marks::IMPURE_XATTRS);
+        dir.with("setxattr", |handle| {
+            let set = || {
+                let dir = Target::Handle(handle);
+                xattr::set(dir, name, marks::IMPURE_VALUE, XattrFlags::empty())
+            };
+            match set().or_else(|errno| if_writable(errno, At::new(handle, b"."), set)) {
+                // Then numbers change with the next mount, and nothing else.
+                Ok(()) | Err(Errno::OPNOTSUPP | Errno::PERM | Errno::ACCESS) => Ok(()),
+                Err(errno) => Err(errno),
+            }
+        })?;
+        dir.now_impure();
+        Ok(())
     }
 
     /// Name of the anchor of the object with inode number `ino`.

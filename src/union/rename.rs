@@ -232,6 +232,12 @@ impl Union {
         }
         let old = End { parent: from, upper: old, name };
         let new = End { parent: to, upper: new, name: new_name };
+        if apart {
+            self.pass_on_origin(upper, &source.node, new.upper)?;
+            if let Some(target) = target.as_ref().filter(|_| exchange) {
+                self.pass_on_origin(upper, &target.node, old.upper)?;
+            }
+        }
         let kept = match &target {
             Some(target) if !exchange => self.before_replacing(&new, target)?,
             _ => None,
