@@ -161,7 +161,10 @@ const PASSIVE: &[(&str, Rule)] = &[
     ("index", Only(OFF, "no index is kept", "say off or leave it out")),
     ("nfs_export", Only(OFF, "no file handles are given out", "say off or leave it out")),
     ("verity", Only(OFF, "digests are not checked", "say off or leave it out")),
-    ("xino", Only("off auto on", "inode numbers are unique and last anyway", "say on, off or auto")),
+    (
+        "xino",
+        Only("off auto on", "inode numbers are unique and last anyway", "say on, off or auto"),
+    ),
     ("uuid", Only("off null auto", "the mount has no uuid", "say auto or leave it out")),
     ("datadir+", No("data-only layers are not supported yet")),
     // fuse-overlayfs

@@ -7,7 +7,7 @@ use rustix::io::{Errno, retry_on_intr};
 use rustix::ioctl::{Getter, ioctl, opcode};
 
 /// Longest handle there is, in bytes (`MAX_HANDLE_SZ`).
-pub const BYTES_MAX: usize = 128;
+const BYTES_MAX: usize = 128;
 
 /// A handle as its filesystem made it.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -33,7 +33,8 @@ struct Raw {
 /// Those of name_to_handle_at(2) but `EOPNOTSUPP`, `EOVERFLOW` and, where a filter keeps the call from
 /// us, `ENOSYS` and `EPERM`.
 pub fn of(object: BorrowedFd<'_>) -> Result<Option<Handle>, Errno> {
-    let mut raw = Raw { len: BYTES_MAX as u32, kind: 0, bytes: [0; BYTES_MAX] };
+    let len = u32::try_from(BYTES_MAX).unwrap_or(0);
+    let mut raw = Raw { len, kind: 0, bytes: [0; BYTES_MAX] };
     let mut mount = 0_i32;
     let called = retry_on_intr(|| {
         // SAFETY: the path is empty and NUL-terminated; the call writes one int at `mount` and at
