@@ -56,6 +56,12 @@ pub const IMPURE_XATTRS: [&[u8]; 2] = [b"trusted.overlay.impure", b"user.overlay
 /// Xattrs of an upper file that stands for several lower names: their number.
 pub const NLINK_XATTRS: [&[u8]; 2] = [b"trusted.overlay.nlink", b"user.overlay.nlink"];
 
+/// Xattrs of an index directory that name the upper layer it belongs to.
+pub const UPPER_XATTRS: [&[u8]; 2] = [b"trusted.overlay.upper", b"user.overlay.upper"];
+
+/// Xattrs of the root of an upper layer that name it, as 16 bytes.
+pub const UUID_XATTRS: [&[u8]; 2] = [b"trusted.overlay.uuid", b"user.overlay.uuid"];
+
 /// Value that is written to mark a directory impure.
 pub const IMPURE_VALUE: &[u8] = b"y";
 

@@ -31,6 +31,20 @@ pub enum Propagation {
     Unbindable,
 }
 
+/// What a mount does with UUIDs, as the kernel's `uuid=`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Uuid {
+    /// The upper keeps its own if it has one.
+    #[default]
+    Auto,
+    /// The upper gets one of its own.
+    On,
+    /// The upper's own is not used; a FUSE mount shows none in any case.
+    Null,
+    /// Nor are those of the layers' filesystems.
+    Off,
+}
+
 /// What the options of one mount ask for.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct MountOptions {
@@ -44,6 +58,10 @@ pub struct MountOptions {
     pub volatile: bool,
     /// Marks are kept in `user.overlay.*`.
     pub userxattr: bool,
+    /// Names of a lower file stay names of one file, over copy-up and remounts.
+    pub index: bool,
+    /// What is done with UUIDs.
+    pub uuid: Uuid,
     /// The mount is read-only whatever the upper.
     pub read_only: bool,
     /// Device nodes work.
@@ -83,6 +101,8 @@ impl Default for MountOptions {
             work: None,
             volatile: false,
             userxattr: false,
+            index: false,
+            uuid: Uuid::Auto,
             read_only: false,
             dev: false,
             suid: true,
@@ -123,7 +143,7 @@ enum Rule {
 use Rule::{Ignored as Skip, Only, Refused as No};
 
 /// Names that act; [`MountOptions::act`] has the meaning of each.
-const ACTING: &str = "lowerdir lowerdir+ upperdir workdir volatile userxattr ro rw dev nodev suid \
+const ACTING: &str = "index uuid lowerdir lowerdir+ upperdir workdir volatile userxattr ro rw dev nodev suid \
      nosuid exec noexec private rprivate shared rshared slave rslave unbindable runbindable \
      user users owner group allow_other noacl debug threads fsname subtype log_level log_file context fscontext defcontext \
      rootcontext";
@@ -158,14 +178,15 @@ const PASSIVE: &[(&str, Rule)] = &[
     // kernel overlayfs
     ("redirect_dir", Only("off nofollow", "redirects are not written", "say off or leave it out")),
     ("metacopy", Only(OFF, "files are copied up whole", "say off or leave it out")),
-    ("index", Only(OFF, "no index is kept", "say off or leave it out")),
-    ("nfs_export", Only(OFF, "no file handles are given out", "say off or leave it out")),
+    (
+        "nfs_export",
+        Only(OFF, DEFAULT, "a FUSE mount gives out no file handles that last; export the layers"),
+    ),
     ("verity", Only(OFF, "digests are not checked", "say off or leave it out")),
     (
         "xino",
         Only("off auto on", "inode numbers are unique and last anyway", "say on, off or auto"),
     ),
-    ("uuid", Only("off null auto", "the mount has no uuid", "say auto or leave it out")),
     ("datadir+", No("data-only layers are not supported yet")),
     // fuse-overlayfs
     ("uidmapping gidmapping squash_to_uid squash_to_gid", No(IDS)),
@@ -227,6 +248,13 @@ impl MountOptions {
         };
         flag(self.volatile, "volatile");
         flag(self.userxattr, "userxattr");
+        flag(self.index, "index=on");
+        match self.uuid {
+            Uuid::Auto => (),
+            Uuid::On => flag(true, "uuid=on"),
+            Uuid::Null => flag(true, "uuid=null"),
+            Uuid::Off => flag(true, "uuid=off"),
+        }
         flag(self.read_only, "ro");
         flag(self.dev, "dev");
         flag(!self.suid, "nosuid");
@@ -303,6 +331,8 @@ impl MountOptions {
                 self.labels.push([key.as_bytes(), b"=", label].concat());
             }
             "log_level" => self.log_level = Some(parse_level(&text(needed(key, value)?))?),
+            "index" => self.index = parse_switch(key, needed(key, value)?)?,
+            "uuid" => self.uuid = parse_uuid(&text(needed(key, value)?))?,
             "threads" => self.threads = Some(parse_threads(&text(needed(key, value)?))?),
             flag => {
                 if let Some(value) = value {
@@ -360,6 +390,26 @@ pub fn parse_level(name: &str) -> Result<LevelFilter> {
             format!("log level {other}"),
             "is none of off, error, warn, info, debug, trace",
         )),
+    }
+}
+
+/// Parses what turns an option on or off.
+fn parse_switch(key: &str, value: &[u8]) -> Result<bool> {
+    let value = text(value);
+    match value.as_str() {
+        "on" | "1" | "yes" | "true" => Ok(true),
+        off if OFF.split(' ').any(|name| name == off) => Ok(false),
+        _ => Err(Error::invalid(format!("{key}={value}"), "is neither on nor off")),
+    }
+}
+
+fn parse_uuid(name: &str) -> Result<Uuid> {
+    match name {
+        "auto" => Ok(Uuid::Auto),
+        "on" => Ok(Uuid::On),
+        "null" => Ok(Uuid::Null),
+        "off" => Ok(Uuid::Off),
+        other => Err(Error::invalid(format!("uuid={other}"), "is none of auto, on, null, off")),
     }
 }
 
@@ -628,8 +678,8 @@ mod tests {
     fn what_would_change_the_result_is_refused() {
         let options = "uidmapping=:0:300000:65536 gidmapping=0:1:1 squash_to_uid=0 squash_to_gid=0 \
              squash_to_root xattr_permissions=2 metacopy=on redirect_dir=on redirect_dir=follow \
-             index=on xino=maybe nfs_export=on verity=require ino32_t=1 noxattrs=1 plugins=a.so sync \
-             strictatime allow_root auto_unmount remount uuid=on";
+             xino=maybe nfs_export=on verity=require ino32_t=1 noxattrs=1 plugins=a.so sync \
+             strictatime allow_root auto_unmount remount";
         for option in options.split_whitespace() {
             let list = format!("lowerdir=/a,{option},volatile");
             let message = refusal(&list);
@@ -674,7 +724,7 @@ mod tests {
 
     #[test]
     fn values_are_checked() {
-        let lists = "upperdir= upperdir workdir= threads=0 threads=x threads=100000 log_level=loud \
+        let lists = "index=maybe index uuid=new upperdir= upperdir workdir= threads=0 threads=x threads=100000 log_level=loud \
              volatile=1 ro= lowerdir lowerdir+= upperdir=\\";
         for list in lists.split_whitespace() {
             assert!(MountOptions::parse(&[list]).is_err(), "{list}");
@@ -734,9 +784,19 @@ mod tests {
             Just(Propagation::Unbindable)
         ]);
         let rest = (proptest::option::of(1..=THREADS_MAX), levels, propagation);
-        (paths, proptest::array::uniform9(any::<bool>()), rest).prop_map(|(paths, flags, rest)| {
-            let [volatile, userxattr, read_only, dev, suid, exec, allow_other, posix_acl, debug] =
-                flags;
+        (paths, proptest::array::uniform10(any::<bool>()), rest).prop_map(|(paths, flags, rest)| {
+            let [
+                volatile,
+                userxattr,
+                index,
+                read_only,
+                dev,
+                suid,
+                exec,
+                allow_other,
+                posix_acl,
+                debug,
+            ] = flags;
             let (lowers, upper, work, log_file, fsname, subtype) = paths;
             let (threads, log_level, propagation) = rest;
             MountOptions {
@@ -745,6 +805,8 @@ mod tests {
                 work,
                 volatile,
                 userxattr,
+                index,
+                uuid: if index { Uuid::On } else { Uuid::Off },
                 read_only,
                 dev,
                 suid,

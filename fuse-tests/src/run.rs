@@ -51,18 +51,26 @@ pub const ALLOWED: &[Allowed] = &[
 pub struct Config {
     /// Who is compared with the kernel; the kernel itself, to test the harness.
     pub ours: Kind,
-    /// Lower layers hold hard links. Then the kernel has an index, and nothing is remounted: without an index on disk the links
-    /// of a lower file part at the next mount.
+    /// Lower layers hold hard links. Then the kernel has an index and, unless `index` is set, nothing is remounted: without an
+    /// index on disk the links of a lower file part at the next mount.
     pub links: bool,
+    /// Ours has an index too.
+    pub index: bool,
     /// Operations in each case.
     pub ops: usize,
     /// A fault for the test of the harness: what this does to our snapshots must be found.
     pub fault: Option<fn(&mut Snapshot)>,
 }
 
+impl Config {
+    fn may_remount(&self) -> bool {
+        self.index || !self.links
+    }
+}
+
 impl Default for Config {
     fn default() -> Self {
-        Config { ours: Kind::Lamina, links: false, ops: 20, fault: None }
+        Config { ours: Kind::Lamina, links: false, index: false, ops: 20, fault: None }
     }
 }
 
@@ -257,6 +265,7 @@ pub fn run_batch(cases: &[Case], config: &Config) -> Result<(), Failure> {
     }
     let index = if config.links { "index=on" } else { "index=off" };
     let ours = sandbox.side(config.ours, "ours");
+    let ours = if config.index { ours.option("index=on") } else { ours };
     let ours = match config.ours {
         Kind::Kernel => ours.option(index),
         // Device nodes work in the mounts of the kernel's root.
@@ -280,7 +289,7 @@ pub fn run_batch(cases: &[Case], config: &Config) -> Result<(), Failure> {
         }
         Ok(())
     };
-    if !config.links {
+    if config.may_remount() {
         pair.remount();
         compare(&pair, "after a remount")?;
         // Each on the upper layer of the other.
@@ -329,7 +338,9 @@ fn check_upper(sandbox: &Sandbox, upper: &Path, work: &Path) -> Result<(), Strin
     drop(lowers);
     let left = tree::snapshot_with(work, options);
     // Not counted is the inode that whiteouts are links of; the next mount empties the directory.
-    let counted = |path: &&PathBuf| path.components().count() > 1 && !path.ends_with("whiteout");
+    let counted = |path: &&PathBuf| {
+        path.starts_with("work") && path.components().count() > 1 && !path.ends_with("whiteout")
+    };
     for path in left.entries.keys().filter(counted) {
         problems += &format!("left in the work directory: {}\n", path.display());
     }
@@ -350,7 +361,7 @@ impl Run<'_> {
                 Verb::drop_caches if env::is_machine_root() => {
                     std::fs::write("/proc/sys/vm/drop_caches", "2").unwrap();
                 }
-                Verb::remount if !self.config.links => {
+                Verb::remount if self.config.may_remount() => {
                     drop(targets);
                     pair.remount();
                     targets = self.targets(pair);

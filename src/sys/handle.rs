@@ -1,7 +1,7 @@
 //! File handles: what names an object of a filesystem for as long as it exists (open_by_handle_at(2)).
 #![allow(unsafe_code, reason = "name_to_handle_at(2) and the ioctl have no safe form")]
 
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use rustix::io::{Errno, retry_on_intr};
 use rustix::ioctl::{Getter, ioctl, opcode};
@@ -61,8 +61,64 @@ pub fn of(object: BorrowedFd<'_>) -> Result<Option<Handle>, Errno> {
     Ok(Some(Handle { kind: raw.kind, bytes }))
 }
 
+/// Opens (`O_PATH`) the object that a handle names on the filesystem of `mount`, a descriptor open for
+/// reading; `None` where the caller may not, or where there is no such object any more.
+///
+/// # Errors
+/// Those of open_by_handle_at(2) but `EPERM`, `ESTALE` and what says that it is no handle of there.
+pub fn open(mount: BorrowedFd<'_>, handle: &Handle) -> Result<Option<OwnedFd>, Errno> {
+    let len = handle.bytes.len();
+    let mut raw = Raw {
+        len: u32::try_from(len).unwrap_or(u32::MAX),
+        kind: handle.kind,
+        bytes: [0; BYTES_MAX],
+    };
+    raw.bytes.get_mut(..len).ok_or(Errno::INVAL)?.copy_from_slice(&handle.bytes);
+    let opened = retry_on_intr(|| {
+        // SAFETY: the call reads the head of `raw` and `len` bytes behind it, which are there; what
+        // it returns is a new descriptor that nobody else has.
+        let fd = unsafe {
+            libc::syscall(
+                libc::SYS_open_by_handle_at,
+                mount.as_raw_fd(),
+                &raw const raw,
+                libc::O_PATH | libc::O_CLOEXEC,
+            )
+        };
+        match i32::try_from(fd) {
+            // SAFETY: as above.
+            Ok(fd) if fd >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
+            _ => Err(last_errno()),
+        }
+    });
+    match opened {
+        Ok(opened) => Ok(Some(opened)),
+        Err(Errno::PERM | Errno::STALE | Errno::INVAL | Errno::OPNOTSUPP | Errno::NOSYS) => {
+            Ok(None)
+        }
+        Err(errno) => Err(errno),
+    }
+}
+
 fn last_errno() -> Errno {
     Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)
+}
+
+/// Returns a new UUID, of the random kind.
+///
+/// # Errors
+/// Those of getrandom(2).
+pub fn random_uuid() -> Result<[u8; 16], Errno> {
+    let mut uuid = [0; 16];
+    let got = retry_on_intr(|| {
+        rustix::rand::getrandom(&mut uuid[..], rustix::rand::GetRandomFlags::empty())
+    })?;
+    if got != uuid.len() {
+        return Err(Errno::IO);
+    }
+    uuid[6] = uuid[6] & 0x0f | 0x40;
+    uuid[8] = uuid[8] & 0x3f | 0x80;
+    Ok(uuid)
 }
 
 /// `struct fsuuid2`: length, then the bytes.

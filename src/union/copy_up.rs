@@ -15,9 +15,10 @@ use rustix::fs::{RenameFlags, XattrFlags};
 
 use super::attr::{FileType, times_of};
 use super::file::Data;
+use super::index::Base;
 use super::node::Node;
-use super::origin::has_origin;
-use super::publish::{Staged, Temp, Work};
+use super::origin::Origin;
+use super::publish::{Staged, Temp};
 use super::{Leaf, Union, Upper, lock};
 use crate::error::{Context, Errno, Error, Result};
 use crate::layer::{self, UPPER};
@@ -66,11 +67,11 @@ impl Union {
         }
         let stat = self.stat_of(node)?;
         if node.kind == FileType::Regular {
-            let staged = self.stage_copy(upper, node, &stat, extent)?;
-            self.publish_copy(upper, node, Copy::File(staged), has_origin(&stat))
+            let (staged, origin) = self.stage_copy(upper, node, &stat, extent)?;
+            self.publish_copy(upper, node, Copy::File(staged), origin)
         } else {
-            let temp = self.copy_special(upper, node, &stat)?;
-            self.publish_copy(upper, node, Copy::Special(temp), has_origin(&stat))
+            let (temp, origin) = self.copy_special(upper, node, &stat)?;
+            self.publish_copy(upper, node, Copy::Special(temp), origin)
         }
     }
 
@@ -81,7 +82,7 @@ impl Union {
         node: &Arc<Node>,
         stat: &Statx,
         extent: Extent,
-    ) -> Result<Staged<'a>> {
+    ) -> Result<(Staged<'a>, Origin)> {
         let source = self.readable_data(node)?;
         let staged = upper.work.stage_file(&upper.work.dir, 0o600)?;
         let len = match extent {
@@ -92,12 +93,12 @@ impl Union {
         sys::data::copy(source.file.as_fd(), staged.file.as_fd(), len, whole)
             .at("copy_file_range", || "from a lower file to work")?;
         let target = Target::Open(staged.file.as_fd());
-        self.set_origin(&upper.work, (source.file.as_fd(), stat), target)?;
+        let origin = self.set_origin(upper, (source.file.as_fd(), stat), target)?;
         copy_attributes(Target::Open(source.file.as_fd()), target, stat)?;
         if !self.volatile {
             staged.sync()?;
         }
-        Ok(staged)
+        Ok((staged, origin))
     }
 
     /// Prepares the copy of a symlink, device, pipe or socket.
@@ -106,7 +107,7 @@ impl Union {
         upper: &'a Upper,
         node: &Arc<Node>,
         stat: &Statx,
-    ) -> Result<Temp<'a>> {
+    ) -> Result<(Temp<'a>, Origin)> {
         let temp = upper.work.temp();
         let source = self.lower_handle(node)?;
         if node.kind == FileType::Symlink {
@@ -120,9 +121,9 @@ impl Union {
         }
         let work = upper.work.dir.handle()?;
         let to = Target::Name(At::new(work.as_fd(), &temp.name));
-        self.set_origin(&upper.work, (source.as_fd(), stat), to)?;
+        let origin = self.set_origin(upper, (source.as_fd(), stat), to)?;
         copy_attributes(Target::Handle(source.as_fd()), to, stat)?;
-        Ok(temp)
+        Ok((temp, origin))
     }
 
     /// Publishes a finished copy under the name of the node, or keeps it without one.
@@ -131,18 +132,26 @@ impl Union {
         upper: &Upper,
         node: &Arc<Node>,
         copy: Copy<'_>,
-        has_origin: bool,
+        origin: Origin,
     ) -> Result<()> {
         if let Some(links) = node.links.get()
             && !node.place.read().gone
         {
             // Names are linked to the anchor afterwards, each on its own.
-            let name = Work::anchor(node.ino);
-            let object = copy.keep_as_anchor(upper, &name)?;
-            self.numbers.keep(object.0, object.1, node.ino);
             let mut links = links.lock();
+            if let Origin::Indexed(name) = origin {
+                links.index = Some(name);
+                links.unlinked = links.count.cast_signed() - 1;
+            }
+            let (dir, name) = upper.anchor(node, &links)?;
+            let object = copy.keep_as_anchor(upper, dir, &name)?;
+            self.numbers.keep(object.0, object.1, node.ino);
             links.anchored = true;
-            self.pin_links(node, &mut links);
+            if links.index.is_some() {
+                node.place.write().found_origin = true;
+            } else {
+                self.pin_links(node, &mut links);
+            }
             drop(links);
             self.now_upper(node, copy, object);
             return Ok(());
@@ -164,7 +173,7 @@ impl Union {
             return Ok(());
         };
         let to = dir.upper.get().ok_or(Errno::STALE)?;
-        if has_origin {
+        if !matches!(origin, Origin::None) {
             upper.work.set_impure(to)?;
         }
         self.numbers.keep(object.0, object.1, node.ino);
@@ -231,12 +240,16 @@ impl Union {
             // Linked, renamed or removed by another thread meanwhile.
             let Some(at) = at else { continue };
             let to = dir.upper.get().ok_or(Errno::STALE)?;
-            let work = upper.work.dir.handle()?;
-            let anchor = Work::anchor(node.ino);
-            let from = At::new(work.as_fd(), &anchor);
-            let stat =
-                upper.work.dir.call("statx", &anchor, |at| sys::stat::at(at.dir, at.name))?;
+            let (anchors, anchor) = upper.anchor(node, &links)?;
+            let handle = anchors.handle()?;
+            let from = At::new(handle.as_fd(), &anchor);
+            let stat = anchors.call("statx", &anchor, |at| sys::stat::at(at.dir, at.name))?;
+            if links.index.is_some() {
+                upper.work.set_impure(to)?;
+                upper.write_count(&links, Base::Lower)?;
+            }
             unnoticed(to, || to.call("linkat", &name, |to| sys::name::link(from, to)))?;
+            links.unlinked -= 1;
             if let Some(listing) = &mut names.listing {
                 listing.copied_up(&name, (sys::stat::device(&stat), stat.stx_ino));
             }
@@ -277,7 +290,7 @@ impl Union {
         let from = source.handle()?;
         let work = upper.work.dir.handle()?;
         let made = Target::Name(At::new(work.as_fd(), &temp.name));
-        self.set_origin(&upper.work, (from.as_fd(), &stat), made)?;
+        self.set_origin(upper, (from.as_fd(), &stat), made)?;
         copy_attributes(Target::Handle(from.as_fd()), made, &stat)?;
 
         let parent = node.place.read().parent.clone().ok_or(Errno::STALE)?;
@@ -406,15 +419,13 @@ impl Copy<'_> {
         }
     }
 
-    /// Links the copy to `name` in work; returns its device and inode number.
-    fn keep_as_anchor(&self, upper: &Upper, name: &[u8]) -> Result<(u64, u64)> {
-        match self {
-            Self::File(staged) => staged.link(&upper.work, name)?,
-            Self::Special(temp) => upper
-                .work
-                .dir
-                .call("linkat", name, |to| sys::name::link(At::new(to.dir, &temp.name), to))?,
-        }
+    /// Links the copy to `name` in `dir`; returns its device and inode number.
+    fn keep_as_anchor(&self, upper: &Upper, dir: &layer::Dir, name: &[u8]) -> Result<(u64, u64)> {
+        let work = upper.work.dir.handle()?;
+        dir.call("linkat", name, |to| match self {
+            Self::File(staged) => staged.link(work.as_fd(), to),
+            Self::Special(temp) => sys::name::link(At::new(work.as_fd(), &temp.name), to),
+        })?;
         let stat = self.stat(upper)?;
         Ok((sys::stat::device(&stat), stat.stx_ino))
     }

@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 
 use super::Union;
 use super::attr::{Attr, FileType};
+use super::index::Indexed;
 use super::lock;
 use super::node::{Dir, Links, Node, NodeId, Place};
 use super::readdir::{Child, Names};
@@ -36,6 +37,22 @@ pub(super) struct Found {
     pub(super) layer: layer::Index,
     /// For a directory: its parts, topmost first.
     pub(super) parts: Vec<Arc<layer::Dir>>,
+}
+
+/// What is known of an object by its number.
+pub(super) struct Identity {
+    /// The number that it shows.
+    pub(super) number: u64,
+    /// The number was found by marks on the disk, and can be found there again.
+    pub(super) on_disk: bool,
+    /// What the index has of it.
+    pub(super) indexed: Option<Indexed>,
+}
+
+impl Identity {
+    fn of(number: u64) -> Self {
+        Self { number, on_disk: false, indexed: None }
+    }
 }
 
 impl Found {
@@ -86,7 +103,8 @@ impl Union {
         let Some(links) = node.links.get() else { return };
         let is_pending = {
             let links = links.lock();
-            links.anchored && !links.pending.is_empty()
+            // With an index a lower name leads to the copy anyway.
+            links.anchored && links.index.is_none() && !links.pending.is_empty()
         };
         if is_pending && let Err(error) = self.copy_up(&node, super::copy_up::Extent::All) {
             tracing::warn!("a further name of a copied-up file stays a lower one: {error}");
@@ -154,39 +172,55 @@ impl Union {
         Ok(Some(found))
     }
 
-    /// Returns the number of what `name` shows in `dir`: that of the lower object that was or would
-    /// be copied up, so that copy-up does not change it. The flag tells whether it was read from
-    /// the disk.
+    /// Tells what `name` shows in `dir` by its number: that of the lower object that was or would be
+    /// copied up, so that copy-up does not change it.
     ///
     /// # Errors
-    /// Those of [`Union::number_of_origin`].
-    pub(super) fn number_of(&self, dir: &Dir, name: &[u8], found: &Found) -> Result<(u64, bool)> {
+    /// Those of [`Union::identity_by_origin`].
+    pub(super) fn identity(&self, dir: &Dir, name: &[u8], found: &Found) -> Result<Identity> {
         let (device, inode) = found.object();
         if found.layer == UPPER && found.lower_part().is_none() {
             if let Some(number) = self.numbers.kept(device, inode) {
-                return Ok((number, false));
+                return Ok(Identity::of(number));
             }
-            if let Some(number) = self.number_of_origin(dir, name, found)? {
-                return Ok((number, true));
+            if let Some(identity) = self.identity_by_origin(dir, name, found)? {
+                return Ok(identity);
             }
         }
-        Ok((self.numbers.of(device, inode), false))
+        let number = self.numbers.of(device, inode);
+        if found.is_alias() && self.index().is_some() && self.table.by_ino(number).is_none() {
+            let part = dir.part(found.layer).ok_or(Errno::STALE)?;
+            let indexed = self.find_indexed(part, name, &found.stat)?;
+            return Ok(Identity { number, on_disk: indexed.is_some(), indexed });
+        }
+        Ok(Identity::of(number))
     }
 
     /// Returns the entry of what was found under (parent, name), whose names are locked.
     pub(super) fn enter(&self, parent: &Arc<Node>, name: &[u8], found: Found) -> Result<Entry> {
-        let (mut ino, read) = self.number_of(lock::directory(parent)?, name, &found)?;
-        let object = found.object();
+        let Identity { number: mut ino, on_disk, mut indexed } =
+            self.identity(lock::directory(parent)?, name, &found)?;
+        let mut object = found.object();
         let several = found.is_alias();
-        let Found { stat, layer, mut parts } = found;
+        let Found { mut stat, mut layer, mut parts } = found;
+        let lower_links = stat.stx_nlink;
+        if let Some(indexed) = &indexed {
+            // A lower name of it, or an upper one.
+            stat = indexed.stat;
+            layer = UPPER;
+            object = (stat::device(&stat), stat.stx_ino);
+        }
         let kind = FileType::of_mode(u32::from(stat.stx_mode));
         let mut tries = 0;
         let (node, new) = loop {
             let (node, new) = self.table.get_or_insert(ino, |id| {
                 let place = Place::new(Some(Arc::clone(parent)), name, layer, object);
                 let node = Node::new(id, ino, kind, place);
-                if several {
-                    let links = Links { count: stat.stx_nlink, ..Links::default() };
+                let links = match indexed.take() {
+                    Some(indexed) => Some(indexed.links()),
+                    None => several.then(|| Links { count: lower_links, ..Links::default() }),
+                };
+                if let Some(links) = links {
                     // Empty until now, so it cannot fail.
                     drop(node.links.set(Box::new(Mutex::new(links))));
                 }
@@ -209,7 +243,7 @@ impl Union {
             tries += 1;
             ino = self.numbers.another(object.0, object.1);
         };
-        if new && read && tries == 0 {
+        if new && on_disk && tries == 0 {
             self.numbers.keep(object.0, object.1, ino);
             node.place.write().found_origin = true;
         }
@@ -219,15 +253,15 @@ impl Union {
             return Err(Errno::STALE.into());
         }
         if several {
-            self.note_alias(&node, parent, name);
+            self.note_alias(&node, parent, name, lower_links);
         }
         let attr = if new || node.dir.is_some() {
             self.attr_from(&node, &stat)
         } else {
-            if layer == UPPER {
+            if layer == UPPER && !several {
                 self.settle(&node, parent, name);
             }
-            if layer != UPPER && node.is_upper() {
+            if several && node.is_upper() {
                 // Another name of a lower object that was copied up under the first.
                 self.attr_of(&node).inspect_err(|_| self.release(&node, 1))?
             } else {
@@ -238,9 +272,10 @@ impl Union {
     }
 
     /// Remembers a name of a lower object with several, for its copy-up.
-    fn note_alias(&self, node: &Arc<Node>, parent: &Arc<Node>, name: &[u8]) {
+    fn note_alias(&self, node: &Arc<Node>, parent: &Arc<Node>, name: &[u8], lower: u32) {
         let Some(links) = node.links.get() else { return };
         let mut links = links.lock();
+        links.lower = lower;
         let known =
             |(at, known): &(Arc<Node>, Box<[u8]>)| Arc::ptr_eq(at, parent) && **known == *name;
         if !links.pending.iter().any(known) {

@@ -10,6 +10,7 @@ mod attr;
 mod copy_up;
 mod create;
 mod file;
+mod index;
 mod ino;
 mod link;
 mod lock;
@@ -36,6 +37,7 @@ pub use rustix::fs::{RenameFlags, StatVfs, XattrFlags};
 pub use self::attr::{Attr, FileType, SetAttr, SetTime, Time};
 pub use self::create::Caller;
 pub use self::file::{Whence, Written};
+use self::index::Index;
 use self::ino::Numbers;
 pub use self::lookup::Entry;
 pub use self::node::NodeId;
@@ -69,6 +71,22 @@ pub struct Config {
     pub volatile: bool,
     /// Opaque marks are written as `user.overlay.`, even where `trusted.overlay.` could be.
     pub userxattr: bool,
+    /// Names of a lower file stay names of one file, over copy-up and remounts.
+    pub index: bool,
+    /// What the mount does with the UUIDs of filesystems and of its own.
+    pub uuid: Uuid,
+}
+
+/// What a mount does with UUIDs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Uuid {
+    /// Origins hold those of the filesystems; the upper keeps its own if it has one.
+    #[default]
+    Auto,
+    /// The same, and the upper gets one.
+    On,
+    /// Origins are written and read without, for layers that move to another filesystem.
+    Off,
 }
 
 /// A layer that is only read.
@@ -120,6 +138,7 @@ pub struct Union {
 struct Upper {
     root: Arc<layer::Dir>,
     work: Work,
+    index: Option<Index>,
 }
 
 /// Where the object of a node that is no directory is reached.
@@ -141,16 +160,18 @@ impl Union {
         let files = descriptor_limit();
         let handles = Arc::new(HandleCache::new((files / 2).min(HANDLES_MAX)));
         let numbers = Numbers::default();
-        let upper = match config.upper {
+        let mut workdir = None;
+        let mut upper = match config.upper {
             Some(upper) => {
                 let root = layer::Dir::root(UPPER, upper.dir, upper.path, &handles)?;
                 numbers.register(root.device);
-                let work = open_work(upper.work, upper.work_path, &handles)?;
-                let work = Work::open(work, config.userxattr)?;
+                let dir = layer::Dir::root(UPPER, upper.work, upper.work_path, &handles)?;
+                let work = Work::open(open_work(&dir)?, config.userxattr)?;
+                workdir = Some(dir);
                 if config.volatile {
                     mark_volatile(&work.dir)?;
                 }
-                Some(Upper { root, work })
+                Some(Upper { root, work, index: None })
             }
             None => None,
         };
@@ -160,11 +181,21 @@ impl Union {
             numbers.register(root.device);
             lowers.push(root);
         }
+        let origins = Origins::new(&lowers, config.uuid == Uuid::Off);
+        if let (Some(upper), Some(workdir)) = (&mut upper, &workdir) {
+            if config.index {
+                let index = Index::open(workdir, &upper.work, &upper.root, &lowers, &origins)?;
+                upper.index = Some(index);
+            }
+            if config.uuid == Uuid::On {
+                origin::give_uuid(&upper.work, &upper.root)?;
+            }
+        }
         let idle = NonZeroUsize::new((files / 8).min(IDLE_MAX)).unwrap_or(NonZeroUsize::MIN);
         let union = Self {
             table: Table::default(),
             numbers,
-            origins: Origins::new(&lowers),
+            origins,
             upper,
             volatile: config.volatile,
             lowest: lowers.last().map_or(UPPER, |lower| lower.layer.index),
@@ -286,9 +317,14 @@ impl Union {
         op: &'static str,
         mut call: impl FnMut(Leaf<'_>) -> std::result::Result<T, Errno>,
     ) -> Result<T> {
-        if node.links.get().is_some_and(|links| links.lock().anchored) {
-            let upper = self.upper.as_ref().ok_or(Errno::ROFS)?;
-            return upper.work.dir.call(op, &Work::anchor(node.ino), |at| call(Leaf::Name(at)));
+        if let Some(links) = node.links.get() {
+            let links = links.lock();
+            if links.anchored {
+                let upper = self.upper.as_ref().ok_or(Errno::ROFS)?;
+                let (dir, name) = upper.anchor(node, &links)?;
+                drop(links);
+                return dir.call(op, &name, |at| call(Leaf::Name(at)));
+            }
         }
         loop {
             let (held, parent) = {
@@ -373,18 +409,12 @@ fn descriptor_limit() -> usize {
     limit.and_then(|limit| usize::try_from(limit).ok()).map_or(1 << 16, |limit| limit.min(1 << 16))
 }
 
-/// Makes `work` in the workdir, as the kernel does, and refuses what a volatile mount left.
-fn open_work(
-    workdir: OwnedFd,
-    path: PathBuf,
-    handles: &Arc<HandleCache>,
-) -> Result<Arc<layer::Dir>> {
-    const WORK: &[u8] = b"work";
-    let dir = layer::Dir::root(UPPER, workdir, path.clone(), handles)?;
-    if dir.find(WORK)?.is_none() {
-        dir.call("mkdirat", WORK, |at| sys::name::mkdir(at, 0o700))?;
+/// Makes directory `name` in the workdir, if it is not there, and one in which we may work.
+fn open_within(workdir: &Arc<layer::Dir>, name: &[u8]) -> Result<Arc<layer::Dir>> {
+    if workdir.find(name)?.is_none() {
+        workdir.call("mkdirat", name, |at| sys::name::mkdir(at, 0o700))?;
     }
-    let handle = dir.call("openat", WORK, |at| {
+    let stat = workdir.call("openat", name, |at| {
         // The kernel makes it without permissions, which not every owner may ignore.
         let handle = sys::open::handle(at.dir, at.name)?;
         sys::name::chmod_handle(&handle, 0o700)?;
@@ -395,9 +425,16 @@ fn open_work(
                 Err(errno) => return Err(errno),
             }
         }
-        sys::open::directory(at.dir, at.name)
+        sys::stat::of(&handle)
     })?;
-    let work = layer::Dir::root(UPPER, handle, path.join("work"), handles)?;
+    Ok(workdir.child(name, &stat))
+}
+
+/// Makes `work` in the workdir, as the kernel does, and refuses what a volatile mount left.
+fn open_work(workdir: &Arc<layer::Dir>) -> Result<Arc<layer::Dir>> {
+    let work = open_within(workdir, b"work")?;
+    // Its handle is needed again and again.
+    work.pin()?;
     let marker = work.with("statx", |work| match sys::open::directory(work, MARKER_DIR) {
         Ok(incompat) => sys::stat::find(incompat.as_fd(), MARKER),
         Err(Errno::NOENT) => Ok(None),
@@ -409,7 +446,7 @@ fn open_work(
                 "workdir: {} exists: the last mount was volatile, so its upper layer may be \
                  incomplete; discard upperdir and workdir, or remove that directory to use them \
                  all the same",
-                path.join("work").join("incompat").join("volatile").display()
+                workdir.layer.path.join("work").join("incompat").join("volatile").display()
             )
             .into(),
         });

@@ -115,6 +115,13 @@ pub(crate) struct Links {
     pub(crate) pending: Vec<(Arc<Node>, Box<[u8]>)>,
     /// The node is kept for the life of the mount, because a lookup would not find all this.
     pub(crate) pinned: bool,
+    /// With an index: the entry that is the anchor.
+    pub(crate) index: Option<Box<[u8]>>,
+    /// With an index: `count` minus the link count of the upper file, which is below 0 by the entry
+    /// alone and above by each lower name without an upper one.
+    pub(crate) unlinked: i32,
+    /// Link count of the lower file; 0 until a lower name was seen.
+    pub(crate) lower: u32,
 }
 
 /// What a node has if it is a directory.

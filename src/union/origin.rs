@@ -18,7 +18,8 @@ use std::sync::{Arc, OnceLock};
 use rustix::fs::XattrFlags;
 
 use super::attr::FileType;
-use super::lookup::{Found, fact_of};
+use super::index::{self, Indexed};
+use super::lookup::{Found, Identity, fact_of};
 use super::node::{Dir, Node};
 use super::publish::Work;
 use super::resolve::Fact;
@@ -28,6 +29,7 @@ use crate::layer;
 use crate::marks;
 use crate::sys;
 use crate::sys::handle::Handle;
+use crate::sys::stat::Statx;
 use crate::sys::xattr::{self, Target};
 
 /// What is written as origin: a handle, and the filesystem that gave it out.
@@ -113,7 +115,10 @@ fn inode_of(filesystem: u64, handle: &Handle) -> Option<(u64, u64)> {
 
 /// The filesystems of the lower layers.
 #[derive(Debug)]
-pub(super) struct Origins(Vec<Source>);
+pub(super) struct Origins {
+    sources: Vec<Source>,
+    without_uuid: bool,
+}
 
 #[derive(Debug)]
 struct Source {
@@ -149,11 +154,17 @@ impl Source {
         Ok(self.facts.get_or_init(|| facts))
     }
 
-    /// Returns the inode number of the object that `record` names, if it lies on this filesystem.
-    fn find(&self, record: &Record) -> Result<Option<u64>> {
-        let facts = self.facts()?;
+    /// Tells whether the filesystem can have given out the handle of `record`.
+    fn is_of(&self, record: &Record, without_uuid: bool) -> Result<bool> {
         // A kernel that does not tell the UUID cannot be asked whether it is the one.
-        if facts.uuid.is_some_and(|uuid| uuid != record.uuid) {
+        let uuid = if without_uuid { Some([0; 16]) } else { self.facts()?.uuid };
+        Ok(!record.is_upper && uuid.is_none_or(|uuid| uuid == record.uuid))
+    }
+
+    /// Returns the inode number of the object that `record` names, if it lies on this filesystem.
+    fn find(&self, record: &Record, without_uuid: bool) -> Result<Option<u64>> {
+        let facts = self.facts()?;
+        if !self.is_of(record, without_uuid)? {
             return Ok(None);
         }
         let volume = |handle| inode_of(facts.magic, handle);
@@ -165,7 +176,7 @@ impl Source {
 
 impl Origins {
     /// Takes note of the filesystems that the lower layers lie on.
-    pub(super) fn new(lowers: &[Arc<layer::Dir>]) -> Self {
+    pub(super) fn new(lowers: &[Arc<layer::Dir>], without_uuid: bool) -> Self {
         let mut sources: Vec<Source> = Vec::new();
         for root in lowers {
             if !sources.iter().any(|known| known.device == root.device) {
@@ -173,7 +184,18 @@ impl Origins {
                 sources.push(Source { device: root.device, root, facts: OnceLock::new() });
             }
         }
-        Self(sources)
+        Self { sources, without_uuid }
+    }
+
+    /// Returns the record of an object of the filesystem with this UUID.
+    pub(super) fn encode(
+        &self,
+        uuid: Option<[u8; 16]>,
+        handle: Handle,
+        is_upper: bool,
+    ) -> Option<Vec<u8>> {
+        let uuid = uuid.filter(|_| !self.without_uuid).unwrap_or_default();
+        Record { uuid, handle, is_upper }.encode()
     }
 
     /// Returns what to write as origin of a copy of `object`, which lies on `device`: empty where
@@ -183,18 +205,17 @@ impl Origins {
     /// Those of name_to_handle_at(2) and statfs(2).
     pub(super) fn record(&self, device: u64, object: BorrowedFd<'_>) -> Result<Vec<u8>> {
         let handle = sys::handle::of(object).at("name_to_handle_at", || "a lower object")?;
-        let source = self.0.iter().find(|source| source.device == device);
+        let source = self.sources.iter().find(|source| source.device == device);
         let (Some(handle), Some(source)) = (handle, source) else { return Ok(Vec::new()) };
-        let uuid = source.facts()?.uuid.unwrap_or_default();
-        Ok(Record { uuid, handle, is_upper: false }.encode().unwrap_or_default())
+        Ok(self.encode(source.facts()?.uuid, handle, false).unwrap_or_default())
     }
 
     /// Returns device and inode number of the lower object that `record` names; `None` if it is on
     /// none of the filesystems, or perhaps on several.
     fn find(&self, record: &Record) -> Result<Option<(u64, u64)>> {
         let mut found = None;
-        for source in &self.0 {
-            if let Some(inode) = source.find(record)?
+        for source in &self.sources {
+            if let Some(inode) = source.find(record, self.without_uuid)?
                 && found.replace((source.device, inode)).is_some()
             {
                 return Ok(None);
@@ -205,18 +226,18 @@ impl Origins {
 }
 
 impl Union {
-    /// Returns the number of the object that an upper one was copied from, if that is known.
+    /// Tells what an upper object is by what it was copied from, if that is known.
     ///
     /// `found` is what `name` shows in `dir`; it has no lower part of that name.
     ///
     /// # Errors
-    /// Those of listxattr(2) and getxattr(2) on the upper, and of looking at the lowers.
-    pub(super) fn number_of_origin(
+    /// Those of listxattr(2) and getxattr(2) on the upper, and of looking at the lowers and the index.
+    pub(super) fn identity_by_origin(
         &self,
         dir: &Dir,
         name: &[u8],
         found: &Found,
-    ) -> Result<Option<u64>> {
+    ) -> Result<Option<Identity>> {
         let Some(upper) = dir.upper.get() else { return Ok(None) };
         if !upper.is_impure()? {
             return Ok(None);
@@ -225,45 +246,89 @@ impl Union {
         let origin = marks::ORIGIN_XATTRS.iter().find(|xattr| marks::lists_any(&list, &[xattr]));
         let Some(origin) = origin else { return Ok(None) };
         // One of several lower names, of which others may still show the lower object.
-        if found.parts.is_empty() && marks::lists_any(&list, &marks::NLINK_XATTRS) {
+        let is_shared = found.parts.is_empty() && marks::lists_any(&list, &marks::NLINK_XATTRS);
+        if is_shared && self.index().is_none() {
             return Ok(None);
         }
         let value = upper.call("getxattr", name, |at| xattr::get(Target::Name(at), origin))?;
         let Some(value) = value else { return Ok(None) };
         let record = Record::parse(&value);
         let object = match &record {
-            Some(record) if record.is_upper => None,
             Some(record) => match self.origins.find(record)? {
-                None => same_name(dir, name, found, Some(&record.handle))?,
+                None => same_name(dir, name, found, Some(&record.handle), 1)?.map(object_of),
                 object => object,
             },
-            None if value.is_empty() => same_name(dir, name, found, None)?,
+            None if value.is_empty() => same_name(dir, name, found, None, 1)?.map(object_of),
             None => None,
         };
-        Ok(object.map(|(device, inode)| self.numbers.of(device, inode)))
+        let Some((device, inode)) = object else { return Ok(None) };
+        let mut identity =
+            Identity { number: self.numbers.of(device, inode), on_disk: true, indexed: None };
+        if let (true, Some(record)) = (is_shared, &record) {
+            let links = || self.links_of_origin(dir, name, found, record);
+            identity.indexed = self.indexed(&value, &found.stat, links)?;
+            let is_it = |indexed: &Indexed| object_of(indexed.stat) == object_of(found.stat);
+            if !identity.indexed.as_ref().is_some_and(is_it) {
+                return Ok(None);
+            }
+        }
+        Ok(Some(identity))
     }
 
-    /// Writes where a copy in work comes from, if the kernel would, and marks the directory that it
-    /// is going to appear in.
+    /// Returns how many names the lower file of `record` has, if it can be looked at: by its
+    /// handle, which takes privilege, or under the name of the upper one.
+    fn links_of_origin(
+        &self,
+        dir: &Dir,
+        name: &[u8],
+        found: &Found,
+        record: &Record,
+    ) -> Result<Option<u32>> {
+        let handle = &record.handle;
+        for source in &self.origins.sources {
+            if !source.is_of(record, self.origins.without_uuid)? {
+                continue;
+            }
+            let opened = source.root.with("open_by_handle_at", |root| {
+                sys::handle::open(sys::open::directory(root, b".")?.as_fd(), handle)
+            })?;
+            if let Some(object) = opened {
+                let stat = sys::stat::of(&object).at("statx", || "a lower object")?;
+                return Ok(Some(stat.stx_nlink));
+            }
+        }
+        let stat = same_name(dir, name, found, Some(handle), u32::MAX)?;
+        Ok(stat.map(|stat| stat.stx_nlink))
+    }
+
+    /// Writes where a copy in work comes from, if the kernel would, and for a file with several names
+    /// how many there are. Returns what the copy is to be known by.
     ///
     /// # Errors
     /// Those of the calls, but not that an xattr cannot be had there.
     pub(super) fn set_origin(
         &self,
-        work: &Work,
-        (source, stat): (BorrowedFd<'_>, &sys::stat::Statx),
+        upper: &Upper,
+        (source, stat): (BorrowedFd<'_>, &Statx),
         copy: Target<'_>,
-    ) -> Result<()> {
-        if !has_origin(stat) {
-            return Ok(());
+    ) -> Result<Origin> {
+        let is_shared = has_other_names(stat);
+        if is_shared && upper.index.is_none() {
+            return Ok(Origin::None);
         }
         let record = self.origins.record(sys::stat::device(stat), source)?;
-        let name = work.namespace.of(&marks::ORIGIN_XATTRS);
+        let name = upper.work.namespace.of(&marks::ORIGIN_XATTRS);
         match xattr::set(copy, name, &record, XattrFlags::empty()) {
-            // Of a symlink or device in the user namespace; a filesystem that is full of xattrs.
-            Ok(()) | Err(Errno::PERM | Errno::OPNOTSUPP) => Ok(()),
-            Err(errno) => Err(errno).at("setxattr", || "the origin of a copy in work"),
+            Ok(()) => {}
+            // Of a symlink or device in the user namespace; a filesystem without xattrs.
+            Err(Errno::PERM | Errno::OPNOTSUPP) => return Ok(Origin::None),
+            Err(errno) => return Err(errno).at("setxattr", || "the origin of a copy in work"),
         }
+        if !is_shared {
+            return Ok(Origin::Written);
+        }
+        upper.write_first_count(copy, stat.stx_nlink)?;
+        Ok(Origin::Indexed(index::name_of(&record)))
     }
 
     /// Marks an upper directory impure that an object is about to appear in, if the object shows
@@ -281,28 +346,60 @@ impl Union {
     }
 }
 
-/// Tells whether a copy shows the number of what it was copied from, at every mount: not if that
-/// has other names, which may go on showing it.
-pub(super) fn has_origin(stat: &sys::stat::Statx) -> bool {
+/// What a copy is known by at the next mount.
+#[derive(Debug)]
+pub(super) enum Origin {
+    /// Itself.
+    None,
+    /// What it was copied from.
+    Written,
+    /// The same, and it is to be this entry of the index.
+    Indexed(index::Name),
+}
+
+/// Tells whether an object has several names: a copy of it would not show its number, which the
+/// others may go on showing.
+fn has_other_names(stat: &Statx) -> bool {
     let kind = FileType::of_mode(u32::from(stat.stx_mode));
-    kind == FileType::Directory || stat.stx_nlink == 1
+    kind != FileType::Directory && stat.stx_nlink > 1
+}
+
+/// Writes a UUID of its own on the root of the upper, unless it has one.
+///
+/// # Errors
+/// Those of setxattr(2).
+pub(super) fn give_uuid(work: &Work, upper: &layer::Dir) -> Result<()> {
+    let name = work.namespace.of(&marks::UUID_XATTRS);
+    upper.with("setxattr", |dir| {
+        let dir = Target::Handle(dir);
+        if xattr::get(dir, name)?.is_some_and(|uuid| uuid.len() == 16) {
+            return Ok(());
+        }
+        xattr::set(dir, name, &sys::handle::random_uuid()?, XattrFlags::empty())
+    })
+}
+
+fn object_of(stat: Statx) -> (u64, u64) {
+    (sys::stat::device(&stat), stat.stx_ino)
 }
 
 /// Returns the lower object that the upper one hides, if that is what it can have been copied from:
-/// it has the same type and, if there is a handle, that one.
+/// it has the same type, at most `links` names and, if there is a handle, that one.
 fn same_name(
     dir: &Dir,
     name: &[u8],
     found: &Found,
     handle: Option<&Handle>,
-) -> Result<Option<(u64, u64)>> {
+    links: u32,
+) -> Result<Option<Statx>> {
     let kind = FileType::of_mode(u32::from(found.stat.stx_mode));
     if kind == FileType::Directory {
         return Ok(None);
     }
     for part in &*dir.lowers {
         let Some(stat) = part.find(name)? else { continue };
-        let is_like = FileType::of_mode(u32::from(stat.stx_mode)) == kind && stat.stx_nlink == 1;
+        let is_like =
+            FileType::of_mode(u32::from(stat.stx_mode)) == kind && stat.stx_nlink <= links;
         if !is_like || fact_of(part, name, &stat)? != Fact::Leaf {
             return Ok(None);
         }
@@ -314,7 +411,7 @@ fn same_name(
                 return Ok(None);
             }
         }
-        return Ok(Some((sys::stat::device(&stat), stat.stx_ino)));
+        return Ok(Some(stat));
     }
     Ok(None)
 }

@@ -4,7 +4,7 @@
 //! a copied-up object with several names), `whiteout` (what all whiteouts are links of). All of
 //! them are emptied out when the next mount begins, so a crash leaves nothing that is ever seen.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -321,55 +321,60 @@ impl Work {
 
     /// Removes a name in work with all beneath; one that does not exist is no error.
     pub(crate) fn remove_tree(&self, name: &[u8]) -> Result<()> {
-        let first = self.dir.call("unlinkat", name, |at| Ok(sys::name::unlink(at)))?;
-        match first {
-            Ok(()) | Err(Errno::NOENT) => return Ok(()),
-            // A directory; some filesystems say EPERM.
-            Err(Errno::ISDIR | Errno::PERM) => {}
-            Err(errno) => return Err(Error::sys("unlinkat", self.dir.describe(name), errno)),
-        }
-        match self.dir.call("unlinkat", name, |at| Ok(sys::name::rmdir(at)))? {
-            Ok(()) => return Ok(()),
-            Err(Errno::NOTEMPTY | Errno::EXIST) => {}
-            Err(errno) => return Err(Error::sys("unlinkat", self.dir.describe(name), errno)),
-        }
-        // The way down is kept here, not on the thread's stack.
-        let Some(top) = self.descend(&self.dir, name)? else { return Ok(()) };
-        let mut way = vec![(top, name.to_vec())];
-        while let Some((dir, _)) = way.last() {
-            let dir = Arc::clone(dir);
-            let mut deeper = None;
-            for name in names(&dir)? {
-                if let Some(below) = self.descend(&dir, &name)? {
-                    deeper = Some((below, name));
-                    break;
-                }
-                dir.call("unlinkat", &name, sys::name::unlink)?;
-            }
-            if let Some(below) = deeper {
-                way.push(below);
-            } else if let Some((_, name)) = way.pop() {
-                let above = way.last().map_or(&self.dir, |(above, _)| above);
-                above.call("unlinkat", &name, sys::name::rmdir)?;
-            }
-        }
-        Ok(())
+        remove_tree(&self.dir, name)
     }
+}
 
-    /// Returns directory `name` of `dir`, made accessible; `None` if it is no directory.
-    fn descend(&self, dir: &Arc<layer::Dir>, name: &[u8]) -> Result<Option<Arc<layer::Dir>>> {
-        let Some(stat) = dir.find(name)? else { return Ok(None) };
-        if FileType::from_raw_mode(u32::from(stat.stx_mode)) != FileType::Directory {
-            return Ok(None);
-        }
-        if u32::from(stat.stx_mode) & 0o700 != 0o700 {
-            dir.call("chmod", name, |at| {
-                let handle = sys::open::handle(at.dir, at.name)?;
-                sys::name::chmod_handle(&handle, 0o700)
-            })?;
-        }
-        Ok(Some(dir.child(name, &stat)))
+/// Removes a name in `dir` with all beneath; one that does not exist is no error.
+pub(super) fn remove_tree(work: &Arc<layer::Dir>, name: &[u8]) -> Result<()> {
+    let first = work.call("unlinkat", name, |at| Ok(sys::name::unlink(at)))?;
+    match first {
+        Ok(()) | Err(Errno::NOENT) => return Ok(()),
+        // A directory; some filesystems say EPERM.
+        Err(Errno::ISDIR | Errno::PERM) => {}
+        Err(errno) => return Err(Error::sys("unlinkat", work.describe(name), errno)),
     }
+    match work.call("unlinkat", name, |at| Ok(sys::name::rmdir(at)))? {
+        Ok(()) => return Ok(()),
+        Err(Errno::NOTEMPTY | Errno::EXIST) => {}
+        Err(errno) => return Err(Error::sys("unlinkat", work.describe(name), errno)),
+    }
+    // The way down is kept here, not on the thread's stack.
+    let Some(top) = descend(work, name)? else { return Ok(()) };
+    let mut way = vec![(top, name.to_vec())];
+    while let Some((dir, _)) = way.last() {
+        let dir = Arc::clone(dir);
+        let mut deeper = None;
+        for name in names(&dir)? {
+            if let Some(below) = descend(&dir, &name)? {
+                deeper = Some((below, name));
+                break;
+            }
+            dir.call("unlinkat", &name, sys::name::unlink)?;
+        }
+        if let Some(below) = deeper {
+            way.push(below);
+        } else if let Some((_, name)) = way.pop() {
+            let above = way.last().map_or(work, |(above, _)| above);
+            above.call("unlinkat", &name, sys::name::rmdir)?;
+        }
+    }
+    Ok(())
+}
+
+/// Returns directory `name` of `dir`, made accessible; `None` if it is no directory.
+fn descend(dir: &Arc<layer::Dir>, name: &[u8]) -> Result<Option<Arc<layer::Dir>>> {
+    let Some(stat) = dir.find(name)? else { return Ok(None) };
+    if FileType::from_raw_mode(u32::from(stat.stx_mode)) != FileType::Directory {
+        return Ok(None);
+    }
+    if u32::from(stat.stx_mode) & 0o700 != 0o700 {
+        dir.call("chmod", name, |at| {
+            let handle = sys::open::handle(at.dir, at.name)?;
+            sys::name::chmod_handle(&handle, 0o700)
+        })?;
+    }
+    Ok(Some(dir.child(name, &stat)))
 }
 
 /// A directory made writable for its owner, who is not privileged; anything else is left alone.
@@ -407,7 +412,7 @@ fn if_writable<T>(
     done
 }
 
-fn names(dir: &layer::Dir) -> Result<Vec<Vec<u8>>> {
+pub(super) fn names(dir: &layer::Dir) -> Result<Vec<Vec<u8>>> {
     let mut names = Vec::new();
     dir.list(|name, _, _| {
         names.push(name.to_vec());
@@ -417,12 +422,12 @@ fn names(dir: &layer::Dir) -> Result<Vec<Vec<u8>>> {
 }
 
 impl Staged<'_> {
-    /// Gives the file one more name, in work.
-    pub(crate) fn link(&self, work: &Work, name: &[u8]) -> Result<()> {
-        work.dir.call("linkat", name, |to| match &self.name {
+    /// Gives the file one more name; `work` is where it may have one.
+    pub(crate) fn link(&self, work: BorrowedFd<'_>, to: At<'_>) -> std::result::Result<(), Errno> {
+        match &self.name {
             None => sys::name::link_handle(&self.file, to),
-            Some(temp) => sys::name::link(At::new(to.dir, &temp.name), to),
-        })
+            Some(temp) => sys::name::link(At::new(work, &temp.name), to),
+        }
     }
 
     /// Makes data and attributes durable.

@@ -420,9 +420,9 @@ impl Union {
         };
         if (child.parts.is_some() || may_have_origin())
             && let Ok(Some(found)) = self.find_child(dir, child)
-            && let Ok((number, _)) = self.number_of(dir, &child.name, &found)
+            && let Ok(identity) = self.identity(dir, &child.name, &found)
         {
-            return number;
+            return identity.number;
         }
         self.numbers.of(device, inode)
     }
