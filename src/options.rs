@@ -45,6 +45,25 @@ pub enum Uuid {
     Off,
 }
 
+/// How files are opened and read, `io=`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum IoMode {
+    /// The kernel opens files and directories by itself and asks for their content only.
+    NoOpen,
+    /// Each open and its end is a request.
+    Open,
+}
+
+impl IoMode {
+    /// Returns the word after `io=`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::NoOpen => "noopen",
+            Self::Open => "open",
+        }
+    }
+}
+
 /// What the options of one mount ask for.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct MountOptions {
@@ -80,6 +99,8 @@ pub struct MountOptions {
     pub debug: bool,
     /// Worker threads, when a number was asked for.
     pub threads: Option<usize>,
+    /// How files are opened; `None` chooses by what the server may do.
+    pub io: Option<IoMode>,
     /// SELinux labels, as given: `context=LABEL` and its kin. They reach the kernel where it has
     /// SELinux, and change nothing elsewhere.
     pub labels: Vec<Vec<u8>>,
@@ -112,6 +133,7 @@ impl Default for MountOptions {
             posix_acl: true,
             debug: false,
             threads: None,
+            io: None,
             labels: Vec::new(),
             fsname: None,
             subtype: None,
@@ -145,7 +167,7 @@ use Rule::{Ignored as Skip, Only, Refused as No};
 /// Names that act; [`MountOptions::act`] has the meaning of each.
 const ACTING: &str = "index uuid lowerdir lowerdir+ upperdir workdir volatile userxattr ro rw dev nodev suid \
      nosuid exec noexec private rprivate shared rshared slave rslave unbindable runbindable \
-     user users owner group allow_other noacl debug threads fsname subtype log_level log_file context fscontext defcontext \
+     user users owner group allow_other noacl debug threads io fsname subtype log_level log_file context fscontext defcontext \
      rootcontext";
 
 /// Values that turn something off.
@@ -273,6 +295,9 @@ impl MountOptions {
         if let Some(threads) = self.threads {
             items.push(format!("threads={threads}").into_bytes());
         }
+        if let Some(io) = self.io {
+            items.push(format!("io={}", io.name()).into_bytes());
+        }
         if let Some(level) = self.log_level {
             items.push(format!("log_level={level}").into_bytes());
         }
@@ -333,6 +358,7 @@ impl MountOptions {
             "log_level" => self.log_level = Some(parse_level(&text(needed(key, value)?))?),
             "index" => self.index = parse_switch(key, needed(key, value)?)?,
             "uuid" => self.uuid = parse_uuid(&text(needed(key, value)?))?,
+            "io" => self.io = parse_io(&text(needed(key, value)?))?,
             "threads" => self.threads = Some(parse_threads(&text(needed(key, value)?))?),
             flag => {
                 if let Some(value) = value {
@@ -410,6 +436,16 @@ fn parse_uuid(name: &str) -> Result<Uuid> {
         "null" => Ok(Uuid::Null),
         "off" => Ok(Uuid::Off),
         other => Err(Error::invalid(format!("uuid={other}"), "is none of auto, on, null, off")),
+    }
+}
+
+/// Parses an I/O mode; `None` is `auto`.
+fn parse_io(name: &str) -> Result<Option<IoMode>> {
+    match name {
+        "auto" => Ok(None),
+        "noopen" => Ok(Some(IoMode::NoOpen)),
+        "open" => Ok(Some(IoMode::Open)),
+        other => Err(Error::invalid(format!("io={other}"), "is none of auto, noopen, open")),
     }
 }
 
@@ -724,12 +760,14 @@ mod tests {
 
     #[test]
     fn values_are_checked() {
-        let lists = "index=maybe index uuid=new upperdir= upperdir workdir= threads=0 threads=x threads=100000 log_level=loud \
+        let lists = "index=maybe index uuid=new upperdir= upperdir workdir= threads=0 threads=x threads=100000 log_level=loud io=fast io= \
              volatile=1 ro= lowerdir lowerdir+= upperdir=\\";
         for list in lists.split_whitespace() {
             assert!(MountOptions::parse(&[list]).is_err(), "{list}");
         }
         assert_eq!(parse("threads=3,log_level=debug").threads, Some(3));
+        assert_eq!(parse("io=open").io, Some(IoMode::Open));
+        assert_eq!(parse("io=open,io=auto").io, None);
     }
 
     #[test]
@@ -783,7 +821,8 @@ mod tests {
             Just(Propagation::Slave),
             Just(Propagation::Unbindable)
         ]);
-        let rest = (proptest::option::of(1..=THREADS_MAX), levels, propagation);
+        let io = proptest::option::of(prop_oneof![Just(IoMode::NoOpen), Just(IoMode::Open)]);
+        let rest = (proptest::option::of(1..=THREADS_MAX), levels, propagation, io);
         (paths, proptest::array::uniform10(any::<bool>()), rest).prop_map(|(paths, flags, rest)| {
             let [
                 volatile,
@@ -798,7 +837,7 @@ mod tests {
                 debug,
             ] = flags;
             let (lowers, upper, work, log_file, fsname, subtype) = paths;
-            let (threads, log_level, propagation) = rest;
+            let (threads, log_level, propagation, io) = rest;
             MountOptions {
                 lowers,
                 upper,
@@ -816,6 +855,7 @@ mod tests {
                 posix_acl,
                 debug,
                 threads,
+                io,
                 log_level,
                 log_file,
                 labels: Vec::new(),

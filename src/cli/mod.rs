@@ -45,6 +45,7 @@ mount options:
   volatile               skip syncs; contents may be lost in a crash of the machine
   userxattr              keep marks in user.overlay.* xattrs
   noacl                  do without POSIX ACLs
+  io=auto|noopen|open    whether opening a file is a request; auto: only where the server needs it
   threads=N, fsname=NAME, log_level=LEVEL, log_file=FILE
 ";
 

@@ -12,6 +12,7 @@ mod dispatch;
 mod transport_fuser;
 
 use crate::error::Result;
+use crate::options::IoMode;
 use crate::union::Union;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -27,6 +28,8 @@ pub struct ServeOptions {
     ///
     /// The kernel alone enforces it, from the mount option of that name; told here for the log.
     pub allow_other: bool,
+    /// Whether opens are requests.
+    pub io: IoMode,
     /// Whether the kernel is told not to send syncs, since nobody wants them.
     pub volatile: bool,
 }

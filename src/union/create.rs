@@ -174,7 +174,7 @@ impl Union {
         } else {
             self.make_in_work(upper, &new, Way { whiteout, opaque })
         };
-        done.and_then(|(file, stat)| self.made(&parent, &mut names, to, name, file, stat))
+        done.and_then(|made| self.made(upper, &parent, dir, &mut names, name, made))
             // It may be there all the same.
             .inspect_err(|_| self.distrust(&mut names))
     }
@@ -284,13 +284,16 @@ impl Union {
     /// Takes note of a new upper object and returns its node.
     fn made(
         &self,
+        upper: &Upper,
         parent: &Arc<Node>,
+        dir: &Dir,
         names: &mut Names,
-        to: &Arc<layer::Dir>,
         name: &[u8],
-        file: Option<OwnedFd>,
-        stat: Statx,
+        (file, stat): (Option<OwnedFd>, Statx),
     ) -> Result<(Entry, Arc<Node>)> {
+        let to = dir.upper.get().ok_or(Errno::STALE)?;
+        // Not asked for yet, it may have one.
+        let inherits = !matches!(&*dir.default_acl.lock(), Some(None));
         let object = (sys::stat::device(&stat), stat.stx_ino);
         // A new inode may have the number of one that was removed from outside.
         self.numbers.drop_kept(object.0, object.1);
@@ -307,6 +310,10 @@ impl Union {
             *node.data.lock() = Some(Arc::new(Data::new(file)));
             self.note_data(&node);
             node.unprivileged.store(unprivileged, Ordering::Relaxed);
+            // The kernel asks at the first write.
+            if !upper.work.new_files_have_xattrs && !inherits {
+                node.xattrs.found(false);
+            }
         }
         Ok((entry, node))
     }

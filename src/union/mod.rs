@@ -55,10 +55,10 @@ use crate::sys::name::At;
 const LISTED_MAX: usize = 250_000;
 
 /// Directory handles kept open for the next call.
-const HANDLES_MAX: usize = 1024;
+const HANDLES_MAX: usize = 896;
 
-/// Data handles kept open of files that nobody has open.
-const IDLE_MAX: usize = 512;
+/// Data handles kept open of files that nobody is known to have open.
+const IDLE_MAX: usize = 896;
 
 /// What a union is made of.
 #[derive(Debug)]
@@ -191,7 +191,7 @@ impl Union {
                 origin::give_uuid(&upper.work, &upper.root)?;
             }
         }
-        let idle = NonZeroUsize::new((files / 8).min(IDLE_MAX)).unwrap_or(NonZeroUsize::MIN);
+        let idle = NonZeroUsize::new((files / 4).min(IDLE_MAX)).unwrap_or(NonZeroUsize::MIN);
         let union = Self {
             table: Table::default(),
             numbers,

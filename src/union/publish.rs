@@ -26,6 +26,8 @@ pub(crate) struct Work {
     /// Where this mount keeps its marks.
     pub(crate) namespace: Namespace,
     has_unnamed: AtomicBool,
+    /// The system gives each new file xattrs, such as a label.
+    pub(crate) new_files_have_xattrs: bool,
     next: AtomicU64,
 }
 
@@ -70,11 +72,17 @@ impl Work {
     /// `Unsupported` where the upper's filesystem cannot hold the format, naming what it lacks.
     pub(crate) fn open(dir: Arc<layer::Dir>, userxattr: bool) -> Result<Self> {
         let namespace = if userxattr { Namespace::User } else { Namespace::Trusted };
-        let mut work =
-            Self { dir, namespace, has_unnamed: AtomicBool::new(true), next: AtomicU64::new(0) };
+        let mut work = Self {
+            dir,
+            namespace,
+            has_unnamed: AtomicBool::new(true),
+            new_files_have_xattrs: true,
+            next: AtomicU64::new(0),
+        };
         work.empty_but(b"")?;
         work.namespace = work.probe_namespace(userxattr)?;
         work.probe_whiteout()?;
+        work.new_files_have_xattrs = work.probe_new_xattrs()?;
         Ok(work)
     }
 
@@ -103,6 +111,12 @@ impl Work {
             )
             .into(),
         })
+    }
+
+    fn probe_new_xattrs(&self) -> Result<bool> {
+        let fresh = self.make_file(0o600)?;
+        let xattrs = fresh.call("listxattr", |at| xattr::list(Target::Name(at)))?;
+        Ok(!xattrs.is_empty())
     }
 
     fn probe_whiteout(&self) -> Result<()> {
