@@ -6,7 +6,9 @@ use std::fs::{self, File};
 use std::os::unix::fs::{DirEntryExt, MetadataExt, PermissionsExt, lchown, symlink};
 use std::path::{Path, PathBuf};
 
-use fuse_tests::case::{Case, OtherFs, forget_all, getx, ino, put, setx, text};
+use fuse_tests::case::{
+    Case, OtherFs, append, forget_all, getx, ino, names, nlink, put, setx, text,
+};
 use fuse_tests::fixture::{Kind, Spec};
 use fuse_tests::{both, env, function_name, needs_kernel_overlay, needs_root};
 
@@ -269,4 +271,217 @@ fn origins_that_lie_do_not_mix_files() {
         assert_eq!(all.len(), count, "two files with one number");
         c.unmount();
     }
+}
+
+/// Content, number and link count, of names that are one file.
+#[track_caller]
+fn one_file(c: &Case, names: &[&str], content: &str, links: u64) -> u64 {
+    let number = ino(c.m(names[0]));
+    for name in names {
+        assert_eq!(text(c.m(name)), content, "{name}");
+        assert_eq!((ino(c.m(name)), nlink(c.m(name))), (number, links), "{name}");
+    }
+    number
+}
+
+/// Lower files with several names.
+fn linked(c: &Case) {
+    put(c.l(0, "d/a"), "lower");
+    for name in ["b", "d/c"] {
+        fs::hard_link(c.l(0, "d/a"), c.l(0, name)).unwrap();
+    }
+}
+
+both!(names_of_a_lower_file_stay_one_file_with_an_index);
+fn names_of_a_lower_file_stay_one_file_with_an_index() {
+    let mut c = Case::new(1);
+    linked(&c);
+    c.mount_with("index=on");
+    let number = one_file(&c, &["d/a", "b", "d/c"], "lower", 3);
+    append(c.m("b"), "+");
+    assert_eq!(one_file(&c, &["b", "d/c", "d/a"], "lower+", 3), number);
+    drop_caches();
+    assert_eq!(one_file(&c, &["d/c", "b"], "lower+", 3), number);
+    c.remount();
+    // Another name first, and only by reading.
+    assert_eq!(one_file(&c, &["d/c"], "lower+", 3), number);
+    fs::remove_file(c.m("d/a")).unwrap();
+    fs::hard_link(c.m("d/c"), c.m("new")).unwrap();
+    fs::rename(c.m("d/c"), c.m("moved")).unwrap();
+    assert_eq!(one_file(&c, &["new", "moved", "b"], "lower+", 3), number);
+    c.remount();
+    append(c.m("moved"), "+");
+    assert_eq!(one_file(&c, &["b", "new", "moved"], "lower++", 3), number);
+    put(c.m("other"), "other");
+    fs::rename(c.m("other"), c.m("b")).unwrap();
+    fs::remove_file(c.m("new")).unwrap();
+    c.remount();
+    assert_eq!(one_file(&c, &["moved"], "lower++", 1), number);
+    let open = File::open(c.m("moved")).unwrap();
+    fs::remove_file(c.m("moved")).unwrap();
+    assert_eq!(open.metadata().unwrap().nlink(), 0);
+    drop(open);
+    assert_eq!(fs::read_dir(c.w("index")).unwrap().count(), 0, "nothing is left of it");
+    assert_eq!(text(c.m("b")), "other");
+}
+
+// The first change of a lower file is that one of its names goes: at the next mount it is gone.
+both!(names_that_went_are_counted_with_an_index);
+fn names_that_went_are_counted_with_an_index() {
+    let mut c = Case::new(2);
+    linked(&c);
+    put(c.l(1, "d/below"), "");
+    c.mount_with("index=on");
+    fs::remove_file(c.m("b")).unwrap();
+    for _ in 0..2 {
+        one_file(&c, &["d/a", "d/c"], "lower", 2);
+        c.remount();
+    }
+    fs::remove_file(c.m("d/a")).unwrap();
+    fs::remove_file(c.m("d/c")).unwrap();
+    c.remount();
+    assert_eq!(fs::read_dir(c.w("index")).unwrap().count(), 0);
+    assert_eq!(fs::read_dir(c.m("d")).unwrap().count(), 1);
+}
+
+// Either goes on with what the other wrote, each in a different order of names.
+#[test]
+fn the_kernel_and_we_share_an_index() {
+    needs_root!();
+    needs_kernel_overlay!();
+    for first in [Kind::Kernel, Kind::Lamina] {
+        let c = Case::new(2);
+        linked(&c);
+        put(c.l(1, "below"), "");
+        let second = if first == Kind::Kernel { Kind::Lamina } else { Kind::Kernel };
+        let mount = |kind| c.sandbox.spec(kind).option("index=on").mount();
+        let mut content = "lower".to_owned();
+        let mut number = None;
+        for (round, kind) in [first, second, first, second].into_iter().enumerate() {
+            let mounted = mount(kind);
+            let name = ["d/a", "b", "d/c", "d/a"][round];
+            append(c.m(name), "+");
+            content.push('+');
+            let now = one_file(&c, &["b", "d/c", "d/a"], &content, 3);
+            assert_eq!(*number.get_or_insert(now), now, "{kind:?} in round {round}");
+            mounted.unmount();
+        }
+        let mounted = mount(second);
+        fs::remove_file(c.m("b")).unwrap();
+        mounted.unmount();
+        let mounted = mount(first);
+        one_file(&c, &["d/a", "d/c"], &content, 2);
+        fs::hard_link(c.m("d/a"), c.m("e")).unwrap();
+        fs::rename(c.m("d/c"), c.m("d/f")).unwrap();
+        mounted.unmount();
+        let mounted = mount(second);
+        one_file(&c, &["d/f", "e", "d/a"], &content, 3);
+        for name in ["d/f", "e", "d/a"] {
+            fs::remove_file(c.m(name)).unwrap();
+        }
+        mounted.unmount();
+        // The kernel works in the index, and keeps the inode of its whiteouts there.
+        let left = names(c.w("index")).into_iter().filter(|name| !name.starts_with('#'));
+        assert_eq!(left.count(), 0, "{first:?} first");
+        // Without an index: nothing of this is in the way.
+        c.sandbox.spec(Kind::Lamina).mount().unmount();
+    }
+}
+
+both!(an_index_is_bound_to_its_layers);
+fn an_index_is_bound_to_its_layers() {
+    let mut c = Case::new(2);
+    put(c.l(0, "f"), "");
+    c.mount_with("index=on");
+    c.unmount();
+    let refused = |spec: Spec| {
+        let output = spec.option("index=on").try_mount().unwrap_err();
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let mut other = c.spec();
+    other.lowers.reverse();
+    let said = refused(other);
+    assert!(said.contains("another lowerdir") && said.contains("Stale"), "{said}");
+    let mut other = c.spec();
+    let upper = c.sandbox.root().join("other");
+    fs::create_dir(&upper).unwrap();
+    other.upper.as_mut().unwrap().0 = upper;
+    let said = refused(other);
+    assert!(said.contains("another upperdir") && said.contains("Stale"), "{said}");
+    c.mount_with("index=on");
+}
+
+// What an interrupted mount left is removed; what is no entry stays, and is never shown.
+#[test]
+fn an_index_is_cleaned_up() {
+    needs_root!();
+    let mut c = Case::new(1);
+    linked(&c);
+    put(c.l(0, "x"), "x");
+    fs::hard_link(c.l(0, "x"), c.l(0, "y")).unwrap();
+    c.mount_with("index=on");
+    append(c.m("b"), "+");
+    append(c.m("x"), "+");
+    c.unmount();
+    let entry = |number: u64| {
+        let find = |entry: &fs::DirEntry| entry.metadata().unwrap().ino() == number;
+        fs::read_dir(c.w("index")).unwrap().map(Result::unwrap).find(find).unwrap().path()
+    };
+    // As if the server had been killed between the last unlink and the removal of the entry.
+    let orphan = entry(ino(c.u("x")));
+    for name in ["x", "y"] {
+        fs::remove_file(c.u(name)).unwrap();
+        fuse_tests::case::whiteout(c.u(name));
+    }
+    setx(&orphan, "trusted.overlay.nlink", "U-1");
+    let kept = entry(ino(c.u("b")));
+    let stale = c.w("index/00fb1d0001000000000000000000000000000000000100000001000000");
+    fs::hard_link(&kept, &stale).unwrap();
+    put(c.w("index/#1"), "unfinished");
+    put(c.w("index/README"), "no entry");
+    c.mount_with("index=on");
+    for gone in [&orphan, &stale, &c.w("index/#1")] {
+        fuse_tests::case::gone(gone);
+    }
+    assert!(kept.exists() && c.w("index/README").exists());
+    one_file(&c, &["d/a", "d/c", "b"], "lower+", 3);
+    fuse_tests::case::gone(c.m("x"));
+}
+
+#[test]
+fn an_index_needs_file_handles() {
+    needs_root!();
+    let c = Case::new(1);
+    let other = OtherFs::mount(&c, "fs", "ramfs", "");
+    put(other.path.join("f"), "");
+    let mut spec = c.spec();
+    spec.lowers = vec![other.path.clone()];
+    let output = spec.clone().option("index=on").try_mount().unwrap_err();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.contains("index=on") && said.contains("no file handles"), "{said}");
+    // Numbers last by the name then.
+    let mount = spec.mount();
+    let number = ino(c.m("f"));
+    append(c.m("f"), "+");
+    let mount = mount.remount();
+    assert_eq!((ino(c.m("f")), text(c.m("f"))), (number, "+".to_owned()));
+    mount.unmount();
+    c.sandbox.forget_seals();
+}
+
+both!(a_uuid_of_its_own_is_given_once);
+fn a_uuid_of_its_own_is_given_once() {
+    let mut c = Case::new(1);
+    let name = format!("{}uuid", env::overlay_prefix());
+    c.mount();
+    c.unmount();
+    assert_eq!(getx(c.u(""), &name), None);
+    let mut given = Vec::new();
+    for _ in 0..2 {
+        c.mount_with("uuid=on");
+        c.unmount();
+        given.push(getx(c.u(""), &name).unwrap());
+    }
+    assert_eq!(given[0], given[1]);
+    assert_eq!(given[0].len(), 16);
 }
