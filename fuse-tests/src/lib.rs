@@ -7,4 +7,5 @@ pub mod fixture;
 pub mod ops;
 pub mod run;
 pub mod same;
+pub mod trace;
 pub mod tree;

@@ -163,12 +163,22 @@ impl Union {
             return Err(Errno::NOENT.into());
         }
         let to = dir.upper.get().ok_or(Errno::STALE)?;
+        let is_ours = (caller.uid, caller.gid) == (self.uid, self.gid);
+        let new = New { caller, dir, to, name, mode, what };
+        if is_ours && names.listing.is_none() && !dir.is_merged() {
+            // Nothing is hidden, and most often nothing is there: the call that makes it tells.
+            match self.make_in_place(&new) {
+                Err(error) if error.errno() == Errno::EXIST => {}
+                made => {
+                    return made
+                        .and_then(|made| self.made(upper, &parent, dir, &mut names, name, made));
+                }
+            }
+        }
         let whiteout = self.in_the_way(dir, &mut names, to, name)?;
         // A whiteout of the `.wh.` form is not in the way, but hides something all the same.
         let hides = names.listing.as_ref().is_some_and(|listing| listing.is_below(name));
         let opaque = matches!(what, What::Directory) && (whiteout || hides);
-        let is_ours = (caller.uid, caller.gid) == (self.uid, self.gid);
-        let new = New { caller, dir, to, name, mode, what };
         let done = if is_ours && !whiteout && !opaque {
             self.make_in_place(&new)
         } else {
@@ -292,8 +302,6 @@ impl Union {
         (file, stat): (Option<OwnedFd>, Statx),
     ) -> Result<(Entry, Arc<Node>)> {
         let to = dir.upper.get().ok_or(Errno::STALE)?;
-        // Not asked for yet, it may have one.
-        let inherits = !matches!(&*dir.default_acl.lock(), Some(None));
         let object = (sys::stat::device(&stat), stat.stx_ino);
         // A new inode may have the number of one that was removed from outside.
         self.numbers.drop_kept(object.0, object.1);
@@ -310,8 +318,10 @@ impl Union {
             *node.data.lock() = Some(Arc::new(Data::new(file)));
             self.note_data(&node);
             node.unprivileged.store(unprivileged, Ordering::Relaxed);
-            // The kernel asks at the first write.
-            if !upper.work.new_files_have_xattrs && !inherits {
+            // The kernel asks at the first write. One question for each directory spares one for
+            // each file.
+            let plain = !upper.work.new_files_have_xattrs;
+            if plain && self.default_acl(dir).is_ok_and(|acl| acl.is_none()) {
                 node.xattrs.found(false);
             }
         }
