@@ -257,19 +257,19 @@ impl Dir {
     /// # Errors
     /// Those of listxattr(2).
     pub fn is_impure(&self) -> Result<bool> {
-        let mut impure = self.impure.load(Ordering::Relaxed);
+        let impure = self.impure.load(Ordering::Relaxed);
         if impure == UNKNOWN {
             let list = self.with("listxattr", |dir| xattr::list(Target::Handle(dir)))?;
             let is_marked = marks::lists_any(&list, &marks::IMPURE_XATTRS);
-            impure = if is_marked { IMPURE } else { PURE };
-            self.impure.store(impure, Ordering::Relaxed);
+            self.set_impure(is_marked);
+            return Ok(is_marked);
         }
         Ok(impure == IMPURE)
     }
 
-    /// Takes note that the directory has been marked impure.
-    pub fn now_impure(&self) {
-        self.impure.store(IMPURE, Ordering::Relaxed);
+    /// Takes note of whether the directory is marked impure, where that is known without asking.
+    pub fn set_impure(&self, impure: bool) {
+        self.impure.store(if impure { IMPURE } else { PURE }, Ordering::Relaxed);
     }
 
     /// Calls `visit` with each name, its inode number and `d_type`.

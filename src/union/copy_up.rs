@@ -311,7 +311,9 @@ impl Union {
             listing.copied_up(&name, (sys::stat::device(&made), made.stx_ino));
         }
         // Held back until the directory is there: set once, under Node::copy.
-        drop(dir.upper.set(to.child(&name, &made)));
+        let part = to.child(&name, &made);
+        part.set_impure(false);
+        drop(dir.upper.set(part));
         node.place.write().layer = UPPER;
         Ok(())
     }

@@ -50,7 +50,8 @@ pub(super) struct Identity {
 }
 
 impl Identity {
-    fn of(number: u64) -> Self {
+    /// What shows a number and nothing else is known of.
+    pub(super) fn of(number: u64) -> Self {
         Self { number, on_disk: false, indexed: None }
     }
 }
@@ -198,8 +199,19 @@ impl Union {
 
     /// Returns the entry of what was found under (parent, name), whose names are locked.
     pub(super) fn enter(&self, parent: &Arc<Node>, name: &[u8], found: Found) -> Result<Entry> {
-        let Identity { number: mut ino, on_disk, mut indexed } =
-            self.identity(lock::directory(parent)?, name, &found)?;
+        let identity = self.identity(lock::directory(parent)?, name, &found)?;
+        self.enter_as(parent, name, found, identity)
+    }
+
+    /// Does what [`Union::enter`] does for an object of which it is known what it is.
+    pub(super) fn enter_as(
+        &self,
+        parent: &Arc<Node>,
+        name: &[u8],
+        found: Found,
+        identity: Identity,
+    ) -> Result<Entry> {
+        let Identity { number: mut ino, on_disk, mut indexed } = identity;
         let mut object = found.object();
         let several = found.is_alias();
         let Found { mut stat, mut layer, mut parts } = found;

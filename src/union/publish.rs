@@ -235,7 +235,7 @@ impl Work {
                 Err(errno) => Err(errno),
             }
         })?;
-        dir.now_impure();
+        dir.set_impure(true);
         Ok(())
     }
 
