@@ -485,3 +485,27 @@ fn a_uuid_of_its_own_is_given_once() {
     assert_eq!(given[0], given[1]);
     assert_eq!(given[0].len(), 16);
 }
+
+// A directory that lower layers have parts of is brought to the upper and moved: all beneath keeps its
+// number, also where the upper was made by hand and tells no origins.
+both!(inode_numbers_hold_over_the_rename_of_a_directory);
+fn inode_numbers_hold_over_the_rename_of_a_directory() {
+    let mut c = Case::new(2);
+    fill(&c.l(0, ""));
+    put(c.l(1, "d/below/f"), "");
+    put(c.u("d/deep/upper"), "");
+    c.mount();
+    let before = numbers(&c.m(""));
+    fs::rename(c.m("d"), c.m("empty/moved")).unwrap();
+    for round in 0..3 {
+        let now = numbers(&c.m(""));
+        for (path, number) in &before {
+            let path = match path.strip_prefix("d") {
+                Ok(beneath) => Path::new("empty/moved").join(beneath),
+                Err(_) => path.clone(),
+            };
+            assert_eq!(now[&path], *number, "{} in round {round}", path.display());
+        }
+        c.remount();
+    }
+}

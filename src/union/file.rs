@@ -16,6 +16,7 @@ use super::copy_up::Extent;
 use super::node::{Node, NodeId};
 use super::{Leaf, Union};
 use crate::error::{Context, Errno, Error, Result};
+use crate::idmap::OuterId;
 use crate::marks;
 use crate::sys;
 use crate::sys::xattr::{self, Target};
@@ -169,24 +170,9 @@ impl Union {
         if node.kind != FileType::Regular {
             return Err(if node.dir.is_some() { Errno::ISDIR } else { Errno::INVAL }.into());
         }
-        let open = || {
-            self.with_leaf(node, "openat", |leaf| match (leaf, writable) {
-                (Leaf::Handle(fd), false) => sys::open::reopen(fd, OFlags::RDONLY),
-                (Leaf::Handle(fd), true) => sys::open::reopen(fd, OFlags::RDWR),
-                (Leaf::Name(at), false) => sys::open::reader(at.dir, at.name),
-                (Leaf::Name(at), true) => sys::open::writer(at.dir, at.name),
-            })
-        };
         let (mut data, file) = loop {
             let was_upper = node.is_upper();
-            let file = match open() {
-                Err(error) if matches!(error.errno(), Errno::MFILE | Errno::NFILE) => {
-                    self.close_idle();
-                    open()?
-                }
-                opened => opened?,
-            };
-            refuse_metacopy(&file)?;
+            let file = self.open_leaf(node, writable)?;
             let data = node.data.lock();
             if let Some(data) = data.as_ref().filter(|data| data.writable || !writable) {
                 return Ok(Arc::clone(data));
@@ -202,6 +188,35 @@ impl Union {
         drop(old);
         self.note_data(node);
         Ok(opened)
+    }
+
+    /// Returns a handle to copy a lower file from once, which need not be kept.
+    pub(super) fn source_data(&self, node: &Arc<Node>) -> Result<Arc<Data>> {
+        if let Some(data) = &*node.data.lock() {
+            return Ok(Arc::clone(data));
+        }
+        Ok(Arc::new(Data { file: self.open_leaf(node, false)?, writable: false }))
+    }
+
+    /// Opens the regular file of a node.
+    fn open_leaf(&self, node: &Arc<Node>, writable: bool) -> Result<OwnedFd> {
+        let open = || {
+            self.with_leaf(node, "openat", |leaf| match (leaf, writable) {
+                (Leaf::Handle(fd), false) => sys::open::reopen(fd, OFlags::RDONLY),
+                (Leaf::Handle(fd), true) => sys::open::reopen(fd, OFlags::RDWR),
+                (Leaf::Name(at), false) => sys::open::reader(at.dir, at.name),
+                (Leaf::Name(at), true) => sys::open::writer(at.dir, at.name),
+            })
+        };
+        let file = match open() {
+            Err(error) if matches!(error.errno(), Errno::MFILE | Errno::NFILE) => {
+                self.close_idle();
+                open()?
+            }
+            opened => opened?,
+        };
+        refuse_metacopy(&file)?;
+        Ok(file)
     }
 
     /// Closes what nobody has open, after the process ran out of descriptors.
@@ -239,7 +254,7 @@ impl Union {
         node: NodeId,
         offset: u64,
         content: &[u8],
-        kill_privileges: Option<u32>,
+        kill_privileges: Option<OuterId>,
     ) -> Result<Written> {
         let node = self.node(node)?;
         let data = self.change_data(&node)?;

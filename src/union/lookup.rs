@@ -137,7 +137,7 @@ impl Union {
         }
         // One part, or one lower part and an upper one made this moment by a copy-up: what is empty
         // until a change, which would have made the listing.
-        let part = dir.lowers.first().or_else(|| dir.upper.get());
+        let part = dir.lowers().first().or_else(|| dir.upper.get());
         part.map_or(Ok(None), |part| self.find_in(part, name))
     }
 
@@ -223,6 +223,8 @@ impl Union {
             object = (stat::device(&stat), stat.stx_ino);
         }
         let kind = FileType::of_mode(u32::from(stat.stx_mode));
+        let upper_part = parts.first().filter(|part| part.layer.index == UPPER);
+        let upper_part = upper_part.map(|part| (part.device, part.inode));
         let mut tries = 0;
         let (node, new) = loop {
             let (node, new) = self.table.get_or_insert(ino, |id| {
@@ -244,7 +246,8 @@ impl Union {
                 node.with_dir(Dir::new(upper, parts))
             });
             let is_alias = several && node.links.get().is_some();
-            if new || is_alias || node.place.read().object == object {
+            let is_same = || node.place.read().object == object || node.has_upper(upper_part);
+            if new || is_alias || is_same() {
                 break (node, new);
             }
             // An origin that is not true, or the same directory in the stack twice.

@@ -10,6 +10,7 @@ mod attr;
 mod copy_up;
 mod create;
 mod file;
+mod flatten;
 mod index;
 mod ino;
 mod link;
@@ -17,6 +18,7 @@ mod lock;
 mod lookup;
 mod node;
 mod origin;
+mod owner;
 mod publish;
 mod readdir;
 mod remove;
@@ -37,6 +39,7 @@ pub use rustix::fs::{RenameFlags, StatVfs, XattrFlags};
 pub use self::attr::{Attr, FileType, SetAttr, SetTime, Time};
 pub use self::create::Caller;
 pub use self::file::{Whence, Written};
+pub use self::flatten::CopyLimit;
 use self::index::Index;
 use self::ino::Numbers;
 pub use self::lookup::Entry;
@@ -46,6 +49,7 @@ use self::origin::Origins;
 use self::publish::Work;
 pub use self::readdir::{DirEntry, Visit};
 use crate::error::{Context, Errno, Error, Result};
+use crate::idmap::{Ids, OuterId};
 use crate::layer::cache::HandleCache;
 use crate::layer::{self, UPPER};
 use crate::sys;
@@ -69,12 +73,20 @@ pub struct Config {
     pub upper: Option<UpperSpec>,
     /// Nothing is made durable: no sync before a copy-up is published, none on request.
     pub volatile: bool,
+    /// The work directory keeps a mark that says so, as the kernel's does.
+    pub volatile_mark: bool,
+    /// Which ids of the layers are shown as which.
+    pub ids: Ids,
+    /// Every directory shows a link count of 1.
+    pub static_nlink: bool,
     /// Opaque marks are written as `user.overlay.`, even where `trusted.overlay.` could be.
     pub userxattr: bool,
     /// Names of a lower file stay names of one file, over copy-up and remounts.
     pub index: bool,
     /// What the mount does with the UUIDs of filesystems and of its own.
     pub uuid: Uuid,
+    /// How much is copied to rename a directory that has lower parts.
+    pub copy_limit: CopyLimit,
 }
 
 /// What a mount does with UUIDs.
@@ -119,6 +131,10 @@ pub struct Union {
     origins: Origins,
     upper: Option<Upper>,
     volatile: bool,
+    volatile_mark: bool,
+    pub(crate) ids: Ids,
+    static_nlink: bool,
+    copy_limit: CopyLimit,
     /// The bottom of the stack.
     lowest: layer::Index,
     /// See [`lock`].
@@ -168,7 +184,7 @@ impl Union {
                 let dir = layer::Dir::root(UPPER, upper.work, upper.work_path, &handles)?;
                 let work = Work::open(open_work(&dir)?, config.userxattr)?;
                 workdir = Some(dir);
-                if config.volatile {
+                if config.volatile_mark {
                     mark_volatile(&work.dir)?;
                 }
                 Some(Upper { root, work, index: None })
@@ -198,6 +214,10 @@ impl Union {
             origins,
             upper,
             volatile: config.volatile,
+            volatile_mark: config.volatile_mark,
+            ids: config.ids,
+            static_nlink: config.static_nlink,
+            copy_limit: config.copy_limit,
             lowest: lowers.last().map_or(UPPER, |lower| lower.layer.index),
             rename: RwLock::new(()),
             handles,
@@ -240,6 +260,11 @@ impl Union {
         self.poisoned.store(true, Ordering::Release);
     }
 
+    /// Tells whether `uid` is the superuser, of the mount's namespace or of the layers'.
+    pub fn is_root(&self, uid: OuterId) -> bool {
+        self.ids.is_root(uid)
+    }
+
     /// Empties the work directory, when the last request has been answered; of a volatile union
     /// the mark stays, as the kernel's does.
     ///
@@ -247,7 +272,7 @@ impl Union {
     /// Those of listing and unlinking there.
     pub fn close(&self) -> Result<()> {
         match &self.upper {
-            Some(upper) if self.volatile => upper.work.empty_but(MARKER_DIR),
+            Some(upper) if self.volatile_mark => upper.work.empty_but(MARKER_DIR),
             Some(upper) => upper.work.empty_but(b""),
             None => Ok(()),
         }

@@ -171,8 +171,11 @@ pub(crate) struct Dir {
     pub(crate) names: RwLock<Names>,
     /// The upper part: there from the start, or once the directory is copied up.
     pub(crate) upper: OnceLock<Arc<layer::Dir>>,
-    /// Parts of lower layers, topmost first; never changes.
-    pub(crate) lowers: Box<[Arc<layer::Dir>]>,
+    /// Parts of lower layers, topmost first; never changes. [`Dir::lowers`] has those that show.
+    lowers: Box<[Arc<layer::Dir>]>,
+    /// The upper part is opaque and holds all that the directory shows: lower parts show no more.
+    /// Set once, with the names locked for writing.
+    sealed: AtomicBool,
     pub(crate) opened: AtomicU32,
     /// `system.posix_acl_default` of the directory, once asked for.
     pub(crate) default_acl: Mutex<Option<Option<Arc<[u8]>>>>,
@@ -184,14 +187,25 @@ impl Dir {
             names: RwLock::default(),
             upper: upper.map(OnceLock::from).unwrap_or_default(),
             lowers: lowers.into(),
+            sealed: AtomicBool::new(false),
             opened: AtomicU32::new(0),
             default_acl: Mutex::new(None),
         }
     }
 
+    /// Parts of lower layers that show, topmost first.
+    pub(crate) fn lowers(&self) -> &[Arc<layer::Dir>] {
+        if self.sealed.load(Ordering::Acquire) { &[] } else { &self.lowers }
+    }
+
+    /// Takes note that the upper part is all there is from now on.
+    pub(crate) fn seal(&self) {
+        self.sealed.store(true, Ordering::Release);
+    }
+
     /// Parts from the topmost down.
     pub(crate) fn parts(&self) -> impl Iterator<Item = &Arc<layer::Dir>> {
-        self.upper.get().into_iter().chain(&*self.lowers)
+        self.upper.get().into_iter().chain(self.lowers())
     }
 
     /// The part that attributes come from.
@@ -199,6 +213,7 @@ impl Dir {
         self.parts().next()
     }
 
+    /// The part in a layer; also one that shows no more, where a removed file may still lie.
     pub(crate) fn part(&self, layer: layer::Index) -> Option<&Arc<layer::Dir>> {
         if layer == UPPER {
             return self.upper.get();
@@ -209,7 +224,7 @@ impl Dir {
 
     /// Made of more than one layer's part.
     pub(crate) fn is_merged(&self) -> bool {
-        self.lowers.len() + usize::from(self.upper.get().is_some()) > 1
+        self.lowers().len() + usize::from(self.upper.get().is_some()) > 1
     }
 }
 
@@ -243,6 +258,13 @@ impl Node {
             Some(dir) => dir.upper.get().is_some(),
             None => self.place.read().layer == UPPER,
         }
+    }
+
+    /// Tells whether the node is a directory with the upper part (device, inode): that one may have
+    /// just lost its lower parts.
+    pub(crate) fn has_upper(&self, part: Option<(u64, u64)>) -> bool {
+        let own = self.dir.as_ref().and_then(|dir| dir.upper.get());
+        own.is_some_and(|own| part == Some((own.device, own.inode)))
     }
 
     pub(crate) fn is_opened(&self) -> bool {

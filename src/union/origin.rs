@@ -331,6 +331,25 @@ impl Union {
         Ok(Origin::Indexed(index::name_of(&record)))
     }
 
+    /// Writes where a directory comes from that is about to lose its lower parts, if that is not
+    /// written yet: an upper layer made by hand has no such mark.
+    ///
+    /// # Errors
+    /// Those of the calls.
+    pub(super) fn complete_origin(&self, upper: &Upper, node: &Node, dir: &Dir) -> Result<()> {
+        let lowers = dir.lowers();
+        let (Some(part), Some(lower)) = (dir.upper.get(), lowers.first()) else { return Ok(()) };
+        let list = part.with("listxattr", |dir| xattr::list(Target::Handle(dir)))?;
+        if marks::lists_any(&list, &marks::ORIGIN_XATTRS) {
+            return Ok(());
+        }
+        let (source, copy) = (lower.handle()?, part.handle()?);
+        self.set_origin(upper, (source.as_fd(), &lower.stat()?), Target::Handle(copy.as_fd()))?;
+        let parent = node.place.read().parent.clone();
+        let above = parent.as_ref().and_then(|parent| parent.dir.as_ref()?.upper.get());
+        above.map_or(Ok(()), |above| upper.work.set_impure(above))
+    }
+
     /// Marks an upper directory impure that an object is about to appear in, if the object shows
     /// the number of another.
     ///
@@ -338,7 +357,7 @@ impl Union {
     /// Those of setxattr(2).
     pub(super) fn pass_on_origin(&self, upper: &Upper, node: &Node, to: &layer::Dir) -> Result<()> {
         let (device, inode) = node.place.read().object;
-        let is_merged = node.dir.as_ref().is_some_and(|dir| !dir.lowers.is_empty());
+        let is_merged = node.dir.as_ref().is_some_and(|dir| !dir.lowers().is_empty());
         if is_merged || !self.numbers.is_own(device, inode, node.ino) {
             upper.work.set_impure(to)?;
         }
@@ -396,7 +415,7 @@ fn same_name(
     if kind == FileType::Directory {
         return Ok(None);
     }
-    for part in &*dir.lowers {
+    for part in dir.lowers() {
         let Some(stat) = part.find(name)? else { continue };
         let is_like =
             FileType::of_mode(u32::from(stat.stx_mode)) == kind && stat.stx_nlink <= links;

@@ -239,6 +239,12 @@ impl Work {
         Ok(())
     }
 
+    /// Marks an open directory opaque.
+    pub(crate) fn set_opaque_handle(&self, dir: BorrowedFd<'_>) -> std::result::Result<(), Errno> {
+        let name = self.namespace.of(&marks::OPAQUE_XATTRS);
+        xattr::set(Target::Handle(dir), name, marks::OPAQUE_VALUE, XattrFlags::empty())
+    }
+
     /// Name of the anchor of the object with inode number `ino`.
     pub(crate) fn anchor(ino: u64) -> Vec<u8> {
         format!("link-{ino:x}").into_bytes()

@@ -89,6 +89,28 @@ impl Listing {
         self.children.get(&self.names.get(name)?.number?)
     }
 
+    /// The visible names.
+    pub(crate) fn children(&self) -> impl Iterator<Item = &Child> {
+        self.children.values()
+    }
+
+    /// Takes note that the upper part alone makes the directory from now on; returns the names of
+    /// the whiteouts in it.
+    pub(crate) fn seal(&mut self) -> Vec<Arc<[u8]>> {
+        let mut whiteouts = Vec::new();
+        self.names.retain(|name, known| {
+            if known.whiteout {
+                whiteouts.push(Arc::clone(name));
+            }
+            (known.whiteout, known.below) = (false, false);
+            known.number.is_some()
+        });
+        for child in self.children.values_mut() {
+            child.parts = None;
+        }
+        whiteouts
+    }
+
     /// Tells whether removing the upper object would show a lower one.
     pub(crate) fn is_below(&self, name: &[u8]) -> bool {
         self.names.get(name).is_some_and(|name| name.below)
@@ -204,7 +226,7 @@ impl Union {
     }
 
     /// Returns the names of a directory for reading, always complete.
-    fn names_listed<'a>(&self, dir: &'a Dir) -> Result<RwLockReadGuard<'a, Names>> {
+    pub(super) fn names_listed<'a>(&self, dir: &'a Dir) -> Result<RwLockReadGuard<'a, Names>> {
         let names = dir.names.read();
         if names.listing.is_some() {
             return Ok(names);
