@@ -4,8 +4,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Modules from the bottom up; a module imports only what stands before it. The first four are leaves.
-const ORDER: &[&str] =
-    &["error", "idmap", "options", "marks", "sys", "layer", "union", "fuse", "mount", "cli"];
+const ORDER: &[&str] = &[
+    "error", "idmap", "options", "marks", "sys", "layer", "union", "fuse", "mount", "store", "cli",
+];
 const LEAVES: usize = 4;
 
 fn root() -> PathBuf {

@@ -600,6 +600,8 @@ fn log_refusal(op: &'static str, node: NodeId, name: &[u8], error: &Error) {
         | Error::Sys { .. }
         | Error::Unsupported { .. }
         | Error::Invalid { .. }
+        | Error::NoSuchLayer { .. }
+        | Error::LayerExists { .. }
         | Error::Busy { .. } => tracing::debug!(op, node, %name, %error, "refused"),
     }
 }

@@ -104,23 +104,6 @@ fn last_errno() -> Errno {
     Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)
 }
 
-/// Returns a new UUID, of the random kind.
-///
-/// # Errors
-/// Those of getrandom(2).
-pub fn random_uuid() -> Result<[u8; 16], Errno> {
-    let mut uuid = [0; 16];
-    let got = retry_on_intr(|| {
-        rustix::rand::getrandom(&mut uuid[..], rustix::rand::GetRandomFlags::empty())
-    })?;
-    if got != uuid.len() {
-        return Err(Errno::IO);
-    }
-    uuid[6] = uuid[6] & 0x0f | 0x40;
-    uuid[8] = uuid[8] & 0x3f | 0x80;
-    Ok(uuid)
-}
-
 /// `struct fsuuid2`: length, then the bytes.
 type FsUuid = [u8; 17];
 

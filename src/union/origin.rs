@@ -394,7 +394,10 @@ pub(super) fn give_uuid(work: &Work, upper: &layer::Dir) -> Result<()> {
         if xattr::get(dir, name)?.is_some_and(|uuid| uuid.len() == 16) {
             return Ok(());
         }
-        xattr::set(dir, name, &sys::handle::random_uuid()?, XattrFlags::empty())
+        // Of the random kind.
+        let random: u128 = rand::random();
+        let uuid = random & !(0xf << 76 | 3 << 62) | 4 << 76 | 2 << 62;
+        xattr::set(dir, name, &uuid.to_be_bytes(), XattrFlags::empty())
     })
 }
 
