@@ -6,4 +6,5 @@ pub mod env;
 pub mod fixture;
 pub mod ops;
 pub mod run;
+pub mod tarball;
 pub mod tree;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 /// Modules from the bottom up; a module imports only what stands before it. The first three are leaves.
 const ORDER: &[&str] =
-    &["error", "options", "marks", "sys", "layer", "union", "fuse", "mount", "cli"];
+    &["error", "options", "marks", "sys", "layer", "union", "archive", "fuse", "mount", "cli"];
 const LEAVES: usize = 3;
 
 fn root() -> PathBuf {

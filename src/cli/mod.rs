@@ -3,6 +3,8 @@
 //! Under its own name the command has subcommands; without one, and under any other name, it is
 //! a mount program ([`program`]). Exit codes: 0 done, 1 failed, 2 called wrongly.
 
+pub mod diff;
+pub mod layer;
 pub mod mount;
 pub mod program;
 
@@ -20,7 +22,7 @@ use crate::sys::process::Inherited;
 const NAME: &str = "lamina";
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// First words that make a call one of the subcommand form.
-const COMMANDS: [&str; 4] = ["mount", "unmount", "umount", "help"];
+const COMMANDS: [&str; 6] = ["mount", "unmount", "umount", "layer", "diff", "help"];
 
 const PROGRAM_HELP: &str = "\
 usage: lamina [-f] [-d] -o OPTS MERGED
@@ -80,6 +82,24 @@ enum Command {
         /// The directory it is mounted on
         merged: PathBuf,
     },
+    /// Make layers of archives, and archives of layers
+    #[command(subcommand)]
+    Layer(LayerCommand),
+    /// List or write how directories differ
+    #[command(after_help = diff::EXAMPLES)]
+    Diff(diff::DiffArgs),
+}
+
+#[derive(clap::Subcommand, Debug)]
+enum LayerCommand {
+    /// Unpack an archive to a layer
+    Apply(layer::ApplyArgs),
+    /// Write what a layer changes as an archive
+    Diff(diff::LayerDiffArgs),
+    /// List what a layer changes: A added, C changed, D deleted
+    Changes(diff::LayerListArgs),
+    /// Print the size of the files that a layer has, in bytes
+    DiffSize(diff::LayerListArgs),
 }
 
 /// Why a call failed: the sentence to print, and the exit code.
@@ -100,6 +120,10 @@ impl Failure {
 
     fn sentence(sentence: String) -> Self {
         Self { sentence, code: 1 }
+    }
+
+    fn with_code(sentence: String, code: u8) -> Self {
+        Self { sentence, code }
     }
 }
 
@@ -167,6 +191,13 @@ fn run_command(arguments: &[OsString], inherited: Inherited) -> Result<(), Failu
         Ok(Cli { command: Command::Unmount { lazy, merged } }) => {
             crate::mount::unmount::unmount(&merged, lazy).map_err(Failure::run)
         }
+        Ok(Cli { command: Command::Layer(command) }) => match command {
+            LayerCommand::Apply(args) => layer::run_apply(args),
+            LayerCommand::Diff(args) => diff::run_layer_diff(args),
+            LayerCommand::Changes(args) => diff::run_layer_changes(args),
+            LayerCommand::DiffSize(args) => diff::run_layer_diff_size(args),
+        },
+        Ok(Cli { command: Command::Diff(args) }) => diff::run_diff(args),
         Err(error)
             if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) =>
         {
@@ -190,8 +221,12 @@ fn usage_sentence(error: &clap::Error) -> String {
 }
 
 fn print(text: &str) -> Result<(), Failure> {
+    print_bytes(text.as_bytes())
+}
+
+fn print_bytes(bytes: &[u8]) -> Result<(), Failure> {
     let mut out = std::io::stdout().lock();
-    out.write_all(text.as_bytes())
+    out.write_all(bytes)
         .and_then(|()| out.flush())
         .map_err(|error| Failure::sentence(format!("stdout: write: {error}; check where it goes")))
 }
