@@ -9,14 +9,22 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
+use std::time::Duration;
+
 use tracing::level_filters::LevelFilter;
 
 use crate::error::{Error, Result};
+use crate::idmap::{IdMap, Ids};
 
 /// Most lowers of one mount, the kernel's `OVL_MAX_STACK`.
 pub const LOWERS_MAX: usize = 500;
 /// Most worker threads that can be asked for.
 pub const THREADS_MAX: usize = 256;
+
+/// Files and directories copied at most to rename a directory, unless told otherwise.
+const DIR_RENAME_ENTRIES: u64 = 20_000;
+/// Bytes copied at most to rename a directory, unless told otherwise.
+const DIR_RENAME_SIZE: u64 = 1 << 30;
 
 /// Propagation of the finished mount, mount(8) "shared subtree operations".
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -31,6 +39,39 @@ pub enum Propagation {
     Unbindable,
 }
 
+/// What a mount does with UUIDs, as the kernel's `uuid=`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Uuid {
+    /// The upper keeps its own if it has one.
+    #[default]
+    Auto,
+    /// The upper gets one of its own.
+    On,
+    /// The upper's own is not used; a FUSE mount shows none in any case.
+    Null,
+    /// Nor are those of the layers' filesystems.
+    Off,
+}
+
+/// How files are opened and read, `io=`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum IoMode {
+    /// The kernel opens files and directories by itself and asks for their content only.
+    NoOpen,
+    /// Each open and its end is a request.
+    Open,
+}
+
+impl IoMode {
+    /// Returns the word after `io=`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::NoOpen => "noopen",
+            Self::Open => "open",
+        }
+    }
+}
+
 /// What the options of one mount ask for.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct MountOptions {
@@ -40,10 +81,20 @@ pub struct MountOptions {
     pub upper: Option<PathBuf>,
     /// Work directory, beside the upper.
     pub work: Option<PathBuf>,
-    /// Syncs are skipped.
+    /// Syncs are skipped, and the upper is marked as one that may be incomplete.
     pub volatile: bool,
+    /// Syncs are made, unless volatile.
+    pub sync: bool,
     /// Marks are kept in `user.overlay.*`.
     pub userxattr: bool,
+    /// Names of a lower file stay names of one file, over copy-up and remounts.
+    pub index: bool,
+    /// What is done with UUIDs.
+    pub uuid: Uuid,
+    /// Files and directories of lower layers that are copied at most to rename a directory.
+    pub dir_rename_entries: u64,
+    /// Bytes of lower files that are copied at most to rename a directory.
+    pub dir_rename_size: u64,
     /// The mount is read-only whatever the upper.
     pub read_only: bool,
     /// Device nodes work.
@@ -58,10 +109,20 @@ pub struct MountOptions {
     pub allow_other: bool,
     /// POSIX ACLs are honoured.
     pub posix_acl: bool,
+    /// Extended attributes are served.
+    pub xattrs: bool,
+    /// Which ids of the layers are shown as which.
+    pub ids: Ids,
+    /// Every directory shows a link count of 1.
+    pub static_nlink: bool,
+    /// How long the kernel may keep what it was told; for ever unless given.
+    pub timeout: Option<Duration>,
     /// Each request is logged, and the server stays in the foreground.
     pub debug: bool,
     /// Worker threads, when a number was asked for.
     pub threads: Option<usize>,
+    /// How files are opened; `None` chooses by what the server may do.
+    pub io: Option<IoMode>,
     /// SELinux labels, as given: `context=LABEL` and its kin. They reach the kernel where it has
     /// SELinux, and change nothing elsewhere.
     pub labels: Vec<Vec<u8>>,
@@ -82,7 +143,12 @@ impl Default for MountOptions {
             upper: None,
             work: None,
             volatile: false,
+            sync: true,
             userxattr: false,
+            index: false,
+            uuid: Uuid::Auto,
+            dir_rename_entries: DIR_RENAME_ENTRIES,
+            dir_rename_size: DIR_RENAME_SIZE,
             read_only: false,
             dev: false,
             suid: true,
@@ -90,8 +156,13 @@ impl Default for MountOptions {
             propagation: None,
             allow_other: false,
             posix_acl: true,
+            xattrs: true,
+            ids: Ids::default(),
+            static_nlink: false,
+            timeout: None,
             debug: false,
             threads: None,
+            io: None,
             labels: Vec::new(),
             fsname: None,
             subtype: None,
@@ -123,18 +194,20 @@ enum Rule {
 use Rule::{Ignored as Skip, Only, Refused as No};
 
 /// Names that act; [`MountOptions::act`] has the meaning of each.
-const ACTING: &str = "lowerdir lowerdir+ upperdir workdir volatile userxattr ro rw dev nodev suid \
+const ACTING: &str = "index uuid lowerdir lowerdir+ upperdir workdir volatile userxattr dir_rename_entries dir_rename_size ro rw dev nodev suid \
      nosuid exec noexec private rprivate shared rshared slave rslave unbindable runbindable \
-     user users owner group allow_other noacl debug threads fsname subtype log_level log_file context fscontext defcontext \
-     rootcontext";
+     user users owner group allow_other noacl debug threads io fsname subtype log_level log_file context fscontext defcontext \
+     rootcontext uidmapping gidmapping squash_to_root squash_to_uid squash_to_gid static_nlink \
+     noxattrs timeout threaded fsync";
 
 /// Values that turn something off.
 const OFF: &str = "0 off no false";
+/// Values that turn something on, but for none at all.
+const ON: &str = "1 on yes true";
 const DEFAULT: &str = "is the default";
 const ATIME: &str = "access times are kept by the filesystems of the layers";
 const FSTAB: &str = "is a note to mount(8), which has acted on it";
 const TUNING: &str = "tunes speed only";
-const IDS: &str = "ids are not translated";
 
 /// Every name that does not act and that other programs accept; names of one rule in one string.
 const PASSIVE: &[(&str, Rule)] = &[
@@ -158,26 +231,25 @@ const PASSIVE: &[(&str, Rule)] = &[
     // kernel overlayfs
     ("redirect_dir", Only("off nofollow", "redirects are not written", "say off or leave it out")),
     ("metacopy", Only(OFF, "files are copied up whole", "say off or leave it out")),
-    ("index", Only(OFF, "no index is kept", "say off or leave it out")),
-    ("nfs_export", Only(OFF, "no file handles are given out", "say off or leave it out")),
+    (
+        "nfs_export",
+        Only(OFF, DEFAULT, "a FUSE mount gives out no file handles that last; export the layers"),
+    ),
     ("verity", Only(OFF, "digests are not checked", "say off or leave it out")),
-    ("xino", Only("off auto", "inode numbers are unique anyway", "say auto or leave it out")),
-    ("uuid", Only("off null auto", "the mount has no uuid", "say auto or leave it out")),
+    (
+        "xino",
+        Only("off auto on", "inode numbers are unique and last anyway", "say on, off or auto"),
+    ),
     ("datadir+", No("data-only layers are not supported yet")),
     // fuse-overlayfs
-    ("uidmapping gidmapping squash_to_uid squash_to_gid", No(IDS)),
-    ("squash_to_root", Only(OFF, IDS, IDS)),
     ("xattr_permissions", Only(OFF, DEFAULT, "owners and modes are those of the files themselves")),
-    ("noxattrs", Only(OFF, DEFAULT, "extended attributes are always served")),
     ("ino32_t", Only(OFF, DEFAULT, "inode numbers have 64 bits")),
     ("plugins", Only("", "names no plugin", "layers are plain directories")),
-    ("fsync", Skip("syncs are made unless volatile is given")),
-    ("timeout", Skip("caches are exact and need no limit")),
-    ("static_nlink", Skip("link counts are true and cost nothing")),
-    ("fast_ino writeback", Skip(TUNING)),
+    ("fast_ino", Skip("inode numbers are those of the layers and cost nothing")),
+    ("writeback", Skip(TUNING)),
     // libfuse
     ("default_permissions", Skip("is always set")),
-    ("threaded max_idle_threads max_threads", Skip("threads= sets the number of threads")),
+    ("max_idle_threads max_threads", Skip("threads= sets the number of threads")),
     ("clone_fd max_read max_write max_readahead max_background", Skip(TUNING)),
     ("congestion_threshold async_read sync_read", Skip(TUNING)),
     ("splice_read splice_write splice_move", Skip(TUNING)),
@@ -224,12 +296,23 @@ impl MountOptions {
         };
         flag(self.volatile, "volatile");
         flag(self.userxattr, "userxattr");
+        flag(self.index, "index=on");
+        match self.uuid {
+            Uuid::Auto => (),
+            Uuid::On => flag(true, "uuid=on"),
+            Uuid::Null => flag(true, "uuid=null"),
+            Uuid::Off => flag(true, "uuid=off"),
+        }
         flag(self.read_only, "ro");
         flag(self.dev, "dev");
         flag(!self.suid, "nosuid");
         flag(!self.exec, "noexec");
         flag(self.allow_other, "allow_other");
         flag(!self.posix_acl, "noacl");
+        flag(!self.xattrs, "noxattrs");
+        flag(!self.sync, "fsync=0");
+        flag(self.static_nlink, "static_nlink");
+        flag(self.ids.users.squash_to_root, "squash_to_root");
         flag(self.debug, "debug");
         match self.propagation {
             None => (),
@@ -242,8 +325,34 @@ impl MountOptions {
         if let Some(threads) = self.threads {
             items.push(format!("threads={threads}").into_bytes());
         }
+        if let Some(timeout) = self.timeout {
+            let (whole, rest) = (timeout.as_secs(), timeout.subsec_nanos());
+            items.push(format!("timeout={whole}.{rest:09}").into_bytes());
+        }
+        for (map, ranges, squash) in [
+            (&self.ids.users, "uidmapping", "squash_to_uid"),
+            (&self.ids.groups, "gidmapping", "squash_to_gid"),
+        ] {
+            if map.has_ranges() {
+                items.push(format!("{ranges}={map}").into_bytes());
+            }
+            if let Some(all) = map.squash_to {
+                items.push(format!("{squash}={all}").into_bytes());
+            }
+        }
+        if let Some(io) = self.io {
+            items.push(format!("io={}", io.name()).into_bytes());
+        }
         if let Some(level) = self.log_level {
             items.push(format!("log_level={level}").into_bytes());
+        }
+        for (name, limit, default) in [
+            ("dir_rename_entries", self.dir_rename_entries, DIR_RENAME_ENTRIES),
+            ("dir_rename_size", self.dir_rename_size, DIR_RENAME_SIZE),
+        ] {
+            if limit != default {
+                items.push(format!("{name}={limit}").into_bytes());
+            }
         }
         let mut value = |name: &str, value: &OsStr| {
             items.push([name.as_bytes(), b"=", &escape(value.as_bytes(), b"\\,")].concat());
@@ -300,6 +409,28 @@ impl MountOptions {
                 self.labels.push([key.as_bytes(), b"=", label].concat());
             }
             "log_level" => self.log_level = Some(parse_level(&text(needed(key, value)?))?),
+            "index" => self.index = parse_switch(key, value)?,
+            "uuid" => self.uuid = parse_uuid(&text(needed(key, value)?))?,
+            "dir_rename_entries" => self.dir_rename_entries = parse_size(key, needed(key, value)?)?,
+            "dir_rename_size" => self.dir_rename_size = parse_size(key, needed(key, value)?)?,
+            "io" => self.io = parse_io(&text(needed(key, value)?))?,
+            "uidmapping" => self.ids.users.take_ranges(parse_ids(key, value)?),
+            "gidmapping" => self.ids.groups.take_ranges(parse_ids(key, value)?),
+            "squash_to_uid" => self.ids.users.squash_to = Some(parse_id(key, value)?),
+            "squash_to_gid" => self.ids.groups.squash_to = Some(parse_id(key, value)?),
+            "squash_to_root" => {
+                let on = parse_switch(key, value)?;
+                (self.ids.users.squash_to_root, self.ids.groups.squash_to_root) = (on, on);
+            }
+            "static_nlink" => self.static_nlink = parse_switch(key, value)?,
+            "noxattrs" => self.xattrs = !parse_switch(key, value)?,
+            "fsync" => self.sync = parse_switch(key, value)?,
+            "timeout" => self.timeout = Some(parse_seconds(&text(needed(key, value)?))?),
+            "threaded" => match (parse_switch(key, value)?, self.threads) {
+                (false, _) => self.threads = Some(1),
+                (true, Some(1)) => self.threads = None,
+                (true, _) => (),
+            },
             "threads" => self.threads = Some(parse_threads(&text(needed(key, value)?))?),
             flag => {
                 if let Some(value) = value {
@@ -360,6 +491,27 @@ pub fn parse_level(name: &str) -> Result<LevelFilter> {
     }
 }
 
+/// Parses what is done with UUIDs.
+fn parse_uuid(name: &str) -> Result<Uuid> {
+    match name {
+        "auto" => Ok(Uuid::Auto),
+        "on" => Ok(Uuid::On),
+        "null" => Ok(Uuid::Null),
+        "off" => Ok(Uuid::Off),
+        other => Err(Error::invalid(format!("uuid={other}"), "is none of auto, on, null, off")),
+    }
+}
+
+/// Parses an I/O mode; `None` is `auto`.
+fn parse_io(name: &str) -> Result<Option<IoMode>> {
+    match name {
+        "auto" => Ok(None),
+        "noopen" => Ok(Some(IoMode::NoOpen)),
+        "open" => Ok(Some(IoMode::Open)),
+        other => Err(Error::invalid(format!("io={other}"), "is none of auto, noopen, open")),
+    }
+}
+
 /// Parses a number of worker threads.
 ///
 /// # Errors
@@ -372,6 +524,65 @@ pub fn parse_threads(number: &str) -> Result<usize> {
             format!("is no number of threads; use 1 to {THREADS_MAX}"),
         )),
     }
+}
+
+/// Parses the ranges of an id map.
+fn parse_ids(key: &str, value: Option<&[u8]>) -> Result<IdMap> {
+    let value = text(needed(key, value)?);
+    IdMap::parse(&value).map_err(|why| Error::invalid(format!("{key}={value}"), why))
+}
+
+fn parse_id(key: &str, value: Option<&[u8]>) -> Result<u32> {
+    let value = text(needed(key, value)?);
+    match value.parse() {
+        // The last number of all is no id.
+        Ok(id) if id < u32::MAX => Ok(id),
+        _ => Err(Error::invalid(format!("{key}={value}"), "is no id; use 0 to 4294967294")),
+    }
+}
+
+/// Parses a flag that other programs take with and without a value.
+fn parse_switch(key: &str, value: Option<&[u8]>) -> Result<bool> {
+    let Some(value) = value else { return Ok(true) };
+    let is_one_of = |list: &str| list.split(' ').any(|known| known.as_bytes() == value);
+    match (is_one_of(ON), is_one_of(OFF)) {
+        (true, _) => Ok(true),
+        (_, true) => Ok(false),
+        _ => Err(Error::invalid(format!("{key}={}", text(value)), "is neither 1 nor 0")),
+    }
+}
+
+/// Parses seconds with decimals.
+fn parse_seconds(number: &str) -> Result<Duration> {
+    let (whole, rest) = number.split_once('.').unwrap_or((number, "0"));
+    let digits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    let nanos = format!("{rest:0<9}").get(..9).and_then(|nanos| nanos.parse().ok());
+    match (whole.parse(), nanos) {
+        (Ok(seconds), Some(nanos)) if digits(whole) && digits(rest) => {
+            Ok(Duration::new(seconds, nanos))
+        }
+        _ => Err(Error::invalid(format!("timeout={number}"), "is no number of seconds")),
+    }
+}
+
+/// Parses a number that may end in K, M or G, 1,024 times more each.
+fn parse_size(key: &str, value: &[u8]) -> Result<u64> {
+    let (digits, shift) = match value.split_last() {
+        Some((b'K' | b'k', digits)) => (digits, 10),
+        Some((b'M' | b'm', digits)) => (digits, 20),
+        Some((b'G' | b'g', digits)) => (digits, 30),
+        _ => (value, 0),
+    };
+    let number = std::str::from_utf8(digits).ok().filter(|digits| !digits.starts_with('+'));
+    number
+        .and_then(|digits| digits.parse::<u64>().ok())
+        .and_then(|number| number.checked_mul(1 << shift))
+        .ok_or_else(|| {
+            Error::invalid(
+                format!("{key}={}", text(value)),
+                "is no number; write digits, with K, M or G behind them if that is shorter",
+            )
+        })
 }
 
 /// Splits a list at its commas, leaving out empty items; escapes stay as they are.
@@ -568,6 +779,17 @@ mod tests {
     }
 
     #[test]
+    fn limits_of_directory_renames() {
+        let options = parse("dir_rename_entries=5,dir_rename_size=2M");
+        assert_eq!((options.dir_rename_entries, options.dir_rename_size), (5, 2 << 20));
+        assert_eq!(parse("dir_rename_entries=0").dir_rename_entries, 0);
+        for bad in ["", "x", "-1", "+1", "1T", "K", "99999999999999999999", "17179869184G"] {
+            let list = format!("dir_rename_size={bad}");
+            MountOptions::parse(&[&list]).unwrap_err();
+        }
+    }
+
+    #[test]
     fn lowerdir_follows_the_kernels_escapes() {
         for (value, expected) in [
             ("/a", &["/a"][..]),
@@ -623,10 +845,9 @@ mod tests {
 
     #[test]
     fn what_would_change_the_result_is_refused() {
-        let options = "uidmapping=:0:300000:65536 gidmapping=0:1:1 squash_to_uid=0 squash_to_gid=0 \
-             squash_to_root xattr_permissions=2 metacopy=on redirect_dir=on redirect_dir=follow \
-             index=on xino=on nfs_export=on verity=require ino32_t=1 noxattrs=1 plugins=a.so sync \
-             strictatime allow_root auto_unmount remount uuid=on";
+        let options = "xattr_permissions=2 metacopy=on redirect_dir=on redirect_dir=follow \
+             xino=maybe nfs_export=on verity=require ino32_t=1 plugins=a.so sync \
+             strictatime allow_root auto_unmount remount";
         for option in options.split_whitespace() {
             let list = format!("lowerdir=/a,{option},volatile");
             let message = refusal(&list);
@@ -650,9 +871,9 @@ mod tests {
 
     #[test]
     fn ignored_options_are_reported_with_a_reason() {
-        let (_, ignored) = MountOptions::parse(&["rw,xino=auto,defaults", "timeout=9"]).unwrap();
+        let (_, ignored) = MountOptions::parse(&["rw,xino=auto,defaults", "fast_ino=9"]).unwrap();
         let names: Vec<&str> = ignored.iter().map(|ignored| ignored.option.as_str()).collect();
-        assert_eq!(names, ["xino=auto", "defaults", "timeout=9"]);
+        assert_eq!(names, ["xino=auto", "defaults", "fast_ino=9"]);
     }
 
     #[test]
@@ -671,12 +892,35 @@ mod tests {
 
     #[test]
     fn values_are_checked() {
-        let lists = "upperdir= upperdir workdir= threads=0 threads=x threads=100000 log_level=loud \
-             volatile=1 ro= lowerdir lowerdir+= upperdir=\\";
+        let lists = "index=maybe uuid=new uuid upperdir= upperdir workdir= threads=0 threads=x threads=100000 log_level=loud io=fast io= \
+             volatile=1 ro= lowerdir lowerdir+= upperdir=\\ uidmapping= uidmapping=0:1 \
+             gidmapping=0:1:0 squash_to_uid squash_to_gid=-1 squash_to_uid=4294967295 \
+             squash_to_root=2 static_nlink=x noxattrs= timeout= timeout=x timeout=-1 timeout=1. \
+             timeout=.5 timeout=1e3 threaded=9 fsync=maybe";
         for list in lists.split_whitespace() {
             assert!(MountOptions::parse(&[list]).is_err(), "{list}");
         }
         assert_eq!(parse("threads=3,log_level=debug").threads, Some(3));
+        assert_eq!(parse("io=open").io, Some(IoMode::Open));
+        assert_eq!(parse("io=open,io=auto").io, None);
+    }
+
+    #[test]
+    fn what_fuse_overlayfs_takes_has_its_meaning() {
+        let list = ":0:1:1500:1500:0:1,uidmapping=:0:100000:65536,gidmapping=0:7:1,squash_to_gid=9";
+        let options = parse(&format!("uidmapping={list}"));
+        assert_eq!(options.ids.users.to_string(), "0:100000:65536");
+        assert_eq!(options.ids.groups.to_string(), "0:7:1");
+        assert_eq!(options.ids.groups.squash_to, Some(9));
+        assert!(parse("squash_to_root,squash_to_root=0").ids.is_identity());
+        assert!(parse("squash_to_root=1,gidmapping=0:1:1").ids.groups.squash_to_root);
+        let options = parse("static_nlink,noxattrs=1,fsync=0,threaded=0,timeout=1.25");
+        assert!(options.static_nlink && !options.xattrs && !options.sync);
+        assert_eq!(options.threads, Some(1));
+        assert_eq!(options.timeout, Some(Duration::from_millis(1250)));
+        let options = parse("static_nlink=0,noxattrs=0,fsync=1,threaded=0,threaded=1,timeout=0");
+        let expected = MountOptions { timeout: Some(Duration::ZERO), ..Default::default() };
+        assert_eq!(options, expected);
     }
 
     #[test]
@@ -730,18 +974,52 @@ mod tests {
             Just(Propagation::Slave),
             Just(Propagation::Unbindable)
         ]);
-        let rest = (proptest::option::of(1..=THREADS_MAX), levels, propagation);
-        (paths, proptest::array::uniform9(any::<bool>()), rest).prop_map(|(paths, flags, rest)| {
-            let [volatile, userxattr, read_only, dev, suid, exec, allow_other, posix_acl, debug] =
-                flags;
+        let io = proptest::option::of(prop_oneof![Just(IoMode::NoOpen), Just(IoMode::Open)]);
+        let limits = (any::<u64>(), any::<u64>());
+        let rest = (proptest::option::of(1..=THREADS_MAX), levels, propagation, io, limits);
+        let ids = (
+            prop_oneof![Just("0:100000:65536"), Just("0:1:1500:1500:0:1"), Just("")],
+            proptest::option::of(0..u32::MAX),
+            any::<[bool; 4]>(),
+            proptest::option::of((any::<u64>(), 0..1_000_000_000_u32)),
+        );
+        let all = (paths, proptest::array::uniform10(any::<bool>()), rest, ids);
+        all.prop_map(|(paths, flags, rest, ids)| {
+            let [
+                volatile,
+                userxattr,
+                index,
+                read_only,
+                dev,
+                suid,
+                exec,
+                allow_other,
+                posix_acl,
+                debug,
+            ] = flags;
             let (lowers, upper, work, log_file, fsname, subtype) = paths;
-            let (threads, log_level, propagation) = rest;
+            let (threads, log_level, propagation, io, limits) = rest;
+            let (ranges, squash, [xattrs, sync, static_nlink, squash_to_root], timeout) = ids;
+            let mut ids = Ids::default();
+            ids.users.take_ranges(IdMap::parse(ranges).unwrap_or_default());
+            ids.groups.squash_to = squash;
+            (ids.users.squash_to_root, ids.groups.squash_to_root) =
+                (squash_to_root, squash_to_root);
             MountOptions {
                 lowers,
                 upper,
                 work,
                 volatile,
+                sync,
+                xattrs,
+                static_nlink,
+                ids,
+                timeout: timeout.map(|(secs, nanos)| Duration::new(secs, nanos)),
                 userxattr,
+                index,
+                uuid: if index { Uuid::On } else { Uuid::Off },
+                dir_rename_entries: limits.0,
+                dir_rename_size: limits.1,
                 read_only,
                 dev,
                 suid,
@@ -751,6 +1029,7 @@ mod tests {
                 posix_acl,
                 debug,
                 threads,
+                io,
                 log_level,
                 log_file,
                 labels: Vec::new(),

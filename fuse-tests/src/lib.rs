@@ -6,5 +6,8 @@ pub mod env;
 pub mod fixture;
 pub mod ops;
 pub mod run;
+pub mod same;
+pub mod store;
 pub mod tarball;
+pub mod trace;
 pub mod tree;

@@ -161,6 +161,17 @@ impl<R: Read> Reader<R> {
         Ok(got)
     }
 
+    /// Returns the input, which stands where the data of the current entry goes on.
+    pub fn input(&self) -> &R {
+        &self.input
+    }
+
+    /// Passes over the data of the current entry by moving the input forward.
+    pub fn jump(&mut self, forward: impl FnOnce(&mut R, u64)) {
+        let bytes = std::mem::take(&mut self.left) + std::mem::take(&mut self.padding);
+        forward(&mut self.input, bytes);
+    }
+
     /// Reads the input to its end, past the end of the archive.
     ///
     /// # Errors

@@ -2,19 +2,15 @@
 //!
 //! A crash before the rename leaves a directory called `.lamina-stage-...` beside the layer.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::RenameFlags;
 
-use super::target::remove_tree;
-use crate::error::{Context, Errno, Error, Result};
-use crate::layer::cache::HandleCache;
-use crate::layer::{Dir, UPPER};
+use crate::error::{Context, Errno, Result};
 use crate::sys::name::{self, At};
-use crate::sys::{data, open};
+use crate::sys::{self, data, open};
 
 /// A directory that is being filled; removed again unless published.
 #[derive(Debug)]
@@ -81,22 +77,8 @@ impl Stage {
 impl Drop for Stage {
     fn drop(&mut self) {
         let Some(name) = self.name.take() else { return };
-        if let Err(error) = remove(self.parent.as_fd(), &name, Path::new(&self.shown)) {
-            tracing::warn!("what was unpacked so far stays: {error}");
+        if let Err(errno) = sys::tree::remove(self.parent.as_fd(), &name) {
+            tracing::warn!(%errno, "{}: what was unpacked so far stays", self.shown);
         }
     }
-}
-
-/// Removes `name` in `parent` with all that lies beneath it.
-fn remove(parent: BorrowedFd<'_>, name: &[u8], shown: &Path) -> Result<()> {
-    let handle = parent.try_clone_to_owned().map_err(|error| {
-        Error::sys(
-            "fcntl",
-            shown.display().to_string(),
-            Errno::from_io_error(&error).unwrap_or(Errno::IO),
-        )
-    })?;
-    let handles = Arc::new(HandleCache::new(256));
-    let dir = Dir::root(UPPER, handle, shown.to_owned(), &handles)?;
-    remove_tree(&dir, name)
 }

@@ -10,11 +10,11 @@ use std::sync::Arc;
 use rustix::fs::FileType;
 
 use super::path;
-use crate::error::{Errno, Error, Result};
+use crate::error::Result;
 use crate::layer::cache::HandleCache;
 use crate::layer::{Dir, UPPER};
-use crate::sys::name;
 use crate::sys::stat::{self, Statx};
+use crate::sys::{self, name};
 
 /// Directory handles kept open while a layer is written.
 const HANDLES: usize = 256;
@@ -103,7 +103,7 @@ impl Target {
         // The way may lead through what is removed.
         self.way.clear();
         self.at.clear();
-        remove_tree(dir, name)
+        dir.call("unlinkat", name, |at| sys::tree::remove(at.dir, at.name))
     }
 }
 
@@ -120,36 +120,4 @@ pub(super) fn make_directory(parent: &Arc<Dir>, name: &[u8]) -> Result<Arc<Dir>>
     parent.call("mkdirat", name, |at| name::mkdir(at, 0o700))?;
     let stat = parent.call("statx", name, |at| stat::at(at.dir, at.name))?;
     Ok(parent.child(name, &stat))
-}
-
-/// Removes `name` from `dir`, with all that lies beneath it.
-///
-/// # Errors
-/// Those of the system calls; what was removed by then stays so.
-pub(super) fn remove_tree(dir: &Arc<Dir>, name: &[u8]) -> Result<()> {
-    // A stack of its own: trees may be deeper than a thread's stack.
-    let mut todo: Vec<(Arc<Dir>, Vec<u8>, bool)> = vec![(Arc::clone(dir), name.to_vec(), false)];
-    while let Some((parent, name, is_empty)) = todo.pop() {
-        if is_empty {
-            parent.call("unlinkat", &name, name::rmdir)?;
-            continue;
-        }
-        match parent.call("unlinkat", &name, name::unlink) {
-            Err(Error::Sys { errno: Errno::ISDIR, .. }) => {}
-            done => {
-                done?;
-                continue;
-            }
-        }
-        let stat = parent.call("statx", &name, |at| stat::at(at.dir, at.name))?;
-        let child = parent.child(&name, &stat);
-        todo.push((parent, name, true));
-        let mut names = Vec::new();
-        child.list(|name, _, _| {
-            names.push(name.to_vec());
-            Ok(())
-        })?;
-        todo.extend(names.into_iter().map(|name| (Arc::clone(&child), name, false)));
-    }
-    Ok(())
 }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::layer::{IdArgs, open_directory, print_json};
+use super::apply::{IdArgs, open_directory, print_json};
 use super::{Failure, print};
 use crate::archive::buildkit::{self, Mount};
 use crate::archive::same::Rules;

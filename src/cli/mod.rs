@@ -3,10 +3,12 @@
 //! Under its own name the command has subcommands; without one, and under any other name, it is
 //! a mount program ([`program`]). Exit codes: 0 done, 1 failed, 2 called wrongly.
 
+mod apply;
 pub mod diff;
 pub mod layer;
 pub mod mount;
 pub mod program;
+pub mod store;
 
 use std::ffi::{OsStr, OsString};
 use std::io::Write;
@@ -22,7 +24,7 @@ use crate::sys::process::Inherited;
 const NAME: &str = "lamina";
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// First words that make a call one of the subcommand form.
-const COMMANDS: [&str; 6] = ["mount", "unmount", "umount", "layer", "diff", "help"];
+const COMMANDS: [&str; 7] = ["mount", "unmount", "umount", "layer", "store", "diff", "help"];
 
 const PROGRAM_HELP: &str = "\
 usage: lamina [-f] [-d] -o OPTS MERGED
@@ -46,7 +48,10 @@ mount options:
   ro, dev, nosuid, noexec, private, shared, slave, allow_other
   volatile               skip syncs; contents may be lost in a crash of the machine
   userxattr              keep marks in user.overlay.* xattrs
+  dir_rename_entries=N, dir_rename_size=BYTES
+                         how much is copied to rename a directory with lower parts
   noacl                  do without POSIX ACLs
+  io=auto|noopen|open    whether opening a file is a request; auto: only where the server needs it
   threads=N, fsname=NAME, log_level=LEVEL, log_file=FILE
 ";
 
@@ -82,24 +87,13 @@ enum Command {
         /// The directory it is mounted on
         merged: PathBuf,
     },
-    /// Make layers of archives, and archives of layers
-    #[command(subcommand)]
-    Layer(LayerCommand),
     /// List or write how directories differ
     #[command(after_help = diff::EXAMPLES)]
     Diff(diff::DiffArgs),
-}
-
-#[derive(clap::Subcommand, Debug)]
-enum LayerCommand {
-    /// Unpack an archive to a layer
-    Apply(layer::ApplyArgs),
-    /// Write what a layer changes as an archive
-    Diff(diff::LayerDiffArgs),
-    /// List what a layer changes: A added, C changed, D deleted
-    Changes(diff::LayerListArgs),
-    /// Print the size of the files that a layer has, in bytes
-    DiffSize(diff::LayerListArgs),
+    /// Keep one layer of a store: create, remove, ...; layers from archives and back
+    Layer(layer::LayerCommandArgs),
+    /// Keep a store of layers: init, list, ...
+    Store(store::StoreCommandArgs),
 }
 
 /// Why a call failed: the sentence to print, and the exit code.
@@ -125,6 +119,11 @@ impl Failure {
     fn with_code(sentence: String, code: u8) -> Self {
         Self { sentence, code }
     }
+
+    /// An answer of "no" that the exit code says.
+    fn silent() -> Self {
+        Self::sentence(String::new())
+    }
 }
 
 /// Runs one command line, the program's name first, and returns the exit code.
@@ -139,8 +138,10 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>, inherited: Inherited) 
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             let words: Vec<&str> = failure.sentence.split(['\n', '\r']).collect();
-            // Nowhere is left to complain when stderr is gone.
-            drop(writeln!(std::io::stderr(), "{NAME}: {}", words.join(" ")));
+            if !failure.sentence.is_empty() {
+                // Nowhere is left to complain when stderr is gone.
+                drop(writeln!(std::io::stderr(), "{NAME}: {}", words.join(" ")));
+            }
             ExitCode::from(failure.code)
         }
     }
@@ -191,13 +192,9 @@ fn run_command(arguments: &[OsString], inherited: Inherited) -> Result<(), Failu
         Ok(Cli { command: Command::Unmount { lazy, merged } }) => {
             crate::mount::unmount::unmount(&merged, lazy).map_err(Failure::run)
         }
-        Ok(Cli { command: Command::Layer(command) }) => match command {
-            LayerCommand::Apply(args) => layer::run_apply(args),
-            LayerCommand::Diff(args) => diff::run_layer_diff(args),
-            LayerCommand::Changes(args) => diff::run_layer_changes(args),
-            LayerCommand::DiffSize(args) => diff::run_layer_diff_size(args),
-        },
         Ok(Cli { command: Command::Diff(args) }) => diff::run_diff(args),
+        Ok(Cli { command: Command::Layer(args) }) => layer::run(args),
+        Ok(Cli { command: Command::Store(args) }) => store::run(args),
         Err(error)
             if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) =>
         {

@@ -12,9 +12,11 @@ mod dispatch;
 mod transport_fuser;
 
 use crate::error::Result;
+use crate::options::IoMode;
 use crate::union::Union;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// How a union is served.
 #[derive(Debug, Clone)]
@@ -23,10 +25,16 @@ pub struct ServeOptions {
     pub threads: usize,
     /// Whether POSIX ACLs are negotiated.
     pub posix_acl: bool,
+    /// Whether extended attributes are served.
+    pub xattrs: bool,
+    /// How long the kernel may keep entries, absences and attributes; for ever unless given.
+    pub timeout: Option<Duration>,
     /// Whether other users than the one who mounted may use the mount.
     ///
     /// The kernel alone enforces it, from the mount option of that name; told here for the log.
     pub allow_other: bool,
+    /// Whether opens are requests.
+    pub io: IoMode,
     /// Whether the kernel is told not to send syncs, since nobody wants them.
     pub volatile: bool,
 }

@@ -5,10 +5,13 @@
 //! below this module only.
 
 pub mod data;
+pub mod handle;
 pub mod inode_flags;
+pub mod lockfile;
 pub mod mountfd;
 pub mod name;
 pub mod open;
 pub mod process;
 pub mod stat;
+pub mod tree;
 pub mod xattr;
