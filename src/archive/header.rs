@@ -192,7 +192,7 @@ impl Header {
 
     /// Returns the block of the ustar format; numbers and texts that do not fit are cut.
     ///
-    /// The caller puts those into pax records; see [`Header::fits`].
+    /// The caller puts those into pax records; see [`fits`].
     pub fn print(&self) -> Block {
         let mut block = [0; BLOCK];
         let (prefix, name) = split(&self.path).unwrap_or((&[], &self.path));

@@ -1,6 +1,6 @@
 //! A stack of layers as one tree, read only: what a path shows, without a mount.
 //!
-//! Asks the merge rule ([`resolve`]) like the union does. Holds nothing but directories of layers,
+//! Asks the merge rule (`union::resolve`) like the union does. Holds nothing but directories of layers,
 //! whose handles are opened when needed; every lookup asks the disk anew.
 //!
 //! # Source
