@@ -8,6 +8,7 @@ pub mod ops;
 pub mod run;
 pub mod same;
 pub mod store;
+pub mod tarball;
 pub mod trace;
 pub mod tree;
 pub mod weak;

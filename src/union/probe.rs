@@ -12,7 +12,7 @@ use super::attr::times_of;
 use super::publish::{Temp, Work};
 use crate::error::{Context, Errno, Result};
 use crate::layer::leftover;
-use crate::marks;
+use crate::marks::{self, Namespace};
 use crate::options::Ability;
 use crate::sys;
 use crate::sys::name::At;
@@ -29,8 +29,8 @@ pub(crate) struct Abilities {
     pub(crate) rename_whiteout: bool,
     /// Character devices 0:0; else whiteouts are `.wh.` files.
     pub(crate) device: bool,
-    /// The xattr that marks opaque directories; else `.wh..wh..opq` files do.
-    pub(crate) opaque: Option<&'static [u8]>,
+    /// Xattrs for marks, and where; else `.wh..wh..opq` files mark opaque directories.
+    pub(crate) marks: Option<Namespace>,
     /// link(2), by names that are one; else whiteouts are made one by one, and names of one lower
     /// file are one file after its copy-up only while mounted.
     pub(crate) link: bool,
@@ -55,7 +55,7 @@ pub(super) fn probe(work: &Work, userxattr: bool, lacks: &[Ability]) -> Result<A
         exchange: has(Ability::Exchange) && can_exchange(work)?,
         rename_whiteout: device && has(Ability::RenameWhiteout) && can_rename_whiteout(work)?,
         device,
-        opaque: if has(Ability::Xattr) { opaque_xattr(work, userxattr)? } else { None },
+        marks: if has(Ability::Xattr) { namespace(work, userxattr)? } else { None },
         link,
         chown: has(Ability::Chown) && can_chown(work)?,
         symlink_attributes: has_symlink_attributes(work)?,
@@ -75,7 +75,7 @@ fn report(found: &Abilities) {
         "upperdir: whiteouts: {}; opaque directories: {}; unnamed files: {}; RENAME_EXCHANGE: {}; \
          RENAME_WHITEOUT: {}; hard links: {}; owners: {}; removed open files: {}",
         if found.device { "character devices 0:0" } else { ".wh. files" },
-        found.opaque.map_or_else(|| text(marks::OPAQUE_NAME), text),
+        text(found.marks.map_or(marks::OPAQUE_NAME, |space| space.of(&marks::OPAQUE_XATTRS))),
         found.unnamed,
         found.exchange,
         found.rename_whiteout,
@@ -83,7 +83,7 @@ fn report(found: &Abilities) {
         if found.chown { "kept" } else { "the server's" },
         if found.unlink_open { "gone" } else { "kept in workdir until they are closed" },
     );
-    if !found.device || found.opaque.is_none() {
+    if !found.device || found.marks.is_none() {
         tracing::warn!(
             "upperdir: its filesystem holds no whiteouts or no marks of the kernel's form, so \
              kernel overlayfs will not read this layer as it is meant"
@@ -190,17 +190,18 @@ fn has_device(work: &Work) -> Result<bool> {
     Ok(stat.is_some_and(|stat| sys::stat::is_whiteout(&stat)))
 }
 
-fn opaque_xattr(work: &Work, userxattr: bool) -> Result<Option<&'static [u8]>> {
+fn namespace(work: &Work, userxattr: bool) -> Result<Option<Namespace>> {
     let dir = work.make_directory(0o700)?;
-    let [trusted, user, _] = marks::OPAQUE_XATTRS;
-    for name in [trusted, user].into_iter().skip(usize::from(userxattr)) {
+    let known = [Namespace::Trusted, Namespace::User];
+    for namespace in known.into_iter().skip(usize::from(userxattr)) {
+        let name = namespace.of(&marks::OPAQUE_XATTRS);
         let value = marks::OPAQUE_VALUE;
         let set = dir
             .call("setxattr", |at| xattr::set(Target::Name(at), name, value, XattrFlags::empty()));
         if tried(set)?.is_some() {
             let read = dir.call("getxattr", |at| xattr::get(Target::Name(at), name));
             if tried(read)?.flatten().as_deref() == Some(value) {
-                return Ok(Some(name));
+                return Ok(Some(namespace));
             }
         }
     }

@@ -15,7 +15,7 @@ use super::attr::times_of;
 use super::probe::{self, Abilities};
 use crate::error::{Context, Errno, Error, Result};
 use crate::layer::{self, leftover};
-use crate::marks;
+use crate::marks::{self, Namespace};
 use crate::options::Ability;
 use crate::sys;
 use crate::sys::name::At;
@@ -29,6 +29,8 @@ pub(crate) struct Work {
     pub(crate) dir: Arc<layer::Dir>,
     /// What the filesystem can do.
     pub(crate) can: Abilities,
+    /// Where this mount keeps its marks, where it can.
+    pub(crate) namespace: Namespace,
     /// The system gives each new file xattrs, such as a label.
     pub(crate) new_files_have_xattrs: bool,
     next: AtomicU64,
@@ -75,10 +77,16 @@ impl Work {
     /// # Errors
     /// Those of the calls that are tried, but that something is not supported.
     pub(crate) fn open(dir: Arc<layer::Dir>, userxattr: bool, lacks: &[Ability]) -> Result<Self> {
-        let can = Abilities::default();
-        let mut work = Self { dir, can, new_files_have_xattrs: true, next: AtomicU64::new(0) };
+        let mut work = Self {
+            dir,
+            can: Abilities::default(),
+            namespace: if userxattr { Namespace::User } else { Namespace::Trusted },
+            new_files_have_xattrs: true,
+            next: AtomicU64::new(0),
+        };
         work.empty_but(b"")?;
         work.can = probe::probe(&work, userxattr, lacks)?;
+        work.namespace = work.can.marks.unwrap_or(work.namespace);
         if work.can.device && work.can.link {
             work.make_whiteout_template()?;
         }
@@ -193,22 +201,44 @@ impl Work {
 
     /// Marks a directory opaque.
     pub(crate) fn set_opaque(&self, at: At<'_>) -> std::result::Result<(), Errno> {
-        match self.can.opaque {
-            Some(name) => {
-                xattr::set(Target::Name(at), name, marks::OPAQUE_VALUE, XattrFlags::empty())
-            }
-            None => mark_opaque(sys::open::directory(at.dir, at.name)?.as_fd()),
+        if self.can.marks.is_none() {
+            return mark_opaque(sys::open::directory(at.dir, at.name)?.as_fd());
         }
+        let name = self.namespace.of(&marks::OPAQUE_XATTRS);
+        xattr::set(Target::Name(at), name, marks::OPAQUE_VALUE, XattrFlags::empty())
+    }
+
+    /// Marks the upper directory `dir` as one that may hold objects with an origin, unless it is.
+    ///
+    /// # Errors
+    /// `ENOSPC`, `EDQUOT` and the like; not that such xattrs cannot be had there.
+    pub(crate) fn set_impure(&self, dir: &layer::Dir) -> Result<()> {
+        if self.can.marks.is_none() || dir.is_impure()? {
+            return Ok(());
+        }
+        let name = self.namespace.of(&marks::IMPURE_XATTRS);
+        dir.with("setxattr", |handle| {
+            let set = || {
+                let dir = Target::Handle(handle);
+                xattr::set(dir, name, marks::IMPURE_VALUE, XattrFlags::empty())
+            };
+            match set().or_else(|errno| if_writable(errno, At::new(handle, b"."), set)) {
+                // Then numbers change with the next mount, and nothing else.
+                Ok(()) | Err(Errno::OPNOTSUPP | Errno::PERM | Errno::ACCESS) => Ok(()),
+                Err(errno) => Err(errno),
+            }
+        })?;
+        dir.set_impure(true);
+        Ok(())
     }
 
     /// Marks an open directory opaque.
     pub(crate) fn set_opaque_handle(&self, dir: BorrowedFd<'_>) -> std::result::Result<(), Errno> {
-        match self.can.opaque {
-            Some(name) => {
-                xattr::set(Target::Handle(dir), name, marks::OPAQUE_VALUE, XattrFlags::empty())
-            }
-            None => mark_opaque(dir),
+        if self.can.marks.is_none() {
+            return mark_opaque(dir);
         }
+        let name = self.namespace.of(&marks::OPAQUE_XATTRS);
+        xattr::set(Target::Handle(dir), name, marks::OPAQUE_VALUE, XattrFlags::empty())
     }
 
     /// Name of the anchor of the object with inode number `ino`.
@@ -312,56 +342,61 @@ impl Work {
 
     /// Removes a name in work with all beneath; one that does not exist is no error.
     pub(crate) fn remove_tree(&self, name: &[u8]) -> Result<()> {
-        let first = self.dir.call("unlinkat", name, |at| Ok(sys::name::unlink(at)))?;
-        match first {
-            Ok(()) | Err(Errno::NOENT) => return Ok(()),
-            // A directory; some filesystems say EPERM.
-            Err(Errno::ISDIR | Errno::PERM) => {}
-            Err(errno) => return Err(Error::sys("unlinkat", self.dir.describe(name), errno)),
-        }
-        match self.dir.call("unlinkat", name, |at| Ok(sys::name::rmdir(at)))? {
-            Ok(()) => return Ok(()),
-            // EPERM: SFTP has no other word.
-            Err(Errno::NOTEMPTY | Errno::EXIST | Errno::PERM) => {}
-            Err(errno) => return Err(Error::sys("unlinkat", self.dir.describe(name), errno)),
-        }
-        // The way down is kept here, not on the thread's stack.
-        let Some(top) = self.descend(&self.dir, name)? else { return Ok(()) };
-        let mut way = vec![(top, name.to_vec())];
-        while let Some((dir, _)) = way.last() {
-            let dir = Arc::clone(dir);
-            let mut deeper = None;
-            for name in names(&dir)? {
-                if let Some(below) = self.descend(&dir, &name)? {
-                    deeper = Some((below, name));
-                    break;
-                }
-                dir.call("unlinkat", &name, sys::name::unlink)?;
-            }
-            if let Some(below) = deeper {
-                way.push(below);
-            } else if let Some((_, name)) = way.pop() {
-                let above = way.last().map_or(&self.dir, |(above, _)| above);
-                above.call("unlinkat", &name, sys::name::rmdir)?;
-            }
-        }
-        Ok(())
+        remove_tree(&self.dir, name)
     }
+}
 
-    /// Returns directory `name` of `dir`, made accessible; `None` if it is no directory.
-    fn descend(&self, dir: &Arc<layer::Dir>, name: &[u8]) -> Result<Option<Arc<layer::Dir>>> {
-        let Some(stat) = dir.find(name)? else { return Ok(None) };
-        if FileType::from_raw_mode(u32::from(stat.stx_mode)) != FileType::Directory {
-            return Ok(None);
-        }
-        if u32::from(stat.stx_mode) & 0o700 != 0o700 {
-            dir.call("chmod", name, |at| {
-                let handle = sys::open::handle(at.dir, at.name)?;
-                sys::name::chmod_handle(&handle, 0o700)
-            })?;
-        }
-        Ok(Some(dir.child(name, &stat)))
+/// Removes a name in `dir` with all beneath; one that does not exist is no error.
+pub(super) fn remove_tree(work: &Arc<layer::Dir>, name: &[u8]) -> Result<()> {
+    let first = work.call("unlinkat", name, |at| Ok(sys::name::unlink(at)))?;
+    match first {
+        Ok(()) | Err(Errno::NOENT) => return Ok(()),
+        // A directory; some filesystems say EPERM.
+        Err(Errno::ISDIR | Errno::PERM) => {}
+        Err(errno) => return Err(Error::sys("unlinkat", work.describe(name), errno)),
     }
+    match work.call("unlinkat", name, |at| Ok(sys::name::rmdir(at)))? {
+        Ok(()) => return Ok(()),
+        // EPERM: SFTP has no other word.
+        Err(Errno::NOTEMPTY | Errno::EXIST | Errno::PERM) => {}
+        Err(errno) => return Err(Error::sys("unlinkat", work.describe(name), errno)),
+    }
+    // The way down is kept here, not on the thread's stack.
+    let Some(top) = descend(work, name)? else { return Ok(()) };
+    let mut way = vec![(top, name.to_vec())];
+    while let Some((dir, _)) = way.last() {
+        let dir = Arc::clone(dir);
+        let mut deeper = None;
+        for name in names(&dir)? {
+            if let Some(below) = descend(&dir, &name)? {
+                deeper = Some((below, name));
+                break;
+            }
+            dir.call("unlinkat", &name, sys::name::unlink)?;
+        }
+        if let Some(below) = deeper {
+            way.push(below);
+        } else if let Some((_, name)) = way.pop() {
+            let above = way.last().map_or(work, |(above, _)| above);
+            above.call("unlinkat", &name, sys::name::rmdir)?;
+        }
+    }
+    Ok(())
+}
+
+/// Returns directory `name` of `dir`, made accessible; `None` if it is no directory.
+fn descend(dir: &Arc<layer::Dir>, name: &[u8]) -> Result<Option<Arc<layer::Dir>>> {
+    let Some(stat) = dir.find(name)? else { return Ok(None) };
+    if FileType::from_raw_mode(u32::from(stat.stx_mode)) != FileType::Directory {
+        return Ok(None);
+    }
+    if u32::from(stat.stx_mode) & 0o700 != 0o700 {
+        dir.call("chmod", name, |at| {
+            let handle = sys::open::handle(at.dir, at.name)?;
+            sys::name::chmod_handle(&handle, 0o700)
+        })?;
+    }
+    Ok(Some(dir.child(name, &stat)))
 }
 
 /// A directory made writable for its owner, who is not privileged; anything else is left alone.
@@ -432,12 +467,12 @@ pub(super) fn names(dir: &layer::Dir) -> Result<Vec<Vec<u8>>> {
 }
 
 impl Staged<'_> {
-    /// Gives the file one more name, in work.
-    pub(crate) fn link(&self, work: &Work, name: &[u8]) -> Result<()> {
-        work.dir.call("linkat", name, |to| match &self.name {
+    /// Gives the file one more name; `work` is where it may have one.
+    pub(crate) fn link(&self, work: BorrowedFd<'_>, to: At<'_>) -> std::result::Result<(), Errno> {
+        match &self.name {
             None => sys::name::link_handle(&self.file, to),
-            Some(temp) => sys::name::link(At::new(to.dir, &temp.name), to),
-        })
+            Some(temp) => sys::name::link(At::new(work, &temp.name), to),
+        }
     }
 
     /// Makes data and attributes durable.
