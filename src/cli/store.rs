@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::{Failure, print};
 use crate::error::{Error, Result};
-use crate::store::{Store, StoreConfig, Variant};
+use crate::store::{Backend, Store, StoreConfig, Variant};
 
 /// Where the store is; the same for all commands that work on one.
 #[derive(clap::Args, Debug)]
@@ -100,6 +100,8 @@ enum StoreCommand {
     Status(StoreArgs),
     /// List the layers
     List(StoreArgs),
+    /// Try what kernel and filesystem can do, and tell who mounts, why, and how to change it
+    Probe(StoreArgs),
 }
 
 /// Runs `lamina store`.
@@ -123,6 +125,36 @@ pub fn run(args: StoreCommandArgs) -> std::result::Result<(), Failure> {
             let lines: String =
                 facts.iter().map(|(name, value)| format!("{name}: {value}\n")).collect();
             print(&lines)
+        }
+        StoreCommand::Probe(args) => {
+            let store = args.open()?;
+            let probe = store.probe(true).map_err(failure)?;
+            let choice = store.choose(&probe, None).map_err(failure)?;
+            let backend = choice.backend.as_ref().map_or("none", Backend::name);
+            if args.json {
+                let value = json!({
+                    "filesystem": probe.filesystem,
+                    "facts": probe.facts,
+                    "backend": backend,
+                    "reason": choice.reason,
+                    "cure": choice.cure,
+                });
+                return print(&format!("{value}\n"));
+            }
+            let mut text = format!("filesystem: {}\n", probe.filesystem);
+            for fact in &probe.facts {
+                let holds = if fact.holds { "yes" } else { "no" };
+                let reason = match fact.reason.as_str() {
+                    "" => String::new(),
+                    reason => format!(" ({reason})"),
+                };
+                text.push_str(&format!("{}: {holds}{reason}\n", fact.name));
+            }
+            text.push_str(&format!("backend: {backend}\nreason: {}\n", choice.reason));
+            if !choice.cure.is_empty() {
+                text.push_str(&format!("cure: {}\n", choice.cure));
+            }
+            print(&text)
         }
         StoreCommand::List(args) => {
             let layers = args.open()?.list().map_err(failure)?;

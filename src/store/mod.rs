@@ -13,7 +13,9 @@ pub mod layout;
 pub mod link;
 pub mod lock;
 pub mod lower;
+pub mod mounts;
 pub mod options;
+pub mod probe;
 pub mod remove;
 pub mod stage;
 
@@ -23,7 +25,9 @@ use std::path::{Path, PathBuf};
 
 pub use create::{CreateOptions, StagedLayer};
 pub use layout::{Home, LayerId, Variant};
+pub use mounts::MountRequest;
 pub use options::DriverOptions;
+pub use probe::{Backend, Choice, Probe};
 
 use crate::error::{Context, Error, Result};
 use crate::options::show_path;
@@ -303,15 +307,39 @@ impl Store {
     /// Returns what engines show of a driver: names and values.
     ///
     /// # Errors
-    /// Those of statfs(2).
+    /// As [`Store::probe`].
     pub fn status(&self) -> Result<Vec<(String, String)>> {
         let home = self.home();
-        let fs = rustix::fs::fstatfs(home.dir()).at("fstatfs", || show_path(home.path()))?;
-        Ok(vec![
-            ("Driver".into(), home.variant().name().into()),
-            ("Home".into(), show_path(home.path())),
-            ("Backing Filesystem".into(), fs_name(fs.f_type)),
-        ])
+        let probe = self.probe(false)?;
+        let choice = self.choose(&probe, None)?;
+        let kernel = choice.backend == Some(Backend::Kernel);
+        let truth = |truth: bool| truth.to_string();
+        Ok([
+            ("Driver", home.variant().name().to_owned()),
+            ("Home", show_path(home.path())),
+            ("Backing Filesystem", probe.filesystem.clone()),
+            ("Mounts By", choice.backend.as_ref().map_or("nobody", Backend::name).to_owned()),
+            ("Supports d_type", truth(!kernel || probe.holds("d_type"))),
+            ("Native Overlay Diff", truth(kernel && probe.holds("native-diff"))),
+            ("Using metacopy", truth(kernel && probe.holds("metacopy"))),
+            ("Supports shifting", truth(self.supports_shifting(&probe, &choice))),
+            ("Supports volatile", truth(!kernel || probe.holds("volatile"))),
+        ]
+        .map(|(name, value)| (name.to_owned(), value))
+        .to_vec())
+    }
+
+    /// Returns whether a mount can show other ids than the layers have.
+    pub fn supports_shifting(&self, probe: &Probe, choice: &Choice) -> bool {
+        let disabled = std::env::var_os("_CONTAINERS_OVERLAY_DISABLE_IDMAP");
+        if disabled.is_some_and(|value| value == "yes") {
+            return false;
+        }
+        match choice.backend {
+            Some(Backend::Kernel) => probe.holds("idmapped-lowers"),
+            Some(Backend::Fuse | Backend::Program(_)) => true,
+            None => false,
+        }
     }
 
     /// Returns the paths of a layer.
