@@ -7,6 +7,7 @@
 //! Every change is made aside and published by one rename ([`stage`]). A killed process leaves a
 //! temporary directory, which the next [`Store::open`] finishes or undoes.
 
+pub mod check;
 pub mod config;
 pub mod create;
 pub mod layout;
@@ -18,6 +19,7 @@ pub mod options;
 pub mod probe;
 pub mod remove;
 pub mod stage;
+pub mod usage;
 
 use std::collections::HashSet;
 use std::os::fd::{AsFd, OwnedFd};
@@ -129,7 +131,11 @@ impl Store {
     /// # Errors
     /// `Invalid` for options, or without a store there; those of opening directories.
     pub fn open(config: &StoreConfig) -> Result<Self> {
-        let home = Home::open(&config.root, config.variant)?.ok_or_else(|| {
+        Self::with_home(Self::existing(config)?, config)
+    }
+
+    fn existing(config: &StoreConfig) -> Result<Home> {
+        Home::open(&config.root, config.variant)?.ok_or_else(|| {
             Error::invalid(
                 format!("root {}", show_path(&config.root)),
                 format!(
@@ -138,8 +144,15 @@ impl Store {
                     config.variant.name()
                 ),
             )
-        })?;
-        Self::with_home(home, config)
+        })
+    }
+
+    /// Opens a store that exists, and leaves it as it is.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub fn open_as_it_is(config: &StoreConfig) -> Result<Self> {
+        Self::assemble(Self::existing(config)?, config)
     }
 
     /// Opens a store, making it where there is none.
@@ -159,6 +172,14 @@ impl Store {
     }
 
     fn with_home(home: Home, config: &StoreConfig) -> Result<Self> {
+        let store = Self::assemble(home, config)?;
+        for home in store.writable_homes() {
+            stage::recover(home)?;
+        }
+        Ok(store)
+    }
+
+    fn assemble(home: Home, config: &StoreConfig) -> Result<Self> {
         let options = DriverOptions::parse(&config.options)?;
         let mut homes = vec![home];
         if let Some(root) = &config.image_store {
@@ -170,11 +191,7 @@ impl Store {
             homes.extend(Home::open(root, config.variant)?);
         }
         let run_home = config.run_root.join(config.variant.name());
-        let store = Self { homes, writable, run_home, options };
-        for home in store.writable_homes() {
-            stage::recover(home)?;
-        }
-        Ok(store)
+        Ok(Self { homes, writable, run_home, options })
     }
 
     /// Returns the store's own home.

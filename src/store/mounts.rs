@@ -150,6 +150,26 @@ impl Store {
         Ok(all)
     }
 
+    /// Forgets the count of a layer that is not mounted.
+    ///
+    /// # Errors
+    /// Those of removing it.
+    pub(super) fn forget_count(&self, id: &LayerId) -> Result<()> {
+        let locked = match self.find(id)? {
+            Some(found) => {
+                let locked = lock::layer(found.home, id, Sharing::Exclusive)?;
+                if self.mounted(&self.merged_path(&found, id))?.is_some() {
+                    return Ok(());
+                }
+                locked
+            }
+            None => None,
+        };
+        let done = drop_count(&self.counts()?, id);
+        drop(locked);
+        done
+    }
+
     fn lock_layer(&self, found: &Found<'_>, id: &LayerId) -> Result<LockedLayer> {
         lock::layer(found.home, id, Sharing::Exclusive)?
             .ok_or_else(|| Error::NoSuchLayer { id: id.to_string().into() })

@@ -4,7 +4,7 @@
 //! or mount options change. Nothing is concluded from a version. Trials mount nothing that anybody
 //! can see, and their files lie in a temporary directory.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::PathBuf;
 
 use rustix::fs::{CWD, FileType, Mode, OFlags, XattrFlags, openat};
@@ -421,12 +421,9 @@ impl Lab<'_> {
 
     fn data_only(&self) -> Result<()> {
         let bench = self.bench()?;
+        let data = self.dir(&bench.top, b"data")?;
         let mut options = options_here(&["metacopy=on"]);
-        // The descriptor form has a key of its own, which takes no more trouble to try.
-        options.push(format!("datadir+=/proc/self/fd/{}", {
-            use std::os::fd::AsRawFd;
-            bench.top.as_raw_fd()
-        }));
+        options.push(format!("datadir+=/proc/self/fd/{}", data.as_raw_fd()));
         let overlay = Overlay { lowers: &bench.lowers, upper: None, options: &options };
         kernel::unattached(&overlay).map(drop)
     }
