@@ -192,34 +192,44 @@ struct Scene {
     name: &'static str,
     words: &'static [&'static str],
     prepare: fn(&TestStore),
+    /// Calls from one kill to the next; more than one where there are very many.
+    stride: usize,
 }
 
-const SCENES: [Scene; 6] = [
-    Scene { name: "init", words: &["store", "init"], prepare: |_| {} },
-    Scene { name: "create", words: &["layer", "create", "--parent", "b", "new"], prepare: |_| {} },
-    Scene {
-        name: "remove",
-        words: &["layer", "remove", "gone"],
-        prepare: |store| store.layer("gone", Some("b"), "file d/e/f 644 x\nfile g 644 y\n"),
-    },
-    Scene { name: "mount", words: &["layer", "mount", "c"], prepare: |_| {} },
-    Scene {
-        name: "unmount",
-        words: &["layer", "unmount", "c"],
-        prepare: |store| {
-            store.ok(&["layer", "mount", "c"]);
-        },
-    },
-    Scene {
-        name: "repair",
-        words: &["store", "check", "--repair"],
-        prepare: |store| {
-            fs::remove_dir_all(store.home().join("l")).unwrap();
-            fs::remove_file(store.path("c", "link")).unwrap();
-            fs::write(store.path("c", "lower"), "").unwrap();
-        },
-    },
+const SCENES: [Scene; 7] = [
+    scene("init", &["store", "init"], |_| {}, 1),
+    scene("create", &["layer", "create", "--parent", "b", "new"], |_| {}, 1),
+    scene("probe", &["store", "probe"], |_| {}, 9),
+    scene("mount", &["layer", "mount", "c"], |_| {}, 1),
+    scene(
+        "remove",
+        &["layer", "remove", "gone"],
+        |store| store.layer("gone", Some("b"), "file d/e/f 644 x\nfile g 644 y\n"),
+        1,
+    ),
+    scene(
+        "unmount",
+        &["layer", "unmount", "c"],
+        |store| drop(store.ok(&["layer", "mount", "c"])),
+        1,
+    ),
+    scene("repair", &["store", "check", "--repair"], lose_links, 1),
 ];
+
+const fn scene(
+    name: &'static str,
+    words: &'static [&'static str],
+    prepare: fn(&TestStore),
+    stride: usize,
+) -> Scene {
+    Scene { name, words, prepare, stride }
+}
+
+fn lose_links(store: &TestStore) {
+    fs::remove_dir_all(store.home().join("l")).unwrap();
+    fs::remove_file(store.path("c", "link")).unwrap();
+    fs::write(store.path("c", "lower"), "").unwrap();
+}
 
 // Killed at each system call in turn: the store opens, and is sound after at most one start and one
 // repair of what only a repair may touch.
@@ -272,10 +282,10 @@ fn a_command_killed_at_any_step_leaves_a_store_that_recovers() {
             store.ok(&["layer", "unmount", "c"]);
             if !killed {
                 assert!(step > 20, "{}: strace killed nothing", scene.name);
-                eprintln!("{}: killed at each of {} calls", scene.name, step - 1);
+                eprintln!("{}: killed at calls up to {step}", scene.name);
                 break;
             }
-            step += 1;
+            step += scene.stride;
         }
         while is_mounted(&store.path("c", "merged")) {
             store.ok(&["layer", "unmount", "c"]);
