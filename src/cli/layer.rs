@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::store::{StoreArgs, failure};
-use super::{Failure, print};
+use super::{Failure, apply, diff, print};
 use crate::error::Error;
 use crate::options::show_path;
 use crate::store::{Backend, CreateOptions, LayerId, MountRequest, Store};
@@ -33,6 +33,14 @@ enum LayerCommand {
     /// Give a mount back; the last one takes it down
     #[command(alias = "umount")]
     Unmount(OneLayer),
+    /// Unpack an archive to a layer
+    Apply(apply::ApplyArgs),
+    /// Write what a layer changes as an archive
+    Diff(diff::LayerDiffArgs),
+    /// List what a layer changes: A added, C changed, D deleted
+    Changes(diff::LayerListArgs),
+    /// Print the size of the files that a layer has, in bytes
+    DiffSize(diff::LayerListArgs),
 }
 
 #[derive(clap::Args, Debug)]
@@ -102,6 +110,10 @@ pub fn run(args: LayerCommandArgs) -> Result<(), Failure> {
     match args.command {
         LayerCommand::Create(args) => create(&args, false),
         LayerCommand::CreateRw(args) => create(&args, true),
+        LayerCommand::Apply(args) => apply::run_apply(args),
+        LayerCommand::Diff(args) => diff::run_layer_diff(args),
+        LayerCommand::Changes(args) => diff::run_layer_changes(args),
+        LayerCommand::DiffSize(args) => diff::run_layer_diff_size(args),
         LayerCommand::Remove(args) => {
             let (store, id) = args.open()?;
             store.remove(&id).map_err(failure)
