@@ -1,8 +1,8 @@
 //! laminafs: a union (overlay) filesystem that needs no root.
 //!
 //! Modules from bottom to top; imports point down only: [`sys`], [`layer`], [`union`], [`fuse`],
-//! [`mount`], [`store`], [`cli`]. [`error`], [`idmap`], [`marks`] and [`options`] are leaves that all
-//! may use.
+//! [`mount`], [`store`], [`cli`]. [`error`], [`idmap`], [`marks`], [`options`] and [`overrides`]
+//! are leaves that all may use.
 
 pub mod cli;
 pub mod error;
@@ -12,6 +12,7 @@ pub mod layer;
 pub mod marks;
 pub mod mount;
 pub mod options;
+pub mod overrides;
 pub mod store;
 pub mod sys;
 pub mod union;

@@ -134,6 +134,7 @@ impl Stack {
             volatile_mark: spec.options().volatile,
             ids: spec.options().ids.clone(),
             static_nlink: spec.options().static_nlink,
+            overrides: spec.options().overrides,
             userxattr: spec.options().userxattr,
             copy_limit: CopyLimit {
                 entries: spec.options().dir_rename_entries,
