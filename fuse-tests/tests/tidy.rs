@@ -13,6 +13,7 @@ const ORDER: &[&str] = &[
     "sys",
     "layer",
     "union",
+    "archive",
     "fuse",
     "mount",
     "store",
