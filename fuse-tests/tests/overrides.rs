@@ -338,7 +338,7 @@ fn a_users_directory_does_not_make_programs_of_root() {
     );
     chown(&layer, Some(1000), Some(1000)).unwrap();
     sandbox.forget_seals();
-    let refused = sandbox.spec(Kind::Lamina).try_mount().err().expect("mounted");
+    let refused = sandbox.spec(Kind::Lamina).try_mount().expect_err("mounted");
     assert!(said(&refused).contains("xattr_permissions=2"), "{}", said(&refused));
     let mount = sandbox.spec(Kind::Lamina).option("xattr_permissions=2").mount();
     assert_eq!(show(mount.path(), &["sh"]), ["sh 0:0 4755 regular file"]);
