@@ -15,6 +15,7 @@ use super::cache::HandleCache;
 use super::{Index, leftover};
 use crate::error::{Context, Errno, Error, Result};
 use crate::marks;
+use crate::overrides::Form;
 use crate::sys::name::At;
 use crate::sys::stat::Statx;
 use crate::sys::xattr::{self, Target};
@@ -27,6 +28,8 @@ pub struct Layer {
     pub index: Index,
     /// How the user named it; for messages only.
     pub path: PathBuf,
+    /// By which xattr its objects are what their inodes are not.
+    pub form: Option<Form>,
     handles: Arc<HandleCache>,
     /// Its filesystem keeps files that are removed while open under made-up names.
     leaves_names: AtomicBool,
@@ -106,12 +109,14 @@ impl Dir {
         index: Index,
         handle: OwnedFd,
         path: PathBuf,
+        form: Option<Form>,
         handles: &Arc<HandleCache>,
     ) -> Result<Arc<Self>> {
         let stat = sys::stat::of(&handle).at("statx", || path.display().to_string())?;
         let layer = Arc::new(Layer {
             index,
             path,
+            form,
             handles: Arc::clone(handles),
             leaves_names: AtomicBool::new(false),
             made_up_numbers: AtomicBool::new(false),
@@ -280,12 +285,24 @@ impl Dir {
         format!("{which} layer, {path}").into()
     }
 
+    /// Completes what statx(2) says by what the layer says.
+    fn seen(&self, target: Target<'_>, stat: Statx) -> std::result::Result<Statx, Errno> {
+        match self.layer.form {
+            Some(form) => super::seen::seen(form, target, stat),
+            None => Ok(stat),
+        }
+    }
+
     /// Returns the attributes of `name`, or `None` if there is no such name.
     ///
     /// # Errors
     /// Those of statx(2) but `ENOENT`.
     pub fn find(&self, name: &[u8]) -> Result<Option<Statx>> {
-        self.attempt(|dir| sys::stat::find(dir, name))?.at("statx", || self.describe(name))
+        let found = self.attempt(|dir| match sys::stat::find(dir, name)? {
+            Some(stat) => self.seen(Target::Name(At::new(dir, name)), stat).map(Some),
+            None => Ok(None),
+        })?;
+        found.at("statx", || self.describe(name))
     }
 
     /// Returns the attributes of the directory itself.
@@ -293,7 +310,8 @@ impl Dir {
     /// # Errors
     /// Those of statx(2).
     pub fn stat(&self) -> Result<Statx> {
-        self.attempt(|dir| sys::stat::of(dir))?.at("statx", || self.describe(b""))
+        self.attempt(|dir| self.seen(Target::Handle(dir), sys::stat::of(dir)?))?
+            .at("statx", || self.describe(b""))
     }
 
     /// Tells what the opaque mark of the directory says, in whichever namespace it stands.
