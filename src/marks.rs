@@ -47,6 +47,44 @@ pub const REDIRECT_XATTRS: [&[u8]; 2] = [b"trusted.overlay.redirect", b"user.ove
 /// Xattrs of a file whose data lies in a lower layer.
 pub const METACOPY_XATTRS: [&[u8]; 2] = [b"trusted.overlay.metacopy", b"user.overlay.metacopy"];
 
+/// Longest redirect that is written, in bytes, as the kernel's `redirect_max` has it.
+pub const REDIRECT_MAX: usize = 256;
+
+/// Where the lower part of an object goes on in the layers beneath.
+///
+/// # Source
+/// overlayfs.rst, "redirect_dir".
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Redirect {
+    /// Under this name in the same directory.
+    Sibling(Box<[u8]>),
+    /// At this path from the root of a layer.
+    Path(Vec<Box<[u8]>>),
+}
+
+impl Redirect {
+    /// Reads a value; `None` if it leads nowhere: empty, with an empty name, `.`, `..` or a NUL.
+    pub fn parse(value: &[u8]) -> Option<Self> {
+        let is_name = |name: &[u8]| !matches!(name, b"" | b"." | b"..") && !name.contains(&0);
+        match value.strip_prefix(b"/") {
+            Some(path) => {
+                let names = path.split(|byte| *byte == b'/');
+                let names = names.map(|name| is_name(name).then(|| name.into()));
+                names.collect::<Option<_>>().map(Self::Path)
+            }
+            None => (is_name(value) && !value.contains(&b'/')).then(|| Self::Sibling(value.into())),
+        }
+    }
+
+    /// Returns the value that says it.
+    pub fn print(&self) -> Vec<u8> {
+        match self {
+            Self::Sibling(name) => name.to_vec(),
+            Self::Path(path) => path.iter().flat_map(|name| [b"/", &**name].concat()).collect(),
+        }
+    }
+}
+
 /// Value that is written to make a directory opaque.
 pub const OPAQUE_VALUE: &[u8] = b"y";
 
@@ -175,6 +213,20 @@ mod tests {
             assert_eq!(Opaque::from_value(value), meaning, "{value:?}");
         }
         assert_eq!(Opaque::from_value(OPAQUE_VALUE), Opaque::Yes);
+    }
+
+    #[test]
+    fn redirects() {
+        for value in ["a", "a b", "/a", "/a/b", "/.a/b..", "\n"] {
+            let redirect = Redirect::parse(value.as_bytes()).unwrap();
+            assert_eq!(redirect.print(), value.as_bytes());
+            assert_eq!(matches!(redirect, Redirect::Path(_)), value.starts_with('/'), "{value}");
+        }
+        for value in ["", "/", "//", "/a/", "//a", "/a//b", ".", "..", "a/b", "/..", "/a/../b"] {
+            assert_eq!(Redirect::parse(value.as_bytes()), None, "{value}");
+        }
+        assert_eq!(Redirect::parse(b"a\0"), None);
+        assert_eq!(Redirect::parse(b"/a/b\0"), None);
     }
 
     #[test]

@@ -55,6 +55,43 @@ impl IoMode {
     }
 }
 
+/// `redirect_dir=`, as in kernel overlayfs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum RedirectDir {
+    /// Redirects are written and followed.
+    On,
+    /// Not written; followed if only root of the machine can have written them.
+    #[default]
+    Off,
+    /// Not written; followed.
+    Follow,
+    /// Neither written nor followed.
+    NoFollow,
+}
+
+impl RedirectDir {
+    const ALL: [(Self, &'static str); 4] = [
+        (Self::On, "on"),
+        (Self::Off, "off"),
+        (Self::Follow, "follow"),
+        (Self::NoFollow, "nofollow"),
+    ];
+
+    fn parse(value: &[u8]) -> Result<Self> {
+        let known = Self::ALL.iter().find(|(_, name)| name.as_bytes() == value);
+        known.map(|(known, _)| *known).ok_or_else(|| {
+            Error::invalid(
+                format!("redirect_dir={}", text(value)),
+                "is none of on, off, follow, nofollow",
+            )
+        })
+    }
+
+    fn print(self) -> &'static str {
+        Self::ALL.iter().find(|(known, _)| *known == self).map_or("off", |(_, name)| name)
+    }
+}
+
 /// What the options of one mount ask for.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct MountOptions {
@@ -68,6 +105,8 @@ pub struct MountOptions {
     pub volatile: bool,
     /// Marks are kept in `user.overlay.*`.
     pub userxattr: bool,
+    /// Redirects of directories.
+    pub redirect_dir: RedirectDir,
     /// Files and directories of lower layers that are copied at most to rename a directory.
     pub dir_rename_entries: u64,
     /// Bytes of lower files that are copied at most to rename a directory.
@@ -113,6 +152,7 @@ impl Default for MountOptions {
             work: None,
             volatile: false,
             userxattr: false,
+            redirect_dir: RedirectDir::Off,
             dir_rename_entries: DIR_RENAME_ENTRIES,
             dir_rename_size: DIR_RENAME_SIZE,
             read_only: false,
@@ -156,7 +196,8 @@ enum Rule {
 use Rule::{Ignored as Skip, Only, Refused as No};
 
 /// Names that act; [`MountOptions::act`] has the meaning of each.
-const ACTING: &str = "lowerdir lowerdir+ upperdir workdir volatile userxattr dir_rename_entries dir_rename_size ro rw dev nodev suid \
+const ACTING: &str = "lowerdir lowerdir+ upperdir workdir volatile userxattr redirect_dir \
+     dir_rename_entries dir_rename_size ro rw dev nodev suid \
      nosuid exec noexec private rprivate shared rshared slave rslave unbindable runbindable \
      user users owner group allow_other noacl debug threads io fsname subtype log_level log_file context fscontext defcontext \
      rootcontext";
@@ -189,7 +230,6 @@ const PASSIVE: &[(&str, Rule)] = &[
     ("remount", No("unmount and mount again")),
     ("bind rbind move", No("use mount(8) on the merged directory")),
     // kernel overlayfs
-    ("redirect_dir", Only("off nofollow", "redirects are not written", "say off or leave it out")),
     ("metacopy", Only(OFF, "files are copied up whole", "say off or leave it out")),
     ("index", Only(OFF, "no index is kept", "say off or leave it out")),
     ("nfs_export", Only(OFF, "no file handles are given out", "say off or leave it out")),
@@ -281,6 +321,9 @@ impl MountOptions {
         if let Some(level) = self.log_level {
             items.push(format!("log_level={level}").into_bytes());
         }
+        if self.redirect_dir != RedirectDir::Off {
+            items.push(format!("redirect_dir={}", self.redirect_dir.print()).into_bytes());
+        }
         for (name, limit, default) in [
             ("dir_rename_entries", self.dir_rename_entries, DIR_RENAME_ENTRIES),
             ("dir_rename_size", self.dir_rename_size, DIR_RENAME_SIZE),
@@ -344,6 +387,7 @@ impl MountOptions {
                 self.labels.push([key.as_bytes(), b"=", label].concat());
             }
             "log_level" => self.log_level = Some(parse_level(&text(needed(key, value)?))?),
+            "redirect_dir" => self.redirect_dir = RedirectDir::parse(needed(key, value)?)?,
             "dir_rename_entries" => self.dir_rename_entries = parse_size(key, needed(key, value)?)?,
             "dir_rename_size" => self.dir_rename_size = parse_size(key, needed(key, value)?)?,
             "io" => self.io = parse_io(&text(needed(key, value)?))?,
@@ -821,7 +865,13 @@ mod tests {
             Just(Propagation::Unbindable)
         ]);
         let io = proptest::option::of(prop_oneof![Just(IoMode::NoOpen), Just(IoMode::Open)]);
-        let limits = (any::<u64>(), any::<u64>());
+        let redirect = prop_oneof![
+            Just(RedirectDir::On),
+            Just(RedirectDir::Off),
+            Just(RedirectDir::Follow),
+            Just(RedirectDir::NoFollow)
+        ];
+        let limits = (any::<u64>(), any::<u64>(), redirect);
         let rest = (proptest::option::of(1..=THREADS_MAX), levels, propagation, io, limits);
         (paths, proptest::array::uniform9(any::<bool>()), rest).prop_map(|(paths, flags, rest)| {
             let [volatile, userxattr, read_only, dev, suid, exec, allow_other, posix_acl, debug] =
@@ -834,6 +884,7 @@ mod tests {
                 work,
                 volatile,
                 userxattr,
+                redirect_dir: limits.2,
                 dir_rename_entries: limits.0,
                 dir_rename_size: limits.1,
                 read_only,

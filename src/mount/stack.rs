@@ -19,9 +19,9 @@ use tracing::{debug, warn};
 
 use super::{MountSpec, refuse};
 use crate::error::{Context, Errno, Error, Result};
-use crate::options::show_path;
+use crate::options::{RedirectDir, show_path};
 use crate::sys::mountfd::private_read_only;
-use crate::union::{Config, CopyLimit, LayerSpec, UpperSpec};
+use crate::union::{Config, CopyLimit, Follow, LayerSpec, UpperSpec};
 
 /// Returns a lower's directory cut off from what is or will be mounted beneath it, and write
 /// protected by the kernel; as it is where the caller may not mount.
@@ -127,14 +127,21 @@ impl Stack {
             }),
             _ => None,
         };
+        let options = spec.options();
         let config = Config {
             lowers: self.lowers.into_iter().map(layer).collect(),
             upper,
-            volatile: spec.options().volatile,
-            userxattr: spec.options().userxattr,
+            volatile: options.volatile,
+            userxattr: options.userxattr,
+            follow: match options.redirect_dir {
+                RedirectDir::NoFollow => Follow::Nobody,
+                RedirectDir::Off => Follow::Trusted,
+                RedirectDir::On | RedirectDir::Follow => Follow::Anybody,
+            },
+            redirects: options.redirect_dir == RedirectDir::On,
             copy_limit: CopyLimit {
-                entries: spec.options().dir_rename_entries,
-                bytes: spec.options().dir_rename_size,
+                entries: options.dir_rename_entries,
+                bytes: options.dir_rename_size,
             },
         };
         (config, self.merged)

@@ -305,6 +305,7 @@ impl Union {
         // First, so that a lookup after the mark finds the number.
         self.numbers.keep(part.device, part.inode, node.ino);
         part.with("setxattr", |dir| upper.work.set_opaque_handle(dir))?;
+        self.drop_redirect(upper, part);
         dir.seal();
         for name in hidden {
             listing.remove(&name, false);

@@ -13,7 +13,7 @@ use super::lock;
 use super::node::{Dir, Links, Node, NodeId, Place};
 use super::readdir::{Child, Names};
 use super::resolve::Fact;
-use crate::error::{Errno, Error, Result};
+use crate::error::{Errno, Result};
 use crate::layer::{self, UPPER};
 use crate::marks;
 use crate::sys::name::At;
@@ -107,8 +107,10 @@ impl Union {
         }
         // One part, or one lower part and an upper one made this moment by a copy-up: what is empty
         // until a change, which would have made the listing.
-        let part = dir.lowers().first().or_else(|| dir.upper.get());
-        part.map_or(Ok(None), |part| self.find_in(part, name))
+        match dir.lowers().first().or_else(|| dir.upper.get()) {
+            Some(part) => self.find_from(dir, part, name, &[]),
+            None => Ok(None),
+        }
     }
 
     /// Finds a name in a single part.
@@ -119,28 +121,56 @@ impl Union {
             Fact::Absent | Fact::Whiteout => None,
             Fact::Leaf => Some(Found { stat, layer, parts: Vec::new() }),
             Fact::Directory { .. } => {
-                if layer < self.lowest {
-                    refuse_redirect(part, name)?;
-                }
                 Some(Found { stat, layer, parts: vec![part.child(name, &stat)] })
             }
         })
     }
 
-    /// Finds the parts of a listed name, asking opaque marks where more lies beneath.
-    pub(super) fn find_child(&self, dir: &Dir, child: &Child) -> Result<Option<Found>> {
-        let top = dir.part(child.top).ok_or(Errno::STALE)?;
-        let Some(mut found) = self.find_in(top, &child.name)? else { return Ok(None) };
-        for layer in child.parts.iter().flatten().skip(1) {
+    /// Finds what `top` holds under a name; for a directory also its parts further down, which are
+    /// in the `others` of the layers that hold it, or where a redirect leads to.
+    fn find_from(
+        &self,
+        dir: &Dir,
+        top: &Arc<layer::Dir>,
+        name: &[u8],
+        others: &[layer::Index],
+    ) -> Result<Option<Found>> {
+        let Some(mut found) = self.find_in(top, name)? else { return Ok(None) };
+        let mut part = top;
+        let mut others = others.iter();
+        loop {
             let Some(last) = found.parts.last() else { break };
+            if part.layer.index >= self.lowest {
+                break;
+            }
+            let list = part.call("listxattr", name, |at| xattr::list(Target::Name(at)))?;
+            if marks::lists_any(&list, &marks::REDIRECT_XATTRS) {
+                if !is_closed(last)?
+                    && let Some(redirect) = self.listed_redirect(part, name, &list)?
+                {
+                    self.follow(dir, &mut found, redirect)?;
+                }
+                break;
+            }
+            let Some(layer) = others.next() else { break };
             if is_closed(last)? {
                 break;
             }
-            let part = dir.part(*layer).ok_or(Errno::STALE)?;
-            let Some(below) = self.find_in(part, &child.name)? else { break };
+            part = dir.part(*layer).ok_or(Errno::STALE)?;
+            let Some(below) = self.find_in(part, name)? else { break };
+            if below.parts.is_empty() {
+                break;
+            }
             found.parts.extend(below.parts);
         }
         Ok(Some(found))
+    }
+
+    /// Finds the parts of a listed name, asking opaque marks where more lies beneath.
+    pub(super) fn find_child(&self, dir: &Dir, child: &Child) -> Result<Option<Found>> {
+        let top = dir.part(child.top).ok_or(Errno::STALE)?;
+        let others = child.parts.as_deref().and_then(|parts| parts.get(1..)).unwrap_or_default();
+        self.find_from(dir, top, &child.name, others)
     }
 
     /// The number of a directory is that of its topmost lower part, which copy-up does not change.
@@ -158,6 +188,7 @@ impl Union {
         let several = found.is_alias();
         let Found { stat, layer, parts } = found;
         let kind = FileType::of_mode(u32::from(stat.stx_mode));
+        let top = parts.first().map(|part| (part.device, part.inode));
         let (node, new) = self.table.get_or_insert(ino, |id| {
             let place = Place::new(Some(Arc::clone(parent)), name, layer);
             let node = Node::new(id, ino, kind, place);
@@ -173,8 +204,9 @@ impl Union {
             let upper = (layer == UPPER && !parts.is_empty()).then(|| parts.remove(0));
             node.with_dir(Dir::new(upper, parts))
         });
-        if node.kind != kind {
-            // A layer was changed from outside; the kernel still knows what was there before.
+        if node.kind != kind || !is_same_directory(&node, top) {
+            // A layer was changed from outside; the kernel still knows what was there before. Or two
+            // redirects lead to one directory.
             self.release(&node, 1);
             return Err(Errno::STALE.into());
         }
@@ -239,6 +271,12 @@ impl Union {
 /// Names remembered of one upper object; with more, a handle is held when the first name goes.
 const OTHERS_MAX: usize = 8;
 
+/// Tells whether the topmost part of a directory is this object (device, inode).
+fn is_same_directory(node: &Node, top: Option<(u64, u64)>) -> bool {
+    let known = node.dir.as_ref().and_then(|dir| dir.top());
+    known.map(|part| (part.device, part.inode)) == top
+}
+
 /// Tells what an object is for the merge rule; opaque marks are left for when they matter.
 ///
 /// # Errors
@@ -253,23 +291,6 @@ pub(super) fn fact_of(part: &layer::Dir, name: &[u8], stat: &Statx) -> Result<Fa
         return Ok(Fact::Whiteout);
     }
     Ok(Fact::Leaf)
-}
-
-/// Refuses a directory that goes on elsewhere in the lower layers: to show it without what lies
-/// there would be to lose files.
-fn refuse_redirect(part: &layer::Dir, name: &[u8]) -> Result<()> {
-    let list = part.call("listxattr", name, |at| xattr::list(Target::Name(at)))?;
-    if !marks::lists_any(&list, &marks::REDIRECT_XATTRS) {
-        return Ok(());
-    }
-    Err(Error::Unsupported {
-        feature: format!(
-            "{}: written with redirect_dir=on, which is not supported yet; mount the layers with \
-             kernel overlayfs",
-            part.describe(name)
-        )
-        .into(),
-    })
 }
 
 fn has_whiteout_xattr(part: &layer::Dir, name: &[u8]) -> Result<bool> {

@@ -18,6 +18,7 @@ mod lookup;
 mod node;
 mod publish;
 mod readdir;
+mod redirect;
 mod remove;
 mod rename;
 mod resolve;
@@ -43,6 +44,7 @@ pub use self::node::NodeId;
 use self::node::{Dir, Node, Place, Table};
 use self::publish::Work;
 pub use self::readdir::{DirEntry, Visit};
+pub use self::redirect::Follow;
 use crate::error::{Context, Errno, Error, Result};
 use crate::layer::cache::HandleCache;
 use crate::layer::{self, UPPER};
@@ -71,6 +73,10 @@ pub struct Config {
     pub userxattr: bool,
     /// How much is copied to rename a directory that has lower parts.
     pub copy_limit: CopyLimit,
+    /// Whose redirects are followed.
+    pub follow: Follow,
+    /// Directories that have lower parts are renamed by writing a redirect.
+    pub redirects: bool,
 }
 
 /// A layer that is only read.
@@ -103,6 +109,10 @@ pub struct Union {
     upper: Option<Upper>,
     volatile: bool,
     copy_limit: CopyLimit,
+    follow: Follow,
+    redirects: bool,
+    /// The tops of the lower layers, topmost first.
+    roots: Box<[Arc<layer::Dir>]>,
     /// The bottom of the stack.
     lowest: layer::Index,
     /// See [`lock`].
@@ -169,6 +179,9 @@ impl Union {
             upper,
             volatile: config.volatile,
             copy_limit: config.copy_limit,
+            follow: config.follow,
+            redirects: config.redirects,
+            roots: lowers.clone().into(),
             lowest: lowers.last().map_or(UPPER, |lower| lower.layer.index),
             rename: RwLock::new(()),
             handles,

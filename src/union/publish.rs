@@ -25,6 +25,8 @@ pub(crate) struct Work {
     pub(crate) dir: Arc<layer::Dir>,
     /// Name of the opaque xattr that this mount writes.
     opaque: &'static [u8],
+    /// Name of the redirect xattr that this mount writes.
+    pub(crate) redirect: &'static [u8],
     has_unnamed: AtomicBool,
     /// The system gives each new file xattrs, such as a label.
     pub(crate) new_files_have_xattrs: bool,
@@ -74,29 +76,30 @@ impl Work {
         let mut work = Self {
             dir,
             opaque: b"",
+            redirect: b"",
             has_unnamed: AtomicBool::new(true),
             new_files_have_xattrs: true,
             next: AtomicU64::new(0),
         };
         work.empty_but(b"")?;
-        work.opaque = work.probe_opaque(userxattr)?;
+        (work.opaque, work.redirect) = work.probe_marks(userxattr)?;
         work.probe_whiteout()?;
         work.new_files_have_xattrs = work.probe_new_xattrs()?;
         Ok(work)
     }
 
-    /// Finds the xattr namespace that opaque marks can be written in.
-    fn probe_opaque(&self, userxattr: bool) -> Result<&'static [u8]> {
+    /// Finds the xattr namespace that marks can be written in; returns its names for opaque and
+    /// redirect.
+    fn probe_marks(&self, userxattr: bool) -> Result<(&'static [u8], &'static [u8])> {
         let probe = self.make_directory(0o700)?;
-        let [trusted, user, _] = marks::OPAQUE_XATTRS;
-        let candidates = [trusted, user];
+        let candidates = marks::OPAQUE_XATTRS.into_iter().zip(marks::REDIRECT_XATTRS);
         let mut refused = Errno::OPNOTSUPP;
-        for name in candidates.into_iter().skip(usize::from(userxattr)) {
+        for (name, redirect) in candidates.skip(usize::from(userxattr)) {
             let set = probe.call("setxattr", |at| {
                 Ok(xattr::set(Target::Name(at), name, marks::OPAQUE_VALUE, XattrFlags::empty()))
             })?;
             match set {
-                Ok(()) => return Ok(name),
+                Ok(()) => return Ok((name, redirect)),
                 Err(errno) => refused = errno,
             }
         }

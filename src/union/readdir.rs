@@ -464,7 +464,8 @@ impl Union {
     ///
     /// A child that cannot be looked at shows some number: its name is no secret.
     fn child_ino(&self, dir: &Dir, child: &Child) -> u64 {
-        if child.parts.is_some()
+        let is_redirected = child.kind == FileType::Directory && child.top < self.lowest;
+        if (child.parts.is_some() || is_redirected)
             && let Ok(Some(found)) = self.find_child(dir, child)
         {
             return self.number_of(&found);
