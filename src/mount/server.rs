@@ -210,10 +210,12 @@ fn serve(spec: &MountSpec, inherited: Inherited, parent: Option<UnixStream>) -> 
     info!("{}: mounted", show_path(mounted.path()));
     let serve_options = ServeOptions {
         threads: options.threads.unwrap_or_else(usual_threads),
-        posix_acl: options.posix_acl,
+        posix_acl: options.posix_acl && options.xattrs,
+        xattrs: options.xattrs,
+        timeout: options.timeout,
         allow_other,
         io,
-        volatile: options.volatile,
+        volatile: options.volatile || !options.sync,
     };
     let on_ready = || info!("{}: serving", show_path(mounted.path()));
     let served = fuse::serve(device, Arc::clone(&union), &serve_options, on_ready);

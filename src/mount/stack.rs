@@ -131,7 +131,10 @@ impl Stack {
         let config = Config {
             lowers: self.lowers.into_iter().map(layer).collect(),
             upper,
-            volatile: options.volatile,
+            volatile: options.volatile || !options.sync,
+            volatile_mark: options.volatile,
+            ids: options.ids.clone(),
+            static_nlink: options.static_nlink,
             userxattr: options.userxattr,
             follow: match options.redirect_dir {
                 RedirectDir::NoFollow => Follow::Nobody,
