@@ -138,8 +138,7 @@ impl Union {
         let Some(mut found) = self.find_in(top, name)? else { return Ok(None) };
         let mut part = top;
         let mut others = others.iter();
-        loop {
-            let Some(last) = found.parts.last() else { break };
+        while let Some(last) = found.parts.last() {
             if part.layer.index >= self.lowest {
                 break;
             }

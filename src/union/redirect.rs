@@ -168,7 +168,7 @@ impl Union {
                 let closed = marked || is_closed(&part)?;
                 (Fact::Directory { closed }, Some(part))
             }
-            fact => (fact, None),
+            fact @ (Fact::Absent | Fact::Whiteout | Fact::Leaf) => (fact, None),
         }))
     }
 
