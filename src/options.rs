@@ -39,6 +39,20 @@ pub enum Propagation {
     Unbindable,
 }
 
+/// What a mount does with UUIDs, as the kernel's `uuid=`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Uuid {
+    /// The upper keeps its own if it has one.
+    #[default]
+    Auto,
+    /// The upper gets one of its own.
+    On,
+    /// The upper's own is not used; a FUSE mount shows none in any case.
+    Null,
+    /// Nor are those of the layers' filesystems.
+    Off,
+}
+
 /// How files are opened and read, `io=`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum IoMode {
@@ -112,6 +126,10 @@ pub struct MountOptions {
     pub userxattr: bool,
     /// Redirects of directories.
     pub redirect_dir: RedirectDir,
+    /// Names of a lower file stay names of one file, over copy-up and remounts.
+    pub index: bool,
+    /// What is done with UUIDs.
+    pub uuid: Uuid,
     /// Files and directories of lower layers that are copied at most to rename a directory.
     pub dir_rename_entries: u64,
     /// Bytes of lower files that are copied at most to rename a directory.
@@ -167,6 +185,8 @@ impl Default for MountOptions {
             sync: true,
             userxattr: false,
             redirect_dir: RedirectDir::Off,
+            index: false,
+            uuid: Uuid::Auto,
             dir_rename_entries: DIR_RENAME_ENTRIES,
             dir_rename_size: DIR_RENAME_SIZE,
             read_only: false,
@@ -214,7 +234,7 @@ enum Rule {
 use Rule::{Ignored as Skip, Only, Refused as No};
 
 /// Names that act; [`MountOptions::act`] has the meaning of each.
-const ACTING: &str = "lowerdir lowerdir+ upperdir workdir volatile userxattr redirect_dir \
+const ACTING: &str = "index uuid lowerdir lowerdir+ upperdir workdir volatile userxattr redirect_dir \
      dir_rename_entries dir_rename_size ro rw dev nodev suid \
      nosuid exec noexec private rprivate shared rshared slave rslave unbindable runbindable \
      user users owner group allow_other noacl debug threads io fsname subtype log_level log_file context fscontext defcontext \
@@ -251,11 +271,15 @@ const PASSIVE: &[(&str, Rule)] = &[
     ("bind rbind move", No("use mount(8) on the merged directory")),
     // kernel overlayfs
     ("metacopy", Only(OFF, "files are copied up whole", "say off or leave it out")),
-    ("index", Only(OFF, "no index is kept", "say off or leave it out")),
-    ("nfs_export", Only(OFF, "no file handles are given out", "say off or leave it out")),
+    (
+        "nfs_export",
+        Only(OFF, DEFAULT, "a FUSE mount gives out no file handles that last; export the layers"),
+    ),
     ("verity", Only(OFF, "digests are not checked", "say off or leave it out")),
-    ("xino", Only("off auto", "inode numbers are unique anyway", "say auto or leave it out")),
-    ("uuid", Only("off null auto", "the mount has no uuid", "say auto or leave it out")),
+    (
+        "xino",
+        Only("off auto on", "inode numbers are unique and last anyway", "say on, off or auto"),
+    ),
     ("datadir+", No("data-only layers are not supported yet")),
     // fuse-overlayfs
     ("xattr_permissions", Only(OFF, DEFAULT, "owners and modes are those of the files themselves")),
@@ -312,6 +336,13 @@ impl MountOptions {
         };
         flag(self.volatile, "volatile");
         flag(self.userxattr, "userxattr");
+        flag(self.index, "index=on");
+        match self.uuid {
+            Uuid::Auto => (),
+            Uuid::On => flag(true, "uuid=on"),
+            Uuid::Null => flag(true, "uuid=null"),
+            Uuid::Off => flag(true, "uuid=off"),
+        }
         flag(self.read_only, "ro");
         flag(self.dev, "dev");
         flag(!self.suid, "nosuid");
@@ -422,6 +453,8 @@ impl MountOptions {
             }
             "log_level" => self.log_level = Some(parse_level(&text(needed(key, value)?))?),
             "redirect_dir" => self.redirect_dir = RedirectDir::parse(needed(key, value)?)?,
+            "index" => self.index = parse_switch(key, value)?,
+            "uuid" => self.uuid = parse_uuid(&text(needed(key, value)?))?,
             "dir_rename_entries" => self.dir_rename_entries = parse_size(key, needed(key, value)?)?,
             "dir_rename_size" => self.dir_rename_size = parse_size(key, needed(key, value)?)?,
             "io" => self.io = parse_io(&text(needed(key, value)?))?,
@@ -499,6 +532,17 @@ pub fn parse_level(name: &str) -> Result<LevelFilter> {
             format!("log level {other}"),
             "is none of off, error, warn, info, debug, trace",
         )),
+    }
+}
+
+/// Parses what is done with UUIDs.
+fn parse_uuid(name: &str) -> Result<Uuid> {
+    match name {
+        "auto" => Ok(Uuid::Auto),
+        "on" => Ok(Uuid::On),
+        "null" => Ok(Uuid::Null),
+        "off" => Ok(Uuid::Off),
+        other => Err(Error::invalid(format!("uuid={other}"), "is none of auto, on, null, off")),
     }
 }
 
@@ -846,8 +890,8 @@ mod tests {
     #[test]
     fn what_would_change_the_result_is_refused() {
         let options = "xattr_permissions=2 metacopy=on redirect_dir=on redirect_dir=follow \
-             index=on xino=on nfs_export=on verity=require ino32_t=1 plugins=a.so sync \
-             strictatime allow_root auto_unmount remount uuid=on";
+             xino=maybe nfs_export=on verity=require ino32_t=1 plugins=a.so sync \
+             strictatime allow_root auto_unmount remount";
         for option in options.split_whitespace() {
             let list = format!("lowerdir=/a,{option},volatile");
             let message = refusal(&list);
@@ -892,7 +936,7 @@ mod tests {
 
     #[test]
     fn values_are_checked() {
-        let lists = "upperdir= upperdir workdir= threads=0 threads=x threads=100000 log_level=loud io=fast io= \
+        let lists = "index=maybe uuid=new uuid upperdir= upperdir workdir= threads=0 threads=x threads=100000 log_level=loud io=fast io= \
              volatile=1 ro= lowerdir lowerdir+= upperdir=\\ uidmapping= uidmapping=0:1 \
              gidmapping=0:1:0 squash_to_uid squash_to_gid=-1 squash_to_uid=4294967295 \
              squash_to_root=2 static_nlink=x noxattrs= timeout= timeout=x timeout=-1 timeout=1. \
@@ -989,10 +1033,20 @@ mod tests {
             any::<[bool; 4]>(),
             proptest::option::of((any::<u64>(), 0..1_000_000_000_u32)),
         );
-        let all = (paths, proptest::array::uniform9(any::<bool>()), rest, ids);
+        let all = (paths, proptest::array::uniform10(any::<bool>()), rest, ids);
         all.prop_map(|(paths, flags, rest, ids)| {
-            let [volatile, userxattr, read_only, dev, suid, exec, allow_other, posix_acl, debug] =
-                flags;
+            let [
+                volatile,
+                userxattr,
+                index,
+                read_only,
+                dev,
+                suid,
+                exec,
+                allow_other,
+                posix_acl,
+                debug,
+            ] = flags;
             let (lowers, upper, work, log_file, fsname, subtype) = paths;
             let (threads, log_level, propagation, io, limits) = rest;
             let (ranges, squash, [xattrs, sync, static_nlink, squash_to_root], timeout) = ids;
@@ -1013,6 +1067,8 @@ mod tests {
                 timeout: timeout.map(|(secs, nanos)| Duration::new(secs, nanos)),
                 userxattr,
                 redirect_dir: limits.2,
+                index,
+                uuid: if index { Uuid::On } else { Uuid::Off },
                 dir_rename_entries: limits.0,
                 dir_rename_size: limits.1,
                 read_only,

@@ -19,9 +19,9 @@ use tracing::{debug, warn};
 
 use super::{MountSpec, refuse};
 use crate::error::{Context, Errno, Error, Result};
-use crate::options::{RedirectDir, show_path};
+use crate::options::{self, RedirectDir, show_path};
 use crate::sys::mountfd::private_read_only;
-use crate::union::{Config, CopyLimit, Follow, LayerSpec, UpperSpec};
+use crate::union::{Config, CopyLimit, Follow, LayerSpec, UpperSpec, Uuid};
 
 /// Returns a lower's directory cut off from what is or will be mounted beneath it, and write
 /// protected by the kernel; as it is where the caller may not mount.
@@ -142,6 +142,12 @@ impl Stack {
                 RedirectDir::On | RedirectDir::Follow => Follow::Anybody,
             },
             redirects: options.redirect_dir == RedirectDir::On,
+            index: options.index,
+            uuid: match options.uuid {
+                options::Uuid::Auto | options::Uuid::Null => Uuid::Auto,
+                options::Uuid::On => Uuid::On,
+                options::Uuid::Off => Uuid::Off,
+            },
             copy_limit: CopyLimit {
                 entries: options.dir_rename_entries,
                 bytes: options.dir_rename_size,

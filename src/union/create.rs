@@ -13,7 +13,7 @@ use rustix::fs::{RenameFlags, XattrFlags};
 use super::acl;
 use super::attr::FileType;
 use super::file::Data;
-use super::lookup::{Entry, Found, fact_of};
+use super::lookup::{Entry, Found, Identity, fact_of};
 use super::node::{Dir, Node, NodeId};
 use super::owner::Owner;
 use super::publish::Temp;
@@ -313,10 +313,16 @@ impl Union {
         if let Some(listing) = &mut names.listing {
             listing.insert(Child { name: name.into(), kind, top: UPPER, object, parts: None });
         }
-        let parts =
-            if kind == FileType::Directory { vec![to.child(name, &stat)] } else { Vec::new() };
+        let mut parts = Vec::new();
+        if kind == FileType::Directory {
+            let part = to.child(name, &stat);
+            part.set_impure(false);
+            parts.push(part);
+        }
         let unprivileged = u32::from(stat.stx_mode) & 0o6000 == 0;
-        let entry = self.enter(parent, name, Found { stat, layer: UPPER, parts })?;
+        let identity = Identity::of(self.numbers.of(object.0, object.1));
+        let found = Found { stat, layer: UPPER, parts };
+        let entry = self.enter_as(parent, name, found, identity)?;
         let node = self.node(entry.node)?;
         if let Some(file) = file {
             *node.data.lock() = Some(Arc::new(Data::new(file)));

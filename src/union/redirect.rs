@@ -191,13 +191,18 @@ impl Union {
             return Err(Errno::XDEV.into());
         }
         part.with("setxattr", |dir| {
-            xattr::set(Target::Handle(dir), upper.work.redirect, &value, XattrFlags::empty())
+            xattr::set(
+                Target::Handle(dir),
+                upper.work.namespace.of(&marks::REDIRECT_XATTRS),
+                &value,
+                XattrFlags::empty(),
+            )
         })
     }
 
     /// Removes the redirect of an opaque directory, which means nothing but deters other readers.
     pub(super) fn drop_redirect(&self, upper: &Upper, part: &layer::Dir) {
-        let xattr = upper.work.redirect;
+        let xattr = upper.work.namespace.of(&marks::REDIRECT_XATTRS);
         let removed =
             part.with("removexattr", |dir| match xattr::remove(Target::Handle(dir), xattr) {
                 Err(Errno::NODATA) => Ok(()),

@@ -206,9 +206,15 @@ impl Union {
                     continue;
                 }
             }
-            self.bring_up(&from, name)?;
+            self.bring_up(&from, name, |_| true)?;
             if flags.contains(RenameFlags::EXCHANGE) {
-                self.bring_up(&to, new_name)?;
+                self.bring_up(&to, new_name, |_| true)?;
+            } else if self.index().is_some() {
+                match self.bring_up(&to, new_name, |node| node.links.get().is_some()) {
+                    // Nothing that is replaced.
+                    Err(Error::Refused(Errno::NOENT)) => {}
+                    done => done?,
+                }
             }
             self.copy_up(&from, Extent::All)?;
             self.copy_up(&to, Extent::All)?;
@@ -216,8 +222,8 @@ impl Union {
         Err(Errno::BUSY.into())
     }
 
-    /// Copies up what a name shows; a directory only to write a redirect.
-    fn bring_up(&self, parent: &Arc<Node>, name: &[u8]) -> Result<()> {
+    /// Copies up what a name shows, if it is `wanted`; a directory only to write a redirect.
+    fn bring_up(&self, parent: &Arc<Node>, name: &[u8], wanted: fn(&Node) -> bool) -> Result<()> {
         let dir = lock::directory(parent)?;
         let names = self.names(dir)?;
         let found = self.find(dir, &names, name)?.ok_or(Errno::NOENT)?;
@@ -225,8 +231,8 @@ impl Union {
         drop(names);
         let node = self.node(entry.node)?;
         // A directory that is completed first is copied up then.
-        let is_first = node.dir.is_none() || self.redirects;
-        let done = if is_first { self.copy_up(&node, Extent::All) } else { Ok(()) };
+        let is_wanted = (node.dir.is_none() || self.redirects) && wanted(&node);
+        let done = if is_wanted { self.copy_up(&node, Extent::All) } else { Ok(()) };
         self.release(&node, 1);
         done
     }
@@ -294,7 +300,10 @@ impl Union {
         let (Some(old), Some(new)) = (from_dir.upper.get(), to_dir.upper.get()) else {
             return Ok(Tried::CopyUp);
         };
-        if lower(&source) || exchange && target.as_ref().is_some_and(lower) {
+        let must_be_upper = |target: &Victim<'_>| {
+            if exchange { lower(target) } else { self.needs_index(target) }
+        };
+        if lower(&source) || target.as_ref().is_some_and(must_be_upper) {
             return Ok(Tried::CopyUp);
         }
         for (needed, victim) in
@@ -311,8 +320,14 @@ impl Union {
         }
         let old = End { parent: from, upper: old, name };
         let new = End { parent: to, upper: new, name: new_name };
+        if apart {
+            self.pass_on_origin(upper, &source.node, new.upper)?;
+            if let Some(target) = target.as_ref().filter(|_| exchange) {
+                self.pass_on_origin(upper, &target.node, old.upper)?;
+            }
+        }
         let kept = match &target {
-            Some(target) if !exchange => self.before_replacing(&new, target)?,
+            Some(target) if !exchange => self.before_replacing(upper, &new, target)?,
             _ => None,
         };
         self.publish_rename(upper, &plan, &old, &new)?;
@@ -364,6 +379,7 @@ impl Union {
     /// Readies an object that the rename replaces.
     fn before_replacing(
         &self,
+        upper: &Upper,
         at: &End<'_>,
         target: &Victim<'_>,
     ) -> Result<Option<std::os::fd::OwnedFd>> {
@@ -372,7 +388,9 @@ impl Union {
         {
             part.pin()?;
         }
-        self.before_removal(at.parent, at.upper, at.name, target)
+        let kept = self.before_removal(at.parent, at.upper, at.name, target)?;
+        self.before_count_changes(upper, &target.node)?;
+        Ok(kept)
     }
 
     fn publish_rename(
