@@ -61,6 +61,8 @@ pub enum Renames {
     Copied,
     /// Both write a redirect.
     Redirected,
+    /// Both write a redirect, and copy no data up where attributes change.
+    Lent,
 }
 
 impl Renames {
@@ -71,6 +73,7 @@ impl Renames {
             (Renames::Refused, Kind::Kernel) => "redirect_dir=nofollow",
             (Renames::Copied, Kind::Lamina) => "rw",
             (Renames::Copied, Kind::Kernel) | (Renames::Redirected, _) => "redirect_dir=on",
+            (Renames::Lent, _) => "redirect_dir=on,metacopy=on",
         }
     }
 }
@@ -337,7 +340,7 @@ pub fn run_batch(cases: &[Case], config: &Config) -> Result<(), Failure> {
         // Each on the upper layer of the other.
         drop((pair.ours.take(), pair.kernel.take()));
         // A whiteout in a directory with a redirect hides what lies elsewhere.
-        let is_plain = config.renames != Renames::Redirected;
+        let is_plain = matches!(config.renames, Renames::Refused | Renames::Copied);
         if let Some((upper, work)) = ours.upper.as_ref().filter(|_| is_plain) {
             check_upper(&sandbox, upper, work).map_err(|text| Failure { case: None, text })?;
         }

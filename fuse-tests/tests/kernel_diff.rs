@@ -50,6 +50,8 @@ fn sequences_with_directory_renames() {
     run::run_many(seed(5), sequences(20), &config);
     let config = Config { renames: Renames::Redirected, ..Config::default() };
     run::run_many(seed(6), sequences(20), &config);
+    let config = Config { renames: Renames::Lent, ..Config::default() };
+    run::run_many(seed(7), sequences(20), &config);
 }
 
 #[test]

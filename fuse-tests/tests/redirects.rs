@@ -1,4 +1,4 @@
-//! Redirects, metacopies and data-only layers: kernel overlay writes and ours reads, ours writes and kernel overlay reads, and
+//! Redirects and metacopies: kernel overlay writes and ours reads, ours writes and kernel overlay reads, and
 //! layers made by hand that neither would write.
 
 use std::fs;
@@ -84,6 +84,32 @@ fn redirects_of_ours_are_read_by_the_kernel() {
     needs_root!();
     needs_kernel_overlay!();
     grown_stacks(Kind::Lamina, &["redirect_dir=on"], Kind::Kernel, MOVES);
+}
+
+const CHANGES: &[Verb] = &[
+    Verb::chmod,
+    Verb::chown,
+    Verb::utimens,
+    Verb::setxattr,
+    Verb::rename,
+    Verb::exchange,
+    Verb::append,
+    Verb::truncate,
+    Verb::link,
+];
+
+#[test]
+fn metacopies_of_the_kernel_are_read() {
+    needs_root!();
+    needs_kernel_overlay!();
+    grown_stacks(Kind::Kernel, &["redirect_dir=on", "metacopy=on"], Kind::Lamina, CHANGES);
+}
+
+#[test]
+fn metacopies_of_ours_are_read_by_the_kernel() {
+    needs_root!();
+    needs_kernel_overlay!();
+    grown_stacks(Kind::Lamina, &["redirect_dir=on", "metacopy=on"], Kind::Kernel, CHANGES);
 }
 
 // One step whatever the size: nothing of what the directory holds comes to the upper layer.
@@ -290,6 +316,8 @@ fn two_redirects_to_one_directory_do_not_mix() {
     assert_eq!(text(c.m("one/own")), "one");
     assert_eq!(text(c.m("two/own")), "two");
     assert_eq!((text(c.m("one/inner")), text(c.m("two/inner"))), ("inner".into(), "inner".into()));
+    // The one that it came from has no number left.
+    refused(fs::metadata(c.m("old")), Errno::STALE);
     gone(c.m("one/two"));
     let listed: Vec<PathBuf> = fs::read_dir(c.m("")).unwrap().map(|e| e.unwrap().path()).collect();
     assert_eq!(listed.len(), 3, "{listed:?}");

@@ -17,9 +17,7 @@ use super::node::{Node, NodeId};
 use super::{Leaf, Union};
 use crate::error::{Context, Errno, Error, Result};
 use crate::idmap::OuterId;
-use crate::marks;
 use crate::sys;
-use crate::sys::xattr::{self, Target};
 
 /// An open file behind a node.
 #[derive(Debug)]
@@ -27,12 +25,15 @@ pub(crate) struct Data {
     pub(crate) file: OwnedFd,
     /// Open for writing; then it is the upper object.
     writable: bool,
+    /// The data of another file, which it lends to a metacopy: its attributes are not those of the
+    /// node.
+    pub(super) lent: bool,
 }
 
 impl Data {
     /// A file that we made, open for reading and writing.
     pub(crate) fn new(file: OwnedFd) -> Self {
-        Self { file, writable: true }
+        Self { file, writable: true, lent: false }
     }
 }
 
@@ -63,27 +64,6 @@ impl Node {
         }
         Arc::clone(data)
     }
-}
-
-/// Refuses a file whose data lies elsewhere: to read it as it is would be to read zeros.
-fn refuse_metacopy(file: &OwnedFd) -> Result<()> {
-    for name in marks::METACOPY_XATTRS {
-        let found = match xattr::get(Target::Open(file.as_fd()), name) {
-            // A file of our own that its mode forbids us to read.
-            Err(Errno::ACCESS) => None,
-            found => found.at("getxattr", || OPEN_FILE)?,
-        };
-        if found.is_some() {
-            return Err(Error::Corrupt {
-                what:
-                    "written with metacopy=on, which is not supported yet; mount the layers with \
-                       kernel overlayfs"
-                        .into(),
-                at: "a file without data of its own".into(),
-            });
-        }
-    }
-    Ok(())
 }
 
 /// How many handles that were used lately are passed over in search of one to close.
@@ -170,19 +150,19 @@ impl Union {
         if node.kind != FileType::Regular {
             return Err(if node.dir.is_some() { Errno::ISDIR } else { Errno::INVAL }.into());
         }
-        let (mut data, file) = loop {
+        let (mut data, opened) = loop {
             let was_upper = node.is_upper();
-            let file = self.open_leaf(node, writable)?;
+            let opened = self.open_leaf(node, writable)?;
             let data = node.data.lock();
             if let Some(data) = data.as_ref().filter(|data| data.writable || !writable) {
                 return Ok(Arc::clone(data));
             }
             // Copied up while we opened the lower file? Then that is no longer the one.
             if node.is_upper() == was_upper {
-                break (data, file);
+                break (data, opened);
             }
         };
-        let opened = Arc::new(Data { file, writable });
+        let opened = Arc::new(opened);
         let old = data.replace(Arc::clone(&opened));
         drop(data);
         drop(old);
@@ -195,11 +175,30 @@ impl Union {
         if let Some(data) = &*node.data.lock() {
             return Ok(Arc::clone(data));
         }
-        Ok(Arc::new(Data { file: self.open_leaf(node, false)?, writable: false }))
+        self.open_leaf(node, false).map(Arc::new)
     }
 
-    /// Opens the regular file of a node.
-    fn open_leaf(&self, node: &Arc<Node>, writable: bool) -> Result<OwnedFd> {
+    /// Opens the data of a regular file, whoever has it.
+    fn open_leaf(&self, node: &Arc<Node>, writable: bool) -> Result<Data> {
+        let is_upper = node.is_upper();
+        if is_upper && writable {
+            self.own_data(node, Extent::All)?;
+        }
+        let file = self.open_itself(node, writable)?;
+        if is_upper && node.is_whole.load(Ordering::Acquire) {
+            return Ok(Data { file, writable, lent: false });
+        }
+        if let Some(data) = self.lent_data(node, file.as_fd())? {
+            return Ok(Data { file: data, writable: false, lent: true });
+        }
+        if is_upper {
+            node.is_whole.store(true, Ordering::Release);
+        }
+        Ok(Data { file, writable, lent: false })
+    }
+
+    /// Opens the regular file of a node, be it a metacopy.
+    pub(super) fn open_itself(&self, node: &Arc<Node>, writable: bool) -> Result<OwnedFd> {
         let open = || {
             self.with_leaf(node, "openat", |leaf| match (leaf, writable) {
                 (Leaf::Handle(fd), false) => sys::open::reopen(fd, OFlags::RDONLY),
@@ -208,15 +207,13 @@ impl Union {
                 (Leaf::Name(at), true) => sys::open::writer(at.dir, at.name),
             })
         };
-        let file = match open() {
+        match open() {
             Err(error) if matches!(error.errno(), Errno::MFILE | Errno::NFILE) => {
                 self.close_idle();
-                open()?
+                open()
             }
-            opened => opened?,
-        };
-        refuse_metacopy(&file)?;
-        Ok(file)
+            opened => opened,
+        }
     }
 
     /// Closes what nobody has open, after the process ran out of descriptors.

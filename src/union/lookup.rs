@@ -275,17 +275,24 @@ impl Union {
                 node.with_dir(Dir::new(upper, parts))
             });
             let is_alias = several && node.links.get().is_some();
-            let is_same = || node.place.read().object == object || node.has_upper(upper_part);
+            // Two redirects may lead to one lower directory, which makes no one directory of them.
+            let is_same = || match (&node.dir, upper_part) {
+                (Some(_), Some(_)) => node.has_upper(upper_part),
+                (Some(dir), None) if dir.upper.get().is_some() => false,
+                _ => node.place.read().object == object,
+            };
             if new || is_alias || is_same() {
                 break (node, new);
             }
+            let several_ways = node.dir.is_some() && upper_part.is_none();
             // An origin that is not true, or the same directory in the stack twice.
             self.release(&node, 1);
-            if tries == 2 {
+            if tries == 2 || several_ways {
                 return Err(Errno::STALE.into());
             }
             tries += 1;
-            ino = self.numbers.another(object.0, object.1);
+            let (device, inode) = upper_part.unwrap_or(object);
+            ino = self.numbers.another(device, inode);
         };
         if new && on_disk && tries == 0 {
             self.numbers.keep(object.0, object.1, ino);

@@ -16,6 +16,7 @@ mod ino;
 mod link;
 mod lock;
 mod lookup;
+mod metacopy;
 mod node;
 mod origin;
 mod owner;
@@ -44,6 +45,7 @@ pub use self::flatten::CopyLimit;
 use self::index::Index;
 use self::ino::Numbers;
 pub use self::lookup::Entry;
+pub use self::metacopy::Verity;
 pub use self::node::NodeId;
 use self::node::{Dir, Node, Place, Table};
 use self::origin::Origins;
@@ -93,6 +95,12 @@ pub struct Config {
     pub follow: Follow,
     /// Directories that have lower parts are renamed by writing a redirect.
     pub redirects: bool,
+    /// A change of attributes alone copies no data.
+    pub metacopy: bool,
+    /// What is done about digests of data.
+    pub verity: Verity,
+    /// Layers that only lend data to metacopies, topmost first.
+    pub data: Vec<LayerSpec>,
 }
 
 /// What a mount does with UUIDs.
@@ -143,6 +151,10 @@ pub struct Union {
     copy_limit: CopyLimit,
     follow: Follow,
     redirects: bool,
+    metacopy: bool,
+    verity: Verity,
+    /// The tops of the data-only layers, topmost first.
+    data_roots: Box<[Arc<layer::Dir>]>,
     /// The tops of the lower layers, topmost first.
     roots: Box<[Arc<layer::Dir>]>,
     /// The bottom of the stack.
@@ -217,6 +229,11 @@ impl Union {
                 origin::give_uuid(&upper.work, &upper.root)?;
             }
         }
+        let mut data_roots = Vec::with_capacity(config.data.len());
+        let first = lowers.last().map_or(UPPER, |lower| lower.layer.index) + 1;
+        for (index, data) in (first..).zip(config.data) {
+            data_roots.push(layer::Dir::root(index, data.dir, data.path, &handles)?);
+        }
         let idle = NonZeroUsize::new((files / 4).min(IDLE_MAX)).unwrap_or(NonZeroUsize::MIN);
         let union = Self {
             table: Table::default(),
@@ -230,6 +247,9 @@ impl Union {
             copy_limit: config.copy_limit,
             follow: config.follow,
             redirects: config.redirects,
+            metacopy: config.metacopy,
+            verity: config.verity,
+            data_roots: data_roots.into(),
             roots: lowers.clone().into(),
             lowest: lowers.last().map_or(UPPER, |lower| lower.layer.index),
             rename: RwLock::new(()),
@@ -400,7 +420,7 @@ impl Union {
         }
         let is_symlink = node.kind == FileType::Symlink;
         let data = node.data.lock().clone();
-        if let Some(data) = data {
+        if let Some(data) = data.filter(|data| !data.lent) {
             return call(data.file.as_fd(), false).at(op, || "an open file");
         }
         self.with_leaf(node, op, |leaf| match leaf {

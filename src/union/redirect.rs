@@ -92,18 +92,10 @@ impl Union {
         let mut route = redirect;
         for root in self.roots_below(last.layer.index) {
             let layer = root.layer.index;
-            let (start, path) = match &route {
-                Redirect::Sibling(name) => (dir.part(layer), std::slice::from_ref(name)),
-                Redirect::Path(path) => (Some(root), &path[..]),
-            };
-            let Some(start) = start else { continue };
-            let Walk { end, stop, turns } = self.walk(start, path)?;
-            let (fact, part) = match end {
-                Some((fact, part)) => (fact, part),
-                None => (Fact::Absent, None),
-            };
-            let next = merge.push(layer, fact);
-            found.parts.extend(part);
+            let Some(start) = route.start(dir, root) else { continue };
+            let Walk { end, stop, turns } = self.walk(start, route.names())?;
+            let next = merge.push(layer, end.as_ref().map_or(Fact::Absent, |end| end.fact));
+            found.parts.extend(end.and_then(|end| end.part));
             if stop || next == Next::Done {
                 break;
             }
@@ -120,7 +112,7 @@ impl Union {
     }
 
     /// Looks a path up in one layer.
-    fn walk(&self, start: &Arc<layer::Dir>, path: &[Box<[u8]>]) -> Result<Walk> {
+    pub(super) fn walk(&self, start: &Arc<layer::Dir>, path: &[Box<[u8]>]) -> Result<Walk> {
         let mut walk = Walk { end: None, stop: false, turns: Vec::new() };
         let mut dir = Arc::clone(start);
         for (at, name) in path.iter().enumerate() {
@@ -129,7 +121,7 @@ impl Union {
             let Some(part) = part else {
                 // Hides all that lies beneath it in other layers.
                 walk.stop = true;
-                walk.end = is_last.then_some((fact, None));
+                walk.end = is_last.then(|| End { fact, dir, name: name.clone(), part: None });
                 return Ok(walk);
             };
             if fact == (Fact::Directory { closed: true }) {
@@ -138,7 +130,7 @@ impl Union {
                 walk.turns.push((path.len() - at, redirect));
             }
             if is_last {
-                walk.end = Some((fact, Some(part)));
+                walk.end = Some(End { fact, dir, name: name.clone(), part: Some(part) });
                 return Ok(walk);
             }
             dir = part;
@@ -255,20 +247,50 @@ impl Union {
     }
 }
 
+impl Redirect {
+    /// Where its names are looked up from in the layer of `root`; `dir` is where it was found.
+    pub(super) fn start<'a>(
+        &self,
+        dir: &'a Dir,
+        root: &'a Arc<layer::Dir>,
+    ) -> Option<&'a Arc<layer::Dir>> {
+        match self {
+            Self::Sibling(_) => dir.part(root.layer.index),
+            Self::Path(_) => Some(root),
+        }
+    }
+
+    pub(super) fn names(&self) -> &[Box<[u8]>] {
+        match self {
+            Self::Sibling(name) => std::slice::from_ref(name),
+            Self::Path(path) => path,
+        }
+    }
+}
+
+/// What lies at the end of a path.
+pub(super) struct End {
+    pub(super) fact: Fact,
+    /// The directory of the layer that it lies in, and its name there.
+    pub(super) dir: Arc<layer::Dir>,
+    pub(super) name: Box<[u8]>,
+    /// Itself, if it is a directory.
+    part: Option<Arc<layer::Dir>>,
+}
+
 /// What a layer says of a path.
-struct Walk {
-    /// What lies at the end of it, with the directory if it is one.
-    end: Option<(Fact, Option<Arc<layer::Dir>>)>,
+pub(super) struct Walk {
+    pub(super) end: Option<End>,
     /// Layers further down do not matter.
-    stop: bool,
+    pub(super) stop: bool,
     /// The names that go on elsewhere in the layers further down: how many names are left of the
     /// path from there on, and where.
-    turns: Vec<(usize, Redirect)>,
+    pub(super) turns: Vec<(usize, Redirect)>,
 }
 
 /// Returns the way to go on after a name of a route, the first of the last `left`, was found to be
 /// redirected.
-fn turned(route: &Redirect, left: usize, turn: Redirect) -> Redirect {
+pub(super) fn turned(route: &Redirect, left: usize, turn: Redirect) -> Redirect {
     let Redirect::Path(path) = route else { return turn };
     let at = path.len().saturating_sub(left);
     let rest = path.get(at + 1..).unwrap_or_default().iter().cloned();

@@ -11,7 +11,7 @@ use rustix::fs::RenameFlags;
 use super::copy_up::{Extent, copy_attributes};
 use super::create::check_name;
 use super::flatten::Pin;
-use super::node::{Node, NodeId};
+use super::node::{Dir, Node, NodeId};
 use super::readdir::{Child, shows_nothing};
 use super::remove::Victim;
 use super::{Union, Upper, lock};
@@ -304,6 +304,19 @@ impl Union {
             if exchange { lower(target) } else { self.needs_index(target) }
         };
         if lower(&source) || target.as_ref().is_some_and(must_be_upper) {
+            return Ok(Tried::CopyUp);
+        }
+        let lends = |dir: &Dir, part: &layer::Dir, name: &[u8], victim: &Victim<'_>| {
+            // Where nothing lies beneath, nothing is lent by it.
+            if !dir.is_merged() {
+                return Ok(false);
+            }
+            self.is_metacopy(part, name, &victim.stat, Some(&victim.node))
+        };
+        let swapped = target.as_ref().filter(|_| exchange);
+        if lends(from_dir, old, name, &source)?
+            || swapped.map_or(Ok(false), |target| lends(to_dir, new, new_name, target))?
+        {
             return Ok(Tried::CopyUp);
         }
         for (needed, victim) in
