@@ -465,6 +465,7 @@ impl Run<'_> {
             }
         }
         forgive_links(&mut ours, &kernel);
+        self.forgive_times(&mut ours, &kernel);
         let differences = tree::diff(&ours, &kernel);
         if !differences.is_empty() {
             let text = differences.join("\n");
@@ -475,6 +476,7 @@ impl Run<'_> {
         if let Some(earlier) = earlier {
             let mut earlier = earlier.clone();
             forgive_links(&mut earlier, &kernel);
+            self.forgive_times(&mut earlier, &kernel);
             let mut now = kernel.clone();
             forgive_links(&mut now, &earlier);
             let differences = tree::diff(&earlier, &now);
@@ -484,6 +486,24 @@ impl Run<'_> {
             }
         }
         Ok(kernel)
+    }
+}
+
+impl Run<'_> {
+    /// The kernel changes the modification time of a file when it copies the data up that a change of attributes left below.
+    fn forgive_times(&self, tree: &mut Snapshot, other: &Snapshot) {
+        if self.config.renames != Renames::Lent {
+            return;
+        }
+        for (path, entry) in &mut tree.entries {
+            let Some(other) = other.get(path).filter(|other| other.get("type") == "RegularFile")
+            else {
+                continue;
+            };
+            if entry.get("mtime") == "recent" || other.get("mtime") == "recent" {
+                entry.set("mtime", other.get("mtime"));
+            }
+        }
     }
 }
 

@@ -345,6 +345,7 @@ fn digests_are_checked_when_asked_for() {
     for name in ["digest", "plain"] {
         put(c.l(1, name), "below");
     }
+    put(c.l(1, "whole"), "whole");
     for (options, digest, plain) in [
         ("rw", true, true),
         ("verity=off", true, true),
@@ -362,7 +363,6 @@ fn digests_are_checked_when_asked_for() {
         c.unmount();
     }
     // Without a digest there is no metacopy to be made where one is required.
-    put(c.l(1, "whole"), "whole");
     c.mount_with("verity=require");
     sh(c.m(""), "chmod 600 whole");
     assert_eq!((getx(c.u("whole"), METACOPY), text(c.m("whole"))), (None, "whole".into()));

@@ -19,7 +19,7 @@ use fuse_tests::case::{
     mode, names, nobody, put, setx, sh, text, whiteout,
 };
 use fuse_tests::env::{self, wait_until};
-use fuse_tests::fixture::{Kind, set_mtime, set_xattr};
+use fuse_tests::fixture::{Kind, set_mtime};
 use fuse_tests::{needs_kernel_overlay, needs_root};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags};
 use rustix::io::Errno;

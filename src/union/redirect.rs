@@ -119,8 +119,9 @@ impl Union {
             let is_last = at + 1 == path.len();
             let Some((fact, part)) = self.step(&dir, name)? else { return Ok(walk) };
             let Some(part) = part else {
-                // Hides all that lies beneath it in other layers.
-                walk.stop = true;
+                // On the way it hides all that lies beneath it in other layers; what it means at the
+                // end is the caller's to say.
+                walk.stop |= !is_last;
                 walk.end = is_last.then(|| End { fact, dir, name: name.clone(), part: None });
                 return Ok(walk);
             };
