@@ -25,7 +25,7 @@ mod readdir;
 mod redirect;
 mod remove;
 mod rename;
-mod resolve;
+pub(crate) mod resolve;
 mod xattr;
 
 use std::num::NonZeroUsize;
