@@ -914,9 +914,32 @@ mod tests {
     }
 
     #[test]
-    fn data_only_layers_are_refused_by_name() {
-        for list in ["lowerdir=/a::/d", "lowerdir=::/d", "datadir+=/d"] {
-            assert!(refusal(list).contains("data-only layers"), "{list}");
+    fn data_only_layers_follow_two_colons_each() {
+        for (list, lowers, data) in [
+            ("lowerdir=/a::/d", &["/a"][..], &["/d"][..]),
+            ("lowerdir=/a:/b::/d::/e", &["/a", "/b"], &["/d", "/e"]),
+            (r"lowerdir=/a\:::/d\:\:e", &["/a:"], &["/d::e"]),
+            ("lowerdir=/a::/d:", &["/a"], &["/d"]),
+            ("lowerdir=/a,datadir+=/d,datadir+=/e:f", &["/a"], &["/d", "/e:f"]),
+            ("datadir+=/d,lowerdir=/a", &["/a"], &[]),
+        ] {
+            let options = parse(list);
+            assert_eq!((options.lowers, options.data), (paths(lowers), paths(data)), "{list}");
+        }
+        for list in ["lowerdir=::/d", "lowerdir=/a::/d:/e", "lowerdir=/a:::/d"] {
+            let message = refusal(list);
+            assert!(message.starts_with(list) && message.contains("; "), "{message}");
+        }
+    }
+
+    #[test]
+    fn redirects_and_what_depends_on_them() {
+        let options = parse("redirect_dir=follow,metacopy=off,verity=require");
+        assert_eq!(options.redirect_dir, Some(RedirectDir::Follow));
+        assert_eq!((options.metacopy, options.verity), (Some(false), Verity::Require));
+        for list in ["redirect_dir=yes", "redirect_dir", "metacopy=x", "verity=1", "verity"] {
+            let message = refusal(list);
+            assert!(message.starts_with(list.split_once('=').map_or(list, |(key, _)| key)));
         }
     }
 
@@ -947,8 +970,8 @@ mod tests {
 
     #[test]
     fn what_would_change_the_result_is_refused() {
-        let options = "xattr_permissions=2 metacopy=on redirect_dir=on redirect_dir=follow \
-             xino=maybe nfs_export=on verity=require ino32_t=1 plugins=a.so sync \
+        let options = "xattr_permissions=2 \
+             xino=maybe nfs_export=on ino32_t=1 plugins=a.so sync \
              strictatime allow_root auto_unmount remount";
         for option in options.split_whitespace() {
             let list = format!("lowerdir=/a,{option},volatile");
@@ -1131,7 +1154,7 @@ mod tests {
                 redirect_dir: limits.2.0,
                 metacopy: limits.2.1,
                 verity: if limits.0 % 2 == 0 { Verity::Off } else { Verity::Require },
-                data: Vec::new(),
+                data: log_file.clone().into_iter().collect(),
                 index,
                 uuid: if index { Uuid::On } else { Uuid::Off },
                 dir_rename_entries: limits.0,

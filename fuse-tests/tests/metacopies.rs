@@ -59,6 +59,8 @@ fn changes_of_attributes_copy_no_data() {
         assert_eq!((upper.len(), upper.blocks() < 64), (SIZE as u64, true), "{name}");
         assert_eq!(getx(c.u(&format!("d/{name}")), METACOPY), Some(Vec::new()), "{name}");
         assert!(fs::read(c.m(&format!("d/{name}"))).unwrap() == data, "{name}");
+        assert_eq!(fs::metadata(c.m(&format!("d/{name}"))).unwrap().blocks(), upper.blocks());
+        File::open(c.m(&format!("d/{name}"))).unwrap().sync_all().unwrap();
     }
     let shown = look(c.m(""));
     c.unmount();

@@ -157,8 +157,10 @@ impl Union {
             if let Some(data) = data.as_ref().filter(|data| data.writable || !writable) {
                 return Ok(Arc::clone(data));
             }
-            // Copied up while we opened the lower file? Then that is no longer the one.
-            if node.is_upper() == was_upper {
+            // Copied up while we opened the lower file, or given its own data? Then that is no
+            // longer the one.
+            let outdated = opened.lent && node.is_whole.load(Ordering::Acquire);
+            if node.is_upper() == was_upper && !outdated {
                 break (data, opened);
             }
         };
@@ -286,6 +288,10 @@ impl Union {
             return Ok(());
         }
         let data = self.readable_data(&node)?;
+        if data.lent {
+            let file = self.open_itself(&node, false)?;
+            return sys::data::sync(file.as_fd(), data_only).at("fsync", || OPEN_FILE);
+        }
         sys::data::sync(data.file.as_fd(), data_only).at("fsync", || OPEN_FILE)
     }
 
