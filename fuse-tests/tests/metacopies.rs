@@ -2,12 +2,14 @@
 //! data-only layers and fs-verity digests.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::io::Write;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use fuse_tests::case::{BOUND, CAP_NET_RAW, Case, getx, gone, names, put, setx, sh, text, umount};
+use fuse_tests::case::{
+    BOUND, CAP_NET_RAW, Case, getx, gone, names, put, refused, setx, sh, text, umount,
+};
 use fuse_tests::fixture::{Kind, pattern};
 use fuse_tests::tree::{Options, Snapshot, assert_same, snapshot_with};
 use fuse_tests::{env, needs_root, skip};
@@ -16,12 +18,6 @@ use rustix::process::{Signal, kill_process};
 
 const METACOPY: &str = "trusted.overlay.metacopy";
 const REDIRECT: &str = "trusted.overlay.redirect";
-
-#[track_caller]
-fn refused<T: std::fmt::Debug>(result: io::Result<T>, errno: Errno) {
-    let e = result.expect_err("done, although it must be refused");
-    assert_eq!(e.raw_os_error(), Some(errno.raw_os_error()), "{e}");
-}
 
 fn look(path: impl AsRef<Path>) -> Snapshot {
     snapshot_with(path, Options { check_ino: false, ..Options::default() })

@@ -2,22 +2,15 @@
 //! layers made by hand that neither would write.
 
 use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 
-use fuse_tests::case::{Case, getx, gone, names, put, setx, text};
+use fuse_tests::case::{Case, getx, gone, names, put, refused, setx, text};
 use fuse_tests::fixture::{Kind, Sandbox};
 use fuse_tests::ops::{Op, Rng, Target, Verb};
 use fuse_tests::run::{Style, generate_layers};
 use fuse_tests::tree::{self, Options, Snapshot, assert_same, snapshot_with};
 use fuse_tests::{env, needs_kernel_overlay, needs_root};
 use rustix::io::Errno;
-
-#[track_caller]
-fn refused<T: std::fmt::Debug>(result: io::Result<T>, errno: Errno) {
-    let e = result.expect_err("done, although it must be refused");
-    assert_eq!(e.raw_os_error(), Some(errno.raw_os_error()), "{e}");
-}
 
 fn look(path: impl AsRef<Path>) -> Snapshot {
     let mut tree = snapshot_with(path, Options { check_ino: false, ..Options::default() });

@@ -10,8 +10,8 @@ use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use fuse_tests::case::{
-    BOUND, Case, append, disk_usage, forget_all, getx, gone, ino, mode, names, nlink, put, said,
-    setx, sh, text, user_command, whiteout,
+    BOUND, Case, append, disk_usage, forget_all, getx, gone, ino, mode, names, nlink, put, refused,
+    said, setx, sh, text, user_command, whiteout,
 };
 use fuse_tests::env::{self, wait_until};
 use fuse_tests::fixture::Kind;
@@ -98,13 +98,6 @@ fn try_user_python(c: &Case, script: &str) -> Output {
         .current_dir("/")
         .output()
         .unwrap()
-}
-
-/// Fails unless an operation failed with this error.
-#[track_caller]
-fn refused<T: std::fmt::Debug>(result: std::io::Result<T>, errno: Errno) {
-    let e = result.expect_err("done, although it must be refused");
-    assert_eq!(e.raw_os_error(), Some(errno.raw_os_error()), "{e}");
 }
 
 /// What a directory lists, none of it looked up.
