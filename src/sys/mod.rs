@@ -14,5 +14,6 @@ pub mod open;
 pub mod process;
 pub mod stat;
 pub mod tree;
+pub mod userns;
 pub mod verity;
 pub mod xattr;

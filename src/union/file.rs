@@ -17,6 +17,7 @@ use super::node::{Node, NodeId};
 use super::{Leaf, Union};
 use crate::error::{Context, Errno, Error, Result};
 use crate::idmap::OuterId;
+use crate::layer::{self, UPPER};
 use crate::sys;
 
 /// An open file behind a node.
@@ -28,12 +29,14 @@ pub(crate) struct Data {
     /// The data of another file, which it lends to a metacopy: its attributes are not those of the
     /// node.
     pub(super) lent: bool,
+    /// The layer that the object of the node lies in.
+    pub(super) layer: layer::Index,
 }
 
 impl Data {
     /// A file that we made, open for reading and writing.
     pub(crate) fn new(file: OwnedFd) -> Self {
-        Self { file, writable: true, lent: false }
+        Self { file, writable: true, lent: false, layer: UPPER }
     }
 }
 
@@ -182,21 +185,22 @@ impl Union {
 
     /// Opens the data of a regular file, whoever has it.
     fn open_leaf(&self, node: &Arc<Node>, writable: bool) -> Result<Data> {
-        let is_upper = node.is_upper();
+        let layer = self.layer_of(node);
+        let is_upper = layer == UPPER;
         if is_upper && writable {
             self.own_data(node, Extent::All)?;
         }
         let file = self.open_itself(node, writable)?;
         if is_upper && node.is_whole.load(Ordering::Acquire) {
-            return Ok(Data { file, writable, lent: false });
+            return Ok(Data { file, writable, lent: false, layer });
         }
         if let Some(data) = self.lent_data(node, file.as_fd())? {
-            return Ok(Data { file: data, writable: false, lent: true });
+            return Ok(Data { file: data, writable: false, lent: true, layer });
         }
         if is_upper {
             node.is_whole.store(true, Ordering::Release);
         }
-        Ok(Data { file, writable, lent: false })
+        Ok(Data { file, writable, lent: false, layer })
     }
 
     /// Opens the regular file of a node, be it a metacopy.
@@ -272,10 +276,14 @@ impl Union {
         if node.links.get().is_none()
             && let Some(data) = node.data.lock().as_ref().filter(|data| data.writable)
         {
-            return Ok(node.uses(data));
+            let data = node.uses(data);
+            self.drop_overridden_capability(node, &data)?;
+            return Ok(data);
         }
         self.copy_up(node, Extent::All)?;
-        self.writable_data(node)
+        let data = self.writable_data(node)?;
+        self.drop_overridden_capability(node, &data)?;
+        Ok(data)
     }
 
     /// Makes a file durable. A lower file is so already.

@@ -193,7 +193,8 @@ impl Union {
         .at("setxattr", || A_FILE)?;
         let source = self.lower_handle(node)?;
         let origin = self.set_origin(upper, (source.as_fd(), stat), file)?;
-        super::copy_up::copy_attributes(Target::Handle(source.as_fd()), file, stat)?;
+        let route = self.route(self.layer_of(node), upper);
+        super::copy_up::copy_attributes(route, Target::Handle(source.as_fd()), file, stat)?;
         Ok(Some((staged, origin)))
     }
 
