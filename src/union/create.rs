@@ -217,7 +217,7 @@ impl Union {
             Some(file) => {
                 let stat = sys::stat::of(file).at("statx", || to.describe(name))?;
                 // Lost where a server makes the file first and gives it to its owner then.
-                let lost = mode & !u32::from(stat.stx_mode) & (libc::S_ISUID | libc::S_ISGID);
+                let lost = mode & !u32::from(stat.stx_mode) & 0o7000;
                 if lost == 0 || self.uid != 0 {
                     stat
                 } else {
@@ -369,6 +369,7 @@ impl Union {
             *node.data.lock() = Some(Arc::new(Data::new(file)));
             self.note_data(&node);
             node.unprivileged.store(unprivileged, Ordering::Relaxed);
+            node.is_whole.store(true, Ordering::Release);
             // The kernel asks at the first write. One question for each directory spares one for
             // each file.
             let plain = !upper.work.new_files_have_xattrs;
