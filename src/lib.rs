@@ -1,7 +1,7 @@
 //! laminafs: a union (overlay) filesystem that needs no root.
 //!
 //! Modules from bottom to top; imports point down only: [`sys`], [`layer`], [`union`], [`archive`],
-//! [`fuse`], [`mount`], [`store`], [`cli`]. [`error`], [`idmap`], [`marks`] and [`options`] are leaves
+//! [`fuse`], [`mount`], [`store`], [`image`], [`cli`]. [`error`], [`idmap`], [`marks`] and [`options`] are leaves
 //! that all may use.
 
 pub mod archive;
@@ -9,6 +9,7 @@ pub mod cli;
 pub mod error;
 pub mod fuse;
 pub mod idmap;
+pub mod image;
 pub mod layer;
 pub mod marks;
 pub mod mount;
