@@ -53,6 +53,7 @@ mount options:
   dir_rename_entries=N, dir_rename_size=BYTES
                          how much is copied to rename a directory with lower parts
   noacl                  do without POSIX ACLs
+  writeback              let the kernel collect small writes; errors come late
   io=auto|noopen|open    whether opening a file is a request; auto: only where the server needs it
   threads=N, fsname=NAME, log_level=LEVEL, log_file=FILE
 ";
