@@ -46,7 +46,8 @@ clean_up() {
     while umount -l "$dir/merged" 2>/dev/null; do :; done
     awk -v below="$dir/" 'index($5, below) == 1 { print $5 }' /proc/self/mountinfo | tac |
         while read -r mount; do umount -l "$mount" || status=1; done
-    [ -z "${user-}" ] || userdel "$user" || status=1
+    # By force: processes of others with ids of the range count as this user's.
+    [ -z "${user-}" ] || userdel -f "$user" || status=1
     rm -rf "$dir" || status=1
     exit "$status"
 }
