@@ -9,6 +9,7 @@ pub mod run;
 pub mod same;
 pub mod store;
 pub mod tarball;
+pub mod targets;
 pub mod trace;
 pub mod tree;
 pub mod weak;
