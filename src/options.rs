@@ -31,6 +31,16 @@ pub enum Propagation {
     Unbindable,
 }
 
+/// What carries the kernel's requests to the server.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Transport {
+    /// Our own, straight from the device.
+    #[default]
+    Dev,
+    /// The `fuser` crate.
+    Fuser,
+}
+
 /// What the options of one mount ask for.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct MountOptions {
@@ -62,6 +72,8 @@ pub struct MountOptions {
     pub debug: bool,
     /// Worker threads, when a number was asked for.
     pub threads: Option<usize>,
+    /// What carries requests.
+    pub transport: Transport,
     /// SELinux labels, as given: `context=LABEL` and its kin. They reach the kernel where it has
     /// SELinux, and change nothing elsewhere.
     pub labels: Vec<Vec<u8>>,
@@ -92,6 +104,7 @@ impl Default for MountOptions {
             posix_acl: true,
             debug: false,
             threads: None,
+            transport: Transport::default(),
             labels: Vec::new(),
             fsname: None,
             subtype: None,
@@ -125,7 +138,7 @@ use Rule::{Ignored as Skip, Only, Refused as No};
 /// Names that act; [`MountOptions::act`] has the meaning of each.
 const ACTING: &str = "lowerdir lowerdir+ upperdir workdir volatile userxattr ro rw dev nodev suid \
      nosuid exec noexec private rprivate shared rshared slave rslave unbindable runbindable \
-     user users owner group allow_other noacl debug threads fsname subtype log_level log_file context fscontext defcontext \
+     user users owner group allow_other noacl debug threads transport fsname subtype log_level log_file context fscontext defcontext \
      rootcontext";
 
 /// Values that turn something off.
@@ -242,6 +255,9 @@ impl MountOptions {
         if let Some(threads) = self.threads {
             items.push(format!("threads={threads}").into_bytes());
         }
+        if self.transport == Transport::Fuser {
+            items.push(b"transport=fuser".to_vec());
+        }
         if let Some(level) = self.log_level {
             items.push(format!("log_level={level}").into_bytes());
         }
@@ -300,6 +316,7 @@ impl MountOptions {
                 self.labels.push([key.as_bytes(), b"=", label].concat());
             }
             "log_level" => self.log_level = Some(parse_level(&text(needed(key, value)?))?),
+            "transport" => self.transport = parse_transport(&text(needed(key, value)?))?,
             "threads" => self.threads = Some(parse_threads(&text(needed(key, value)?))?),
             flag => {
                 if let Some(value) = value {
@@ -370,6 +387,18 @@ pub fn parse_threads(number: &str) -> Result<usize> {
         _ => Err(Error::invalid(
             format!("threads={number}"),
             format!("is no number of threads; use 1 to {THREADS_MAX}"),
+        )),
+    }
+}
+
+/// Parses the name of a transport.
+fn parse_transport(name: &str) -> Result<Transport> {
+    match name {
+        "dev" => Ok(Transport::Dev),
+        "fuser" => Ok(Transport::Fuser),
+        other => Err(Error::invalid(
+            format!("transport={other}"),
+            "is no transport; use dev (the default) or fuser",
         )),
     }
 }
@@ -730,12 +759,13 @@ mod tests {
             Just(Propagation::Slave),
             Just(Propagation::Unbindable)
         ]);
-        let rest = (proptest::option::of(1..=THREADS_MAX), levels, propagation);
+        let transport = prop_oneof![Just(Transport::Dev), Just(Transport::Fuser)];
+        let rest = (proptest::option::of(1..=THREADS_MAX), levels, propagation, transport);
         (paths, proptest::array::uniform9(any::<bool>()), rest).prop_map(|(paths, flags, rest)| {
             let [volatile, userxattr, read_only, dev, suid, exec, allow_other, posix_acl, debug] =
                 flags;
             let (lowers, upper, work, log_file, fsname, subtype) = paths;
-            let (threads, log_level, propagation) = rest;
+            let (threads, log_level, propagation, transport) = rest;
             MountOptions {
                 lowers,
                 upper,
@@ -751,6 +781,7 @@ mod tests {
                 posix_acl,
                 debug,
                 threads,
+                transport,
                 log_level,
                 log_file,
                 labels: Vec::new(),

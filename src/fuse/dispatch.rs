@@ -215,6 +215,29 @@ impl Dispatcher {
         })
     }
 
+    /// Creates a regular file without a name, and opens it.
+    pub(super) fn tmpfile(
+        &self,
+        caller: &Caller,
+        parent: NodeId,
+        mode: u32,
+    ) -> Answer<(Entry, Keep)> {
+        self.run("tmpfile", parent, b"", || {
+            self.union.tmpfile(caller, parent, mode).map(|entry| (entry, KEEP_FILE))
+        })
+    }
+
+    /// Makes all that was written durable.
+    ///
+    /// # Errors
+    /// `ENOSYS` on a volatile mount, as [`fsync`](Self::fsync).
+    pub(super) fn syncfs(&self) -> Answer<()> {
+        if self.volatile {
+            return Err(Errno::NOSYS);
+        }
+        self.run("syncfs", NodeId::ROOT, b"", || self.union.sync_all())
+    }
+
     /// Ends one open of a file.
     pub(super) fn release(&self, node: NodeId) -> Answer<()> {
         self.run("release", node, b"", || {
@@ -502,7 +525,7 @@ impl Dispatcher {
     ///
     /// A panic is a bug of ours and may have left a table half changed; what is on disk is whole,
     /// since every change is published in one step, and shall stay so.
-    fn panicked(&self, op: &'static str, panic: &(dyn Any + Send)) -> Errno {
+    pub(super) fn panicked(&self, op: &'static str, panic: &(dyn Any + Send)) -> Errno {
         let message = panic
             .downcast_ref::<&str>()
             .copied()

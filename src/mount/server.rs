@@ -23,9 +23,9 @@ use super::fuse_mount::{self, Device, Mounted, NewMount};
 use super::stack::Stack;
 use super::{MountSpec, refuse, unmount};
 use crate::error::{Context, Errno, Error, Result};
-use crate::fuse::{self, ServeOptions};
+use crate::fuse::{self, RequestCounts, ServeOptions};
 use crate::options::show_path;
-use crate::sys::process::{EndSignals, Fork, Inherited, fork};
+use crate::sys::process::{Fork, Heard, Inherited, Signals, fork};
 use crate::union::Union;
 
 /// `statfs` type of a FUSE mount.
@@ -188,7 +188,7 @@ pub fn check_answers(merged: &Path) -> Result<()> {
 /// Mounts and serves until the mount is gone.
 fn serve(spec: &MountSpec, inherited: Inherited, parent: Option<UnixStream>) -> Result<()> {
     // Before anything is mounted, so that no signal leaves a mount without its server.
-    let signals = EndSignals::block()?;
+    let signals = Signals::block()?;
     raise_descriptor_limit();
     umask(Mode::empty());
     let stack = Stack::open(spec)?;
@@ -202,7 +202,8 @@ fn serve(spec: &MountSpec, inherited: Inherited, parent: Option<UnixStream>) -> 
     let NewMount { device, mounted, allow_other } = fuse_mount::mount(device, &merged.path, spec)?;
     let mounted = Arc::new(mounted);
     let guard = UnmountGuard(Some(Arc::clone(&mounted)));
-    end_on_signal(signals, Arc::clone(&mounted))?;
+    let counts = Arc::new(RequestCounts::default());
+    heed_signals(signals, Arc::clone(&mounted), Arc::clone(&counts))?;
     if let Some(parent) = parent {
         report(parent, Arc::clone(&mounted))?;
     }
@@ -212,6 +213,8 @@ fn serve(spec: &MountSpec, inherited: Inherited, parent: Option<UnixStream>) -> 
         posix_acl: options.posix_acl,
         allow_other,
         volatile: options.volatile,
+        transport: options.transport,
+        counts: Arc::clone(&counts),
     };
     let on_ready = || info!("{}: serving", show_path(mounted.path()));
     let served = fuse::serve(device, Arc::clone(&union), &serve_options, on_ready);
@@ -225,6 +228,7 @@ fn serve(spec: &MountSpec, inherited: Inherited, parent: Option<UnixStream>) -> 
     // From here on another server may have the upper; syncing it harms nobody.
     drop(locks);
     let synced = union.sync_all();
+    debug!("{}: requests: {counts}", show_path(mounted.path()));
     info!("{}: ended", show_path(mounted.path()));
     drop(merged);
     served.and(synced)
@@ -255,26 +259,33 @@ impl Drop for UnmountGuard {
     }
 }
 
-/// Starts the thread that unmounts when a signal asks for the end.
-fn end_on_signal(signals: EndSignals, mounted: Arc<Mounted>) -> Result<()> {
+/// Starts the thread that unmounts when a signal asks for the end, and logs the counts of requests
+/// when one asks for those.
+fn heed_signals(signals: Signals, mounted: Arc<Mounted>, counts: Arc<RequestCounts>) -> Result<()> {
     spawn("signals", move || {
         let path = show_path(mounted.path());
-        match signals.wait() {
-            Ok(name) => info!("{path}: {name}, unmounting"),
-            Err(error) => return error!("{error}"),
-        }
-        if let Err(error) = mounted.unmount(false) {
-            warn!("{error}; detaching it, the server ends with the last open file");
-            if let Err(error) = mounted.unmount(true) {
-                error!("{error}");
+        let mut asked = false;
+        loop {
+            match signals.wait() {
+                Ok(Heard::Report) => info!("{path}: requests: {counts}"),
+                Ok(Heard::End(name)) if !asked => {
+                    asked = true;
+                    info!("{path}: {name}, unmounting");
+                    if let Err(error) = mounted.unmount(false) {
+                        warn!("{error}; detaching it, the server ends with the last open file");
+                        if let Err(error) = mounted.unmount(true) {
+                            error!("{error}");
+                        }
+                    }
+                }
+                Ok(Heard::End(name)) => {
+                    warn!("{path}: {name} again, ending at once");
+                    drop(mounted.unmount(true));
+                    std::process::exit(1);
+                }
+                Err(error) => return error!("{error}"),
             }
         }
-        match signals.wait() {
-            Ok(name) => warn!("{path}: {name} again, ending at once"),
-            Err(error) => error!("{error}"),
-        }
-        drop(mounted.unmount(true));
-        std::process::exit(1);
     })
 }
 

@@ -81,11 +81,23 @@ impl Inherited {
 /// Signals that end the server.
 const ENDING: [Signal; 4] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT];
 
-/// The signals that end the server, blocked in this thread and those it starts.
-#[derive(Debug)]
-pub struct EndSignals(SigSet);
+/// The signal that asks the server what it has done so far.
+const REPORT: Signal = Signal::SIGUSR1;
 
-impl EndSignals {
+/// What a signal asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Heard {
+    /// The end; with the name of the signal.
+    End(&'static str),
+    /// A report.
+    Report,
+}
+
+/// The signals that the server heeds, blocked in this thread and those it starts.
+#[derive(Debug)]
+pub struct Signals(SigSet);
+
+impl Signals {
     /// Blocks them; to be called before any thread is started.
     ///
     /// # Errors
@@ -95,18 +107,20 @@ impl EndSignals {
         for signal in ENDING {
             set.add(signal);
         }
+        set.add(REPORT);
         set.thread_block().map_err(|errno| from_nix("pthread_sigmask", "server", errno))?;
         Ok(Self(set))
     }
 
-    /// Waits for the next of them and returns its name.
+    /// Waits for the next of them.
     ///
     /// # Errors
     /// None known.
-    pub fn wait(&self) -> Result<&'static str> {
+    pub fn wait(&self) -> Result<Heard> {
         loop {
             match self.0.wait() {
-                Ok(signal) => return Ok(signal.as_str()),
+                Ok(REPORT) => return Ok(Heard::Report),
+                Ok(signal) => return Ok(Heard::End(signal.as_str())),
                 Err(nix::errno::Errno::EINTR) => (),
                 Err(errno) => return Err(from_nix("sigwait", "server", errno)),
             }

@@ -228,6 +228,7 @@ impl Union {
         place.name = name.into();
         place.layer = UPPER;
         place.gone = false;
+        place.nameless = false;
         place.held = None;
         drop(place);
         if let Some(old) = old {

@@ -58,8 +58,10 @@ pub(crate) struct Place {
     pub(crate) name: Box<[u8]>,
     /// The layer that holds the object. For directories: of the topmost part.
     pub(crate) layer: layer::Index,
-    /// No name leads to the object any more.
+    /// No name leads to the object any more, or none has yet.
     pub(crate) gone: bool,
+    /// No name has ever led to the object, and one may (`O_TMPFILE`).
+    pub(crate) nameless: bool,
     /// Reaches an upper object whose name above is not, or no longer, its own.
     pub(crate) held: Option<Arc<OwnedFd>>,
     /// More names of an upper object, to go on with when the one above goes. Parents are counted.
@@ -69,7 +71,21 @@ pub(crate) struct Place {
 impl Place {
     /// A place with one name.
     pub(crate) fn new(parent: Option<Arc<Node>>, name: &[u8], layer: layer::Index) -> Self {
-        Self { parent, name: name.into(), layer, gone: false, held: None, others: Vec::new() }
+        Self {
+            parent,
+            name: name.into(),
+            layer,
+            gone: false,
+            nameless: false,
+            held: None,
+            others: Vec::new(),
+        }
+    }
+
+    /// A place in upper without a name, beneath the directory that one may be given in.
+    pub(crate) fn nameless(parent: Arc<Node>, held: Arc<OwnedFd>) -> Self {
+        let place = Self::new(Some(parent), b"", UPPER);
+        Self { gone: true, nameless: true, held: Some(held), ..place }
     }
 
     pub(crate) fn is_named(&self, parent: &Arc<Node>, name: &[u8]) -> bool {
