@@ -10,6 +10,8 @@
 
 mod abi;
 mod decode;
+#[cfg(test)]
+mod fake_kernel;
 mod handshake;
 mod notify;
 mod pool;
@@ -61,7 +63,8 @@ pub(super) fn serve(
     };
     tracing::debug!(?terms, ?options, "serving");
     on_ready();
-    pool::run(session, device, options.threads.max(1))
+    let buffer = terms.transfer + REQUEST_EXTRA;
+    pool::run("worker", session, buffer, device, options.threads.max(1))
 }
 
 /// Answers INIT and returns what was agreed on.

@@ -7,8 +7,7 @@
 //! not all workers are at work.
 
 use super::reply::Reply;
-use super::session::Session;
-use super::{DEVICE, REQUEST_EXTRA, read_request};
+use super::{DEVICE, read_request};
 use crate::error::{Errno, Error, Result};
 use crate::sys::fuse_device;
 use parking_lot::{Condvar, Mutex, MutexGuard};
@@ -26,9 +25,22 @@ const TICK: Duration = Duration::from_millis(2);
 /// [`Pool::load`] counts requests served above this bit, and those in work below.
 const SERVED: u64 = 1 << 16;
 
+/// What the workers do; a test puts something else than a session in its place.
+pub(super) trait Serve: Send + Sync + 'static {
+    /// Serves the request in `bytes` and returns what to send, if anything. Must not panic.
+    fn serve<'a>(&self, bytes: &[u8], reply: &'a mut Reply) -> Option<&'a [u8]>;
+
+    /// Takes back what a reply gave that did not arrive.
+    fn take_back(&self, reply: &mut Reply);
+}
+
 /// The workers of one mount.
-struct Pool {
-    session: Session,
+struct Pool<S> {
+    /// What its threads are called, before their number.
+    name: &'static str,
+    session: S,
+    /// Bytes of the buffers of a worker.
+    buffer: usize,
     /// What the mount was made with; clones of it serve the same mount.
     device: Arc<OwnedFd>,
     /// Workers that always stand ready.
@@ -52,13 +64,22 @@ struct State {
     next: usize,
 }
 
-/// Serves on `device` with `standing` threads or more until the mount is gone.
+/// Serves on `device` with `standing` threads or more until the mount is gone; requests and replies
+/// have up to `buffer` bytes.
 ///
 /// # Errors
 /// The first failure of the device that is not the end of the mount.
-pub(super) fn run(session: Session, device: Arc<OwnedFd>, standing: usize) -> Result<()> {
+pub(super) fn run(
+    name: &'static str,
+    session: impl Serve,
+    buffer: usize,
+    device: Arc<OwnedFd>,
+    standing: usize,
+) -> Result<()> {
     let pool = Arc::new(Pool {
+        name,
         session,
+        buffer,
         device,
         standing,
         workers: AtomicUsize::new(0),
@@ -79,7 +100,7 @@ pub(super) fn run(session: Session, device: Arc<OwnedFd>, standing: usize) -> Re
     pool.keep()
 }
 
-impl Pool {
+impl<S: Serve> Pool<S> {
     /// Starts one more thread.
     fn start_worker(self: &Arc<Self>) -> std::result::Result<(), Errno> {
         let mut state = self.state.lock();
@@ -97,7 +118,7 @@ impl Pool {
                 Err(errno) => end.failed = Some(errno),
             }
         };
-        match std::thread::Builder::new().name(format!("worker-{number}")).spawn(work) {
+        match std::thread::Builder::new().name(format!("{}-{number}", self.name)).spawn(work) {
             Ok(_detached) => {
                 state.next += 1;
                 Ok(())
@@ -124,10 +145,9 @@ impl Pool {
     /// Serves until the mount is gone, or until this thread is not needed any more: tells which by
     /// `true` for the latter, and is counted out then.
     fn work(&self, channel: &OwnedFd) -> std::result::Result<bool, Errno> {
-        let size = self.session.terms.transfer + REQUEST_EXTRA;
         // Zeroed by the system when first touched: what is never used costs nothing.
-        let mut request = vec![0; size];
-        let mut reply = Reply::new(size);
+        let mut request = vec![0; self.buffer];
+        let mut reply = Reply::new(self.buffer);
         while let Some(len) = read_request(channel, &mut request)? {
             self.begin();
             let bytes = request.get(..len).unwrap_or_default();
@@ -153,7 +173,7 @@ impl Pool {
             return;
         }
         tracing::error!(%errno, "the device refused an answer");
-        if let Some(refusal) = Session::refuse(request, reply)
+        if let Some(refusal) = reply.refuse_request(request)
             && let Err(errno) = send(channel, refusal)
         {
             tracing::error!(%errno, "the device refused a refusal too; somebody waits for ever");
@@ -245,14 +265,14 @@ fn send(channel: &OwnedFd, answer: &[u8]) -> std::result::Result<(), Errno> {
 }
 
 /// Tells the keeper that a thread has ended, however it did.
-struct End<'a> {
-    pool: &'a Pool,
+struct End<'a, S> {
+    pool: &'a Pool<S>,
     /// Counted out already.
     retired: bool,
     failed: Option<Errno>,
 }
 
-impl Drop for End<'_> {
+impl<S> Drop for End<'_, S> {
     fn drop(&mut self) {
         let mut state = self.pool.state.lock();
         if !self.retired {

@@ -1,8 +1,9 @@
 //! Replies, put together in one buffer of a worker so that each is one write(2) and none allocates.
 
 use super::abi;
+use crate::error::Errno;
 use crate::union::NodeId;
-use zerocopy::{Immutable, IntoBytes};
+use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// Bytes of the header that every reply begins with.
 const HEADER: usize = size_of::<abi::OutHeader>();
@@ -97,6 +98,12 @@ impl Reply {
     pub(super) fn refuse(&mut self, unique: u64, number: i32) -> &[u8] {
         self.len = HEADER;
         self.finish_with(unique, -number)
+    }
+
+    /// Completes the reply as a refusal of the request in `bytes`, whose answer was not taken.
+    pub(super) fn refuse_request(&mut self, bytes: &[u8]) -> Option<&[u8]> {
+        let (header, _) = abi::InHeader::read_from_prefix(bytes).ok()?;
+        Some(self.refuse(header.unique, Errno::IO.raw_os_error()))
     }
 
     fn finish_with(&mut self, unique: u64, error: i32) -> &[u8] {

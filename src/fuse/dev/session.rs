@@ -7,6 +7,7 @@ use super::abi::{self, fattr, fopen, init, stx};
 use super::decode::{self, CopyRange, Header, Malformed, Request};
 use super::handshake::Terms;
 use super::notify::Notifier;
+use super::pool::Serve;
 use super::reply::Reply;
 use crate::error::Errno;
 use crate::fuse::RequestCounts;
@@ -17,7 +18,7 @@ use crate::union::{
 };
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use zerocopy::{FromBytes, Immutable, IntoBytes};
+use zerocopy::{Immutable, IntoBytes};
 
 /// Most bytes that one COPY_FILE_RANGE with a short reply may report, kept to whole pages.
 const COPY_MAX: u64 = 0xffff_0000;
@@ -37,12 +38,9 @@ pub(super) struct Session {
     pub(super) counts: Arc<RequestCounts>,
 }
 
-impl Session {
-    /// Serves the request in `bytes` and returns what to send, if anything.
-    ///
-    /// Never panics: a request that does is answered `EIO`, and is the last that may change
-    /// anything.
-    pub(super) fn serve<'a>(&self, bytes: &[u8], reply: &'a mut Reply) -> Option<&'a [u8]> {
+impl Serve for Session {
+    /// A request that panics is answered `EIO`, and is the last that may change anything.
+    fn serve<'a>(&self, bytes: &[u8], reply: &'a mut Reply) -> Option<&'a [u8]> {
         reply.clear();
         let setxattr_ext = self.terms.has(init::SETXATTR_EXT);
         let (header, request) = match decode::decode(bytes, setxattr_ext) {
@@ -62,19 +60,14 @@ impl Session {
         }
     }
 
-    /// Returns the refusal of the request in `bytes` whose answer the device would not take.
-    pub(super) fn refuse<'a>(bytes: &[u8], reply: &'a mut Reply) -> Option<&'a [u8]> {
-        let (header, _) = abi::InHeader::read_from_prefix(bytes).ok()?;
-        Some(reply.refuse(header.unique, Errno::IO.raw_os_error()))
-    }
-
-    /// Takes back what a reply gave that did not arrive.
-    pub(super) fn take_back(&self, reply: &mut Reply) {
+    fn take_back(&self, reply: &mut Reply) {
         if let Some(node) = reply.gives.take() {
             self.dispatch.forget(node, 1);
         }
     }
+}
 
+impl Session {
     /// Serves one request; `None` where the kernel wants no answer.
     fn answer(
         &self,
