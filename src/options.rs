@@ -18,6 +18,11 @@ pub const LOWERS_MAX: usize = 500;
 /// Most worker threads that can be asked for.
 pub const THREADS_MAX: usize = 256;
 
+/// Files and directories copied at most to rename a directory, unless told otherwise.
+const DIR_RENAME_ENTRIES: u64 = 20_000;
+/// Bytes copied at most to rename a directory, unless told otherwise.
+const DIR_RENAME_SIZE: u64 = 1 << 30;
+
 /// Propagation of the finished mount, mount(8) "shared subtree operations".
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Propagation {
@@ -41,6 +46,25 @@ pub enum Transport {
     Fuser,
 }
 
+/// How files are opened and read, `io=`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum IoMode {
+    /// The kernel opens files and directories by itself and asks for their content only.
+    NoOpen,
+    /// Each open and its end is a request.
+    Open,
+}
+
+impl IoMode {
+    /// Returns the word after `io=`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::NoOpen => "noopen",
+            Self::Open => "open",
+        }
+    }
+}
+
 /// What the options of one mount ask for.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct MountOptions {
@@ -54,6 +78,10 @@ pub struct MountOptions {
     pub volatile: bool,
     /// Marks are kept in `user.overlay.*`.
     pub userxattr: bool,
+    /// Files and directories of lower layers that are copied at most to rename a directory.
+    pub dir_rename_entries: u64,
+    /// Bytes of lower files that are copied at most to rename a directory.
+    pub dir_rename_size: u64,
     /// The mount is read-only whatever the upper.
     pub read_only: bool,
     /// Device nodes work.
@@ -74,6 +102,8 @@ pub struct MountOptions {
     pub threads: Option<usize>,
     /// What carries requests.
     pub transport: Transport,
+    /// How files are opened; `None` chooses by what the server may do.
+    pub io: Option<IoMode>,
     /// SELinux labels, as given: `context=LABEL` and its kin. They reach the kernel where it has
     /// SELinux, and change nothing elsewhere.
     pub labels: Vec<Vec<u8>>,
@@ -95,6 +125,8 @@ impl Default for MountOptions {
             work: None,
             volatile: false,
             userxattr: false,
+            dir_rename_entries: DIR_RENAME_ENTRIES,
+            dir_rename_size: DIR_RENAME_SIZE,
             read_only: false,
             dev: false,
             suid: true,
@@ -105,6 +137,7 @@ impl Default for MountOptions {
             debug: false,
             threads: None,
             transport: Transport::default(),
+            io: None,
             labels: Vec::new(),
             fsname: None,
             subtype: None,
@@ -136,9 +169,9 @@ enum Rule {
 use Rule::{Ignored as Skip, Only, Refused as No};
 
 /// Names that act; [`MountOptions::act`] has the meaning of each.
-const ACTING: &str = "lowerdir lowerdir+ upperdir workdir volatile userxattr ro rw dev nodev suid \
+const ACTING: &str = "lowerdir lowerdir+ upperdir workdir volatile userxattr dir_rename_entries dir_rename_size ro rw dev nodev suid \
      nosuid exec noexec private rprivate shared rshared slave rslave unbindable runbindable \
-     user users owner group allow_other noacl debug threads transport fsname subtype log_level log_file context fscontext defcontext \
+     user users owner group allow_other noacl debug threads io transport fsname subtype log_level log_file context fscontext defcontext \
      rootcontext";
 
 /// Values that turn something off.
@@ -258,8 +291,19 @@ impl MountOptions {
         if self.transport == Transport::Fuser {
             items.push(b"transport=fuser".to_vec());
         }
+        if let Some(io) = self.io {
+            items.push(format!("io={}", io.name()).into_bytes());
+        }
         if let Some(level) = self.log_level {
             items.push(format!("log_level={level}").into_bytes());
+        }
+        for (name, limit, default) in [
+            ("dir_rename_entries", self.dir_rename_entries, DIR_RENAME_ENTRIES),
+            ("dir_rename_size", self.dir_rename_size, DIR_RENAME_SIZE),
+        ] {
+            if limit != default {
+                items.push(format!("{name}={limit}").into_bytes());
+            }
         }
         let mut value = |name: &str, value: &OsStr| {
             items.push([name.as_bytes(), b"=", &escape(value.as_bytes(), b"\\,")].concat());
@@ -317,6 +361,9 @@ impl MountOptions {
             }
             "log_level" => self.log_level = Some(parse_level(&text(needed(key, value)?))?),
             "transport" => self.transport = parse_transport(&text(needed(key, value)?))?,
+            "dir_rename_entries" => self.dir_rename_entries = parse_size(key, needed(key, value)?)?,
+            "dir_rename_size" => self.dir_rename_size = parse_size(key, needed(key, value)?)?,
+            "io" => self.io = parse_io(&text(needed(key, value)?))?,
             "threads" => self.threads = Some(parse_threads(&text(needed(key, value)?))?),
             flag => {
                 if let Some(value) = value {
@@ -377,6 +424,16 @@ pub fn parse_level(name: &str) -> Result<LevelFilter> {
     }
 }
 
+/// Parses an I/O mode; `None` is `auto`.
+fn parse_io(name: &str) -> Result<Option<IoMode>> {
+    match name {
+        "auto" => Ok(None),
+        "noopen" => Ok(Some(IoMode::NoOpen)),
+        "open" => Ok(Some(IoMode::Open)),
+        other => Err(Error::invalid(format!("io={other}"), "is none of auto, noopen, open")),
+    }
+}
+
 /// Parses a number of worker threads.
 ///
 /// # Errors
@@ -401,6 +458,26 @@ fn parse_transport(name: &str) -> Result<Transport> {
             "is no transport; use dev (the default) or fuser",
         )),
     }
+}
+
+/// Parses a number that may end in K, M or G, 1,024 times more each.
+fn parse_size(key: &str, value: &[u8]) -> Result<u64> {
+    let (digits, shift) = match value.split_last() {
+        Some((b'K' | b'k', digits)) => (digits, 10),
+        Some((b'M' | b'm', digits)) => (digits, 20),
+        Some((b'G' | b'g', digits)) => (digits, 30),
+        _ => (value, 0),
+    };
+    let number = std::str::from_utf8(digits).ok().filter(|digits| !digits.starts_with('+'));
+    number
+        .and_then(|digits| digits.parse::<u64>().ok())
+        .and_then(|number| number.checked_mul(1 << shift))
+        .ok_or_else(|| {
+            Error::invalid(
+                format!("{key}={}", text(value)),
+                "is no number; write digits, with K, M or G behind them if that is shorter",
+            )
+        })
 }
 
 /// Splits a list at its commas, leaving out empty items; escapes stay as they are.
@@ -597,6 +674,17 @@ mod tests {
     }
 
     #[test]
+    fn limits_of_directory_renames() {
+        let options = parse("dir_rename_entries=5,dir_rename_size=2M");
+        assert_eq!((options.dir_rename_entries, options.dir_rename_size), (5, 2 << 20));
+        assert_eq!(parse("dir_rename_entries=0").dir_rename_entries, 0);
+        for bad in ["", "x", "-1", "+1", "1T", "K", "99999999999999999999", "17179869184G"] {
+            let list = format!("dir_rename_size={bad}");
+            MountOptions::parse(&[&list]).unwrap_err();
+        }
+    }
+
+    #[test]
     fn lowerdir_follows_the_kernels_escapes() {
         for (value, expected) in [
             ("/a", &["/a"][..]),
@@ -700,12 +788,14 @@ mod tests {
 
     #[test]
     fn values_are_checked() {
-        let lists = "upperdir= upperdir workdir= threads=0 threads=x threads=100000 log_level=loud \
+        let lists = "upperdir= upperdir workdir= threads=0 threads=x threads=100000 log_level=loud io=fast io= \
              volatile=1 ro= lowerdir lowerdir+= upperdir=\\";
         for list in lists.split_whitespace() {
             assert!(MountOptions::parse(&[list]).is_err(), "{list}");
         }
         assert_eq!(parse("threads=3,log_level=debug").threads, Some(3));
+        assert_eq!(parse("io=open").io, Some(IoMode::Open));
+        assert_eq!(parse("io=open,io=auto").io, None);
     }
 
     #[test]
@@ -760,18 +850,23 @@ mod tests {
             Just(Propagation::Unbindable)
         ]);
         let transport = prop_oneof![Just(Transport::Dev), Just(Transport::Fuser)];
-        let rest = (proptest::option::of(1..=THREADS_MAX), levels, propagation, transport);
+        let io = proptest::option::of(prop_oneof![Just(IoMode::NoOpen), Just(IoMode::Open)]);
+        let limits = (any::<u64>(), any::<u64>());
+        let rest =
+            (proptest::option::of(1..=THREADS_MAX), levels, propagation, io, limits, transport);
         (paths, proptest::array::uniform9(any::<bool>()), rest).prop_map(|(paths, flags, rest)| {
             let [volatile, userxattr, read_only, dev, suid, exec, allow_other, posix_acl, debug] =
                 flags;
             let (lowers, upper, work, log_file, fsname, subtype) = paths;
-            let (threads, log_level, propagation, transport) = rest;
+            let (threads, log_level, propagation, io, limits, transport) = rest;
             MountOptions {
                 lowers,
                 upper,
                 work,
                 volatile,
                 userxattr,
+                dir_rename_entries: limits.0,
+                dir_rename_size: limits.1,
                 read_only,
                 dev,
                 suid,
@@ -782,6 +877,7 @@ mod tests {
                 debug,
                 threads,
                 transport,
+                io,
                 log_level,
                 log_file,
                 labels: Vec::new(),

@@ -6,4 +6,6 @@ pub mod env;
 pub mod fixture;
 pub mod ops;
 pub mod run;
+pub mod same;
+pub mod trace;
 pub mod tree;

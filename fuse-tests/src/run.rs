@@ -46,6 +46,27 @@ pub const ALLOWED: &[Allowed] = &[
     },
 ];
 
+/// What becomes of a directory with lower parts that is renamed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Renames {
+    /// Neither side does it.
+    Refused,
+    /// Ours completes it in the upper layer, the kernel writes a redirect.
+    Copied,
+}
+
+impl Renames {
+    /// The options of a side.
+    fn options(self, side: Kind) -> &'static str {
+        match (self, side) {
+            (Renames::Refused, Kind::Lamina) => "dir_rename_entries=0",
+            (Renames::Refused, Kind::Kernel) => "redirect_dir=nofollow",
+            (Renames::Copied, Kind::Lamina) => "rw",
+            (Renames::Copied, Kind::Kernel) => "redirect_dir=on",
+        }
+    }
+}
+
 /// How cases are made and compared.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -54,6 +75,8 @@ pub struct Config {
     /// Lower layers hold hard links. Then the kernel has an index, and nothing is remounted: without an index on disk the links
     /// of a lower file part at the next mount.
     pub links: bool,
+    /// What becomes of a directory with lower parts that is renamed.
+    pub renames: Renames,
     /// Operations in each case.
     pub ops: usize,
     /// A fault for the test of the harness: what this does to our snapshots must be found.
@@ -62,7 +85,7 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Config { ours: Kind::Lamina, links: false, ops: 20, fault: None }
+        Config { ours: Kind::Lamina, links: false, renames: Renames::Refused, ops: 20, fault: None }
     }
 }
 
@@ -257,6 +280,7 @@ pub fn run_batch(cases: &[Case], config: &Config) -> Result<(), Failure> {
     }
     let index = if config.links { "index=on" } else { "index=off" };
     let ours = sandbox.side(config.ours, "ours");
+    let ours = ours.option(config.renames.options(config.ours));
     let ours = match config.ours {
         Kind::Kernel => ours.option(index),
         // Device nodes work in the mounts of the kernel's root.
@@ -264,6 +288,7 @@ pub fn run_batch(cases: &[Case], config: &Config) -> Result<(), Failure> {
         Kind::Lamina => ours,
     };
     let kernel = sandbox.side(Kind::Kernel, "kernel").option(index);
+    let kernel = kernel.option(config.renames.options(Kind::Kernel));
     let start = tree::now();
     let mut pair = Pair { ours: Some(ours.mount()), kernel: Some(kernel.mount()) };
     let mut ends = Vec::new();
@@ -283,6 +308,8 @@ pub fn run_batch(cases: &[Case], config: &Config) -> Result<(), Failure> {
     if !config.links {
         pair.remount();
         compare(&pair, "after a remount")?;
+    }
+    if !config.links && config.renames == Renames::Refused {
         // Each on the upper layer of the other.
         drop((pair.ours.take(), pair.kernel.take()));
         if let Some((upper, work)) = &ours.upper {

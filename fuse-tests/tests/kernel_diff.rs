@@ -4,7 +4,7 @@
 //! A failure prints the shrunk case; put it into a file and run the test `replay` with `FUSE_TESTS_REPLAY=FILE`.
 
 use fuse_tests::fixture::Kind;
-use fuse_tests::run::{self, Case, Config};
+use fuse_tests::run::{self, Case, Config, Renames};
 use fuse_tests::{env, ran_in_user_namespace, skip};
 
 fn number(variable: &str, default: u64) -> u64 {
@@ -34,6 +34,19 @@ fn sequences_as_root() {
         skip!("{reason}");
     }
     run::run_many(seed(0), sequences(50), &Config::default());
+}
+
+/// The kernel moves directories with lower parts by redirects; ours moves what they hold.
+#[test]
+fn sequences_with_directory_renames() {
+    if !env::is_machine_root() {
+        skip!("needs root");
+    }
+    if let Some(reason) = missing() {
+        skip!("{reason}");
+    }
+    let config = Config { renames: Renames::Copied, ..Config::default() };
+    run::run_many(seed(5), sequences(30), &config);
 }
 
 #[test]

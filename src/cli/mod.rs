@@ -44,7 +44,10 @@ mount options:
   ro, dev, nosuid, noexec, private, shared, slave, allow_other
   volatile               skip syncs; contents may be lost in a crash of the machine
   userxattr              keep marks in user.overlay.* xattrs
+  dir_rename_entries=N, dir_rename_size=BYTES
+                         how much is copied to rename a directory with lower parts
   noacl                  do without POSIX ACLs
+  io=auto|noopen|open    whether opening a file is a request; auto: only where the server needs it
   threads=N, fsname=NAME, log_level=LEVEL, log_file=FILE
 ";
 

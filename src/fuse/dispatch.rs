@@ -5,11 +5,17 @@
 //! lock and keeps no state of its own. Decoding, node ids on the wire and encoding are the
 //! transport's.
 //!
+//! What the kernel shall do without us is answered `ENOSYS` here and nowhere else: FLUSH always, since
+//! nothing is held back; OPEN, OPENDIR and CREATE where opens are no requests ([`IoMode::NoOpen`]; the
+//! kernel then makes files by MKNOD); syncs on a volatile mount.
+//!
 //! Only we change the tree, and the kernel sees each change that it asked for. So whatever it has
 //! learned stays true: entries, absences and attributes are given for ever, pages and listings are
 //! kept over opens.
 
+use super::ServeOptions;
 use crate::error::{Errno, Error, Result};
+use crate::options::IoMode;
 use crate::union::{
     Attr, Caller, DirEntry, Entry, NodeId, RenameFlags, SetAttr, StatVfs, Union, Visit, Whence,
     Written, XattrFlags,
@@ -70,12 +76,26 @@ pub(super) struct Dispatcher {
     union: Arc<Union>,
     /// Whether syncs are skipped for the whole mount.
     volatile: bool,
+    /// Whether opens are requests. If not there is no state per open, even for what is opened all
+    /// the same (TMPFILE): whether its RELEASE comes is up to the kernel.
+    io: IoMode,
 }
 
 impl Dispatcher {
-    /// Returns the dispatcher of `union`; `volatile` says that nobody wants syncs.
-    pub(super) const fn new(union: Arc<Union>, volatile: bool) -> Self {
-        Self { union, volatile }
+    /// Returns the dispatcher of `union`.
+    pub(super) const fn new(union: Arc<Union>, options: &ServeOptions) -> Self {
+        Self { union, volatile: options.volatile, io: options.io }
+    }
+
+    /// Refuses what opens, for good, where the kernel does that by itself.
+    ///
+    /// # Errors
+    /// `ENOSYS`.
+    fn opens(&self) -> Answer<()> {
+        match self.io {
+            IoMode::NoOpen => Err(Errno::NOSYS),
+            IoMode::Open => Ok(()),
+        }
     }
 
     /// Returns the node whose inode number is `ino`, for transports whose node ids are those.
@@ -198,11 +218,18 @@ impl Dispatcher {
     }
 
     /// Opens a file, for writing too if `write`.
+    ///
+    /// # Errors
+    /// `ENOSYS` where opens are no requests; the kernel asks once.
     pub(super) fn open(&self, node: NodeId, write: bool) -> Answer<Keep> {
+        self.opens()?;
         self.run("open", node, b"", || self.union.open_file(node, write).map(|()| KEEP_FILE))
     }
 
     /// Creates a regular file that must not exist, and opens it.
+    ///
+    /// # Errors
+    /// `ENOSYS` where opens are no requests; the kernel sends MKNOD then, now and later.
     pub(super) fn create(
         &self,
         caller: &Caller,
@@ -210,6 +237,7 @@ impl Dispatcher {
         name: &[u8],
         mode: u32,
     ) -> Answer<(Entry, Keep)> {
+        self.opens()?;
         self.run("create", parent, name, || {
             self.union.create(caller, parent, name, mode).map(|entry| (entry, KEEP_FILE))
         })
@@ -223,7 +251,11 @@ impl Dispatcher {
         mode: u32,
     ) -> Answer<(Entry, Keep)> {
         self.run("tmpfile", parent, b"", || {
-            self.union.tmpfile(caller, parent, mode).map(|entry| (entry, KEEP_FILE))
+            let entry = self.union.tmpfile(caller, parent, mode)?;
+            if self.io == IoMode::NoOpen {
+                self.union.release_file(entry.node);
+            }
+            Ok((entry, KEEP_FILE))
         })
     }
 
@@ -240,6 +272,9 @@ impl Dispatcher {
 
     /// Ends one open of a file.
     pub(super) fn release(&self, node: NodeId) -> Answer<()> {
+        if self.io == IoMode::NoOpen {
+            return Ok(());
+        }
         self.run("release", node, b"", || {
             self.union.release_file(node);
             Ok(())
@@ -262,9 +297,13 @@ impl Dispatcher {
         self.run("write", node, b"", || self.union.write(node, offset, data, kill_privileges))
     }
 
-    /// Answers a close(2).
-    pub(super) fn flush(&self, node: NodeId) -> Answer<()> {
-        self.run("flush", node, b"", || self.union.flush(node))
+    /// Answers a close(2): nothing was held back, so there is nothing to report.
+    ///
+    /// # Errors
+    /// `ENOSYS`: the kernel takes it for success and never asks again.
+    #[expect(clippy::unused_self, reason = "a request like the others")]
+    pub(super) const fn flush(&self) -> Answer<()> {
+        Err(Errno::NOSYS)
     }
 
     /// Makes a file durable.
@@ -341,12 +380,19 @@ impl Dispatcher {
     }
 
     /// Opens a directory.
+    ///
+    /// # Errors
+    /// `ENOSYS` where opens are no requests; the kernel asks once.
     pub(super) fn opendir(&self, node: NodeId) -> Answer<Keep> {
+        self.opens()?;
         self.run("opendir", node, b"", || self.union.open_dir(node).map(|()| KEEP_DIRECTORY))
     }
 
     /// Ends one open of a directory.
     pub(super) fn releasedir(&self, node: NodeId) -> Answer<()> {
+        if self.io == IoMode::NoOpen {
+            return Ok(());
+        }
         self.run("releasedir", node, b"", || {
             self.union.release_dir(node);
             Ok(())

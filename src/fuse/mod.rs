@@ -15,6 +15,7 @@ mod transport_fuser;
 
 pub use self::counts::RequestCounts;
 use crate::error::Result;
+use crate::options::IoMode;
 pub use crate::options::Transport;
 use crate::union::Union;
 use std::os::fd::OwnedFd;
@@ -31,6 +32,8 @@ pub struct ServeOptions {
     ///
     /// The kernel alone enforces it, from the mount option of that name; told here for the log.
     pub allow_other: bool,
+    /// Whether opens are requests.
+    pub io: IoMode,
     /// Whether the kernel is told not to send syncs, since nobody wants them.
     pub volatile: bool,
     /// What carries the requests.

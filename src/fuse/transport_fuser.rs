@@ -100,7 +100,7 @@ pub(super) fn serve(
     config.clone_fd = threads > 1 && can_open_device();
     let notifier = Arc::new(OnceLock::new());
     let server = Server {
-        dispatch: Dispatcher::new(union, options.volatile),
+        dispatch: Dispatcher::new(union, options),
         posix_acl: options.posix_acl,
         notifier: Arc::clone(&notifier),
         kernel_masks: true,
@@ -507,12 +507,12 @@ impl Filesystem for Server {
     fn flush(
         &self,
         _request: &Request,
-        ino: INodeNo,
+        _ino: INodeNo,
         _fh: FileHandle,
         _lock_owner: LockOwner,
         reply: ReplyEmpty,
     ) {
-        reply_empty(self.node(ino).and_then(|node| self.dispatch.flush(node)), reply);
+        reply_empty(self.dispatch.flush(), reply);
     }
 
     fn release(

@@ -24,8 +24,8 @@ use super::stack::Stack;
 use super::{MountSpec, refuse, unmount};
 use crate::error::{Context, Errno, Error, Result};
 use crate::fuse::{self, RequestCounts, ServeOptions};
-use crate::options::show_path;
-use crate::sys::process::{Fork, Heard, Inherited, Signals, fork};
+use crate::options::{IoMode, show_path};
+use crate::sys::process::{Fork, Heard, Inherited, Signals, fork, overrides_permissions};
 use crate::union::Union;
 
 /// `statfs` type of a FUSE mount.
@@ -197,6 +197,7 @@ fn serve(spec: &MountSpec, inherited: Inherited, parent: Option<UnixStream>) -> 
     let locks = stack.lock()?;
     let device = Device::open()?;
     let options = spec.options();
+    let io = io_mode(options.io)?;
     let (config, merged) = stack.into_config(spec);
     let union = Arc::new(Union::open(config).map_err(with_cure)?);
     let NewMount { device, mounted, allow_other } = fuse_mount::mount(device, &merged.path, spec)?;
@@ -212,6 +213,7 @@ fn serve(spec: &MountSpec, inherited: Inherited, parent: Option<UnixStream>) -> 
         threads: options.threads.unwrap_or_else(usual_threads),
         posix_acl: options.posix_acl,
         allow_other,
+        io,
         volatile: options.volatile,
         transport: options.transport,
         counts: Arc::clone(&counts),
@@ -335,6 +337,23 @@ fn with_cure(error: Error) -> Error {
         _ => "see the kernel log (dmesg)",
     };
     refuse(at, op, errno, cure)
+}
+
+/// Chooses the I/O mode: without opens the server must be able to open a file again at any time,
+/// whatever its mode has become.
+///
+/// # Errors
+/// `Invalid` where that was asked for and cannot be.
+fn io_mode(asked: Option<IoMode>) -> Result<IoMode> {
+    match (asked, overrides_permissions()) {
+        (None, true) => Ok(IoMode::NoOpen),
+        (None, false) => Ok(IoMode::Open),
+        (Some(IoMode::NoOpen), false) => Err(Error::invalid(
+            "io=noopen",
+            "needs CAP_DAC_OVERRIDE; be root, also of a user namespace (unshare -Urm), or leave it out",
+        )),
+        (Some(mode), _) => Ok(mode),
+    }
 }
 
 fn usual_threads() -> usize {

@@ -21,7 +21,7 @@ use super::{MountSpec, refuse};
 use crate::error::{Context, Errno, Error, Result};
 use crate::options::show_path;
 use crate::sys::mountfd::private_read_only;
-use crate::union::{Config, LayerSpec, UpperSpec};
+use crate::union::{Config, CopyLimit, LayerSpec, UpperSpec};
 
 /// Returns a lower's directory cut off from what is or will be mounted beneath it, and write
 /// protected by the kernel; as it is where the caller may not mount.
@@ -132,6 +132,10 @@ impl Stack {
             upper,
             volatile: spec.options().volatile,
             userxattr: spec.options().userxattr,
+            copy_limit: CopyLimit {
+                entries: spec.options().dir_rename_entries,
+                bytes: spec.options().dir_rename_size,
+            },
         };
         (config, self.merged)
     }

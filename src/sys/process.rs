@@ -78,6 +78,15 @@ impl Inherited {
     }
 }
 
+/// Tells whether this process may open files whose mode forbids it (`CAP_DAC_OVERRIDE`); in a user
+/// namespace that means files of ids that are mapped there.
+pub fn overrides_permissions() -> bool {
+    match rustix::thread::capabilities(None) {
+        Ok(sets) => sets.effective.contains(rustix::thread::CapabilitySet::DAC_OVERRIDE),
+        Err(_unknown) => false,
+    }
+}
+
 /// Signals that end the server.
 const ENDING: [Signal; 4] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT];
 

@@ -8,7 +8,7 @@
 //! Locks: `Node::copy` of the object, over all of it; `Dir::names` of the parent for the publishing.
 //! Crash: leaves at most one object in work, removed at the next mount.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use rustix::fs::{RenameFlags, XattrFlags};
@@ -83,19 +83,28 @@ impl Union {
     ) -> Result<Staged<'a>> {
         let source = self.readable_data(node)?;
         let staged = upper.work.stage_file(&upper.work.dir, 0o600)?;
-        let len = match extent {
-            Extent::All => stat.stx_size,
-            Extent::First(len) => len.min(stat.stx_size),
-        };
-        let whole = len == stat.stx_size;
-        sys::data::copy(source.file.as_fd(), staged.file.as_fd(), len, whole)
-            .at("copy_file_range", || "from a lower file to work")?;
-        let target = Target::Open(staged.file.as_fd());
-        copy_attributes(Target::Open(source.file.as_fd()), target, stat)?;
+        fill_copy(&source, staged.file.as_fd(), stat, extent)?;
         if !self.volatile {
             staged.sync()?;
         }
         Ok(staged)
+    }
+
+    /// Prepares the copy of an object that is no directory under a name in work, not synced.
+    pub(super) fn stage_named<'a>(
+        &self,
+        upper: &'a Upper,
+        node: &Arc<Node>,
+        stat: &Statx,
+    ) -> Result<Temp<'a>> {
+        if node.kind != FileType::Regular {
+            return self.copy_special(upper, node, stat);
+        }
+        let source = self.source_data(node)?;
+        let temp = upper.work.temp();
+        let file = temp.call("openat", |at| sys::open::create(at.dir, at.name, 0o600))?;
+        fill_copy(&source, file.as_fd(), stat, Extent::All)?;
+        Ok(temp)
     }
 
     /// Prepares the copy of a symlink, device, pipe or socket.
@@ -182,12 +191,13 @@ impl Union {
     }
 
     /// Switches a node to its upper copy: from here on everybody reads and writes that.
-    fn set_upper(&self, node: &Arc<Node>, data: Option<Data>) {
+    pub(super) fn set_upper(&self, node: &Arc<Node>, data: Option<Data>) {
         node.place.write().layer = UPPER;
         let data = data.map(Arc::new);
+        let is_open = data.is_some();
         let old = std::mem::replace(&mut *node.data.lock(), data);
         drop(old);
-        if node.kind == FileType::Regular {
+        if is_open {
             self.note_data(node);
         }
     }
@@ -292,6 +302,18 @@ impl Union {
             Leaf::Name(at) => sys::open::handle(at.dir, at.name),
         })
     }
+}
+
+/// Fills an empty file with data and attributes of another.
+fn fill_copy(source: &Data, to: BorrowedFd<'_>, stat: &Statx, extent: Extent) -> Result<()> {
+    let len = match extent {
+        Extent::All => stat.stx_size,
+        Extent::First(len) => len.min(stat.stx_size),
+    };
+    let whole = len == stat.stx_size;
+    sys::data::copy(source.file.as_fd(), to, len, whole)
+        .at("copy_file_range", || "from a lower file to work")?;
+    copy_attributes(Target::Open(source.file.as_fd()), Target::Open(to), stat)
 }
 
 /// Gives `to` what `stat` and the xattrs of `from` say. The order matters: chown clears setuid

@@ -203,18 +203,28 @@ impl Union {
             return Err(Errno::NOENT.into());
         }
         let to = dir.upper.get().ok_or(Errno::STALE)?;
+        let is_ours = (caller.uid, caller.gid) == (self.uid, self.gid);
+        let new = New { caller, dir, to, name, mode, what };
+        if is_ours && names.listing.is_none() && !dir.is_merged() {
+            // Nothing is hidden, and most often nothing is there: the call that makes it tells.
+            match self.make_in_place(&new) {
+                Err(error) if error.errno() == Errno::EXIST => {}
+                made => {
+                    return made
+                        .and_then(|made| self.made(upper, &parent, dir, &mut names, name, made));
+                }
+            }
+        }
         let whiteout = self.in_the_way(dir, &mut names, to, name)?;
         // A whiteout of the `.wh.` form is not in the way, but hides something all the same.
         let hides = names.listing.as_ref().is_some_and(|listing| listing.is_below(name));
         let opaque = matches!(what, What::Directory) && (whiteout || hides);
-        let is_ours = (caller.uid, caller.gid) == (self.uid, self.gid);
-        let new = New { caller, dir, to, name, mode, what };
         let done = if is_ours && !whiteout && !opaque {
             self.make_in_place(&new)
         } else {
             self.make_in_work(upper, &new, Way { whiteout, opaque })
         };
-        done.and_then(|(file, stat)| self.made(&parent, &mut names, to, name, file, stat))
+        done.and_then(|made| self.made(upper, &parent, dir, &mut names, name, made))
             // It may be there all the same.
             .inspect_err(|_| self.distrust(&mut names))
     }
@@ -324,13 +334,14 @@ impl Union {
     /// Takes note of a new upper object and returns its node.
     fn made(
         &self,
+        upper: &Upper,
         parent: &Arc<Node>,
+        dir: &Dir,
         names: &mut Names,
-        to: &Arc<layer::Dir>,
         name: &[u8],
-        file: Option<OwnedFd>,
-        stat: Statx,
+        (file, stat): (Option<OwnedFd>, Statx),
     ) -> Result<(Entry, Arc<Node>)> {
+        let to = dir.upper.get().ok_or(Errno::STALE)?;
         let object = (sys::stat::device(&stat), stat.stx_ino);
         // A new inode may have the number of one that was removed from outside.
         self.numbers.drop_kept(object.0, object.1);
@@ -347,6 +358,12 @@ impl Union {
             *node.data.lock() = Some(Arc::new(Data::new(file)));
             self.note_data(&node);
             node.unprivileged.store(unprivileged, Ordering::Relaxed);
+            // The kernel asks at the first write. One question for each directory spares one for
+            // each file.
+            let plain = !upper.work.new_files_have_xattrs;
+            if plain && self.default_acl(dir).is_ok_and(|acl| acl.is_none()) {
+                node.xattrs.found(false);
+            }
         }
         Ok((entry, node))
     }

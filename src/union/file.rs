@@ -1,8 +1,9 @@
 //! File data. I/O is by node: every open of a file uses the one handle that the node has, so an
 //! open made before a copy-up sees what is written after it.
 //!
-//! Handles of files that are open stay open; those of others are kept, the last used ones, up to a
-//! bound. No lock is held over reading or writing.
+//! Handles of files that are open stay open; those of others, and all of them where opens are no
+//! requests, are kept up to a bound, those used lately rather than others. No lock is held over
+//! reading or writing.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -52,6 +53,17 @@ pub enum Whence {
     Hole,
 }
 
+impl Node {
+    /// Hands out the data handle, which is one used lately from now on.
+    fn uses(&self, data: &Arc<Data>) -> Arc<Data> {
+        // Most of the time it is so already, and a line of the cache is not fought for.
+        if !self.used.load(Ordering::Relaxed) {
+            self.used.store(true, Ordering::Relaxed);
+        }
+        Arc::clone(data)
+    }
+}
+
 /// Refuses a file whose data lies elsewhere: to read it as it is would be to read zeros.
 fn refuse_metacopy(file: &OwnedFd) -> Result<()> {
     for name in marks::METACOPY_XATTRS {
@@ -72,6 +84,9 @@ fn refuse_metacopy(file: &OwnedFd) -> Result<()> {
     }
     Ok(())
 }
+
+/// How many handles that were used lately are passed over in search of one to close.
+const SECOND_CHANCES: u32 = 16;
 
 /// How a message names what is only known by its handle.
 const OPEN_FILE: &str = "an open file";
@@ -117,20 +132,27 @@ impl Union {
 
     /// Takes note that `node` has a data handle; closes the one not used for longest.
     pub(super) fn note_data(&self, node: &Node) {
-        let evicted = self.idle.lock().push(node.id, ());
-        let Some((id, ())) = evicted.filter(|(id, ())| *id != node.id) else { return };
-        if let Some(node) = self.table.get(id)
-            && !node.is_opened()
-        {
-            let closed = node.data.lock().take();
-            drop(closed);
+        let mut next = node.id;
+        for chances in (0..SECOND_CHANCES).rev() {
+            let evicted = self.idle.lock().push(next, ());
+            let Some((id, ())) = evicted.filter(|(id, ())| *id != next) else { return };
+            let Some(node) = self.table.get(id) else { return };
+            if chances > 0 && node.used.swap(false, Ordering::Relaxed) {
+                next = id;
+                continue;
+            }
+            if !node.is_opened() {
+                let closed = node.data.lock().take();
+                drop(closed);
+            }
+            return;
         }
     }
 
     /// Returns a handle that can be read from.
     pub(super) fn readable_data(&self, node: &Arc<Node>) -> Result<Arc<Data>> {
         if let Some(data) = &*node.data.lock() {
-            return Ok(Arc::clone(data));
+            return Ok(node.uses(data));
         }
         self.open_data(node, false)
     }
@@ -138,7 +160,7 @@ impl Union {
     /// Returns a handle of the upper object that can be read from and written to.
     pub(super) fn writable_data(&self, node: &Arc<Node>) -> Result<Arc<Data>> {
         if let Some(data) = node.data.lock().as_ref().filter(|data| data.writable) {
-            return Ok(Arc::clone(data));
+            return Ok(node.uses(data));
         }
         self.open_data(node, true)
     }
@@ -147,24 +169,9 @@ impl Union {
         if node.kind != FileType::Regular {
             return Err(if node.dir.is_some() { Errno::ISDIR } else { Errno::INVAL }.into());
         }
-        let open = || {
-            self.with_leaf(node, "openat", |leaf| match (leaf, writable) {
-                (Leaf::Handle(fd), false) => sys::open::reopen(fd, OFlags::RDONLY),
-                (Leaf::Handle(fd), true) => sys::open::reopen(fd, OFlags::RDWR),
-                (Leaf::Name(at), false) => sys::open::reader(at.dir, at.name),
-                (Leaf::Name(at), true) => sys::open::writer(at.dir, at.name),
-            })
-        };
         let (mut data, file) = loop {
             let was_upper = node.is_upper();
-            let file = match open() {
-                Err(error) if matches!(error.errno(), Errno::MFILE | Errno::NFILE) => {
-                    self.close_idle();
-                    open()?
-                }
-                opened => opened?,
-            };
-            refuse_metacopy(&file)?;
+            let file = self.open_leaf(node, writable)?;
             let data = node.data.lock();
             if let Some(data) = data.as_ref().filter(|data| data.writable || !writable) {
                 return Ok(Arc::clone(data));
@@ -180,6 +187,35 @@ impl Union {
         drop(old);
         self.note_data(node);
         Ok(opened)
+    }
+
+    /// Returns a handle to copy a lower file from once, which need not be kept.
+    pub(super) fn source_data(&self, node: &Arc<Node>) -> Result<Arc<Data>> {
+        if let Some(data) = &*node.data.lock() {
+            return Ok(Arc::clone(data));
+        }
+        Ok(Arc::new(Data { file: self.open_leaf(node, false)?, writable: false }))
+    }
+
+    /// Opens the regular file of a node.
+    fn open_leaf(&self, node: &Arc<Node>, writable: bool) -> Result<OwnedFd> {
+        let open = || {
+            self.with_leaf(node, "openat", |leaf| match (leaf, writable) {
+                (Leaf::Handle(fd), false) => sys::open::reopen(fd, OFlags::RDONLY),
+                (Leaf::Handle(fd), true) => sys::open::reopen(fd, OFlags::RDWR),
+                (Leaf::Name(at), false) => sys::open::reader(at.dir, at.name),
+                (Leaf::Name(at), true) => sys::open::writer(at.dir, at.name),
+            })
+        };
+        let file = match open() {
+            Err(error) if matches!(error.errno(), Errno::MFILE | Errno::NFILE) => {
+                self.close_idle();
+                open()?
+            }
+            opened => opened?,
+        };
+        refuse_metacopy(&file)?;
+        Ok(file)
     }
 
     /// Closes what nobody has open, after the process ran out of descriptors.
@@ -236,7 +272,7 @@ impl Union {
         if node.links.get().is_none()
             && let Some(data) = node.data.lock().as_ref().filter(|data| data.writable)
         {
-            return Ok(Arc::clone(data));
+            return Ok(node.uses(data));
         }
         self.copy_up(node, Extent::All)?;
         self.writable_data(node)
@@ -253,14 +289,6 @@ impl Union {
         }
         let data = self.readable_data(&node)?;
         sys::data::sync(data.file.as_fd(), data_only).at("fsync", || OPEN_FILE)
-    }
-
-    /// Answers a close(2). Nothing is held back, so there is nothing to report.
-    ///
-    /// # Errors
-    /// `ESTALE` for an unknown node.
-    pub fn flush(&self, node: NodeId) -> Result<()> {
-        self.node(node).map(|_| ())
     }
 
     /// fallocate(2): allocates, punches, zeroes or collapses a range.

@@ -3,12 +3,16 @@
 //! 1. `Union::rename`: for writing by a rename between two directories, for reading by rmdir and by
 //!    a rename within one, so that "parent before child" and "in order of ids" never meet.
 //! 2. `Node::copy`: of a leaf, then of one of its ancestors at a time. Held while that one object is
-//!    copied up, and never taken by a thread that holds a lock named below.
+//!    copied up, and never waited for by a thread that holds a lock named below.
 //! 3. `Dir::names`: of a parent before its child, else in order of the node ids
 //!    ([`two_directories`]). Held over the calls that change or look up a name, never over file
 //!    data. A lookup takes it for reading.
 //! 4. `Node::links`, then `Node::data`, then `Node::place`.
 //! 5. The leaves: table shards, numbers, handle cache, `layer::Dir::place`.
+//!
+//! A directory that is to move is brought to the upper with none of these held over the copying
+//! (`flatten`): what others change beneath it meanwhile is never less in the upper than before, and a
+//! last look, with the names of one directory locked at a time, finds what is still to be done.
 //!
 //! After a lock is won the state is looked at again: "another thread did it" and "it was removed"
 //! are ordinary branches. No lock is held over a reply or a notification to the kernel.

@@ -107,7 +107,7 @@ impl Union {
         }
         // One part, or one lower part and an upper one made this moment by a copy-up: what is empty
         // until a change, which would have made the listing.
-        let part = dir.lowers.first().or_else(|| dir.upper.get());
+        let part = dir.lowers().first().or_else(|| dir.upper.get());
         part.map_or(Ok(None), |part| self.find_in(part, name))
     }
 

@@ -10,6 +10,7 @@ mod attr;
 mod copy_up;
 mod create;
 mod file;
+mod flatten;
 mod ino;
 mod link;
 mod lock;
@@ -35,6 +36,7 @@ pub use rustix::fs::{RenameFlags, StatVfs, XattrFlags};
 pub use self::attr::{Attr, FileType, SetAttr, SetTime, Time};
 pub use self::create::Caller;
 pub use self::file::{Whence, Written};
+pub use self::flatten::CopyLimit;
 use self::ino::Numbers;
 pub use self::lookup::Entry;
 pub use self::node::NodeId;
@@ -51,10 +53,10 @@ use crate::sys::name::At;
 const LISTED_MAX: usize = 250_000;
 
 /// Directory handles kept open for the next call.
-const HANDLES_MAX: usize = 1024;
+const HANDLES_MAX: usize = 896;
 
-/// Data handles kept open of files that nobody has open.
-const IDLE_MAX: usize = 512;
+/// Data handles kept open of files that nobody is known to have open.
+const IDLE_MAX: usize = 896;
 
 /// What a union is made of.
 #[derive(Debug)]
@@ -67,6 +69,8 @@ pub struct Config {
     pub volatile: bool,
     /// Opaque marks are written as `user.overlay.`, even where `trusted.overlay.` could be.
     pub userxattr: bool,
+    /// How much is copied to rename a directory that has lower parts.
+    pub copy_limit: CopyLimit,
 }
 
 /// A layer that is only read.
@@ -98,6 +102,7 @@ pub struct Union {
     numbers: Numbers,
     upper: Option<Upper>,
     volatile: bool,
+    copy_limit: CopyLimit,
     /// The bottom of the stack.
     lowest: layer::Index,
     /// See [`lock`].
@@ -157,12 +162,13 @@ impl Union {
             numbers.register(root.device);
             lowers.push(root);
         }
-        let idle = NonZeroUsize::new((files / 8).min(IDLE_MAX)).unwrap_or(NonZeroUsize::MIN);
+        let idle = NonZeroUsize::new((files / 4).min(IDLE_MAX)).unwrap_or(NonZeroUsize::MIN);
         let union = Self {
             table: Table::default(),
             numbers,
             upper,
             volatile: config.volatile,
+            copy_limit: config.copy_limit,
             lowest: lowers.last().map_or(UPPER, |lower| lower.layer.index),
             rename: RwLock::new(()),
             handles,

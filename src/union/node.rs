@@ -9,7 +9,7 @@
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use parking_lot::{Mutex, RwLock};
@@ -43,11 +43,51 @@ pub(crate) struct Node {
     pub(crate) data: Mutex<Option<Arc<Data>>>,
     /// Opens that the transport has not released; the data handle stays while there are any.
     pub(crate) opened: AtomicU32,
+    /// The data handle was used since the bounded list of them last looked.
+    pub(crate) used: AtomicBool,
     /// Known to carry neither setuid nor setgid; cleared before a mode or owner changes.
     pub(crate) unprivileged: AtomicBool,
+    /// What is known of xattrs that users may see.
+    pub(crate) xattrs: XattrMemo,
     pub(crate) dir: Option<Box<Dir>>,
     /// Set for an object that has several names in a lower layer.
     pub(crate) links: OnceLock<Box<Mutex<Links>>>,
+}
+
+/// Whether an object has xattrs that users may see. The kernel asks for `security.capability` at each
+/// first write, `ls -l` for ACLs and labels; most objects have none, which need be found out once.
+#[derive(Debug, Default)]
+pub(crate) struct XattrMemo(AtomicU8);
+
+impl XattrMemo {
+    const UNKNOWN: u8 = 0;
+    const NONE: u8 = 1;
+    const SOME: u8 = 2;
+
+    /// Tells whether there are any, as far as is known.
+    pub(crate) fn known(&self) -> Option<bool> {
+        match self.0.load(Ordering::Acquire) {
+            Self::NONE => Some(false),
+            Self::SOME => Some(true),
+            _ => None,
+        }
+    }
+
+    /// Takes note of what was found; not if somebody set one meanwhile.
+    pub(crate) fn found(&self, some: bool) {
+        let found = if some { Self::SOME } else { Self::NONE };
+        let memo = &self.0;
+        let known =
+            memo.compare_exchange(Self::UNKNOWN, found, Ordering::AcqRel, Ordering::Acquire);
+        if let Err(known) = known {
+            debug_assert_ne!(known, Self::UNKNOWN, "whoever was first knows as much");
+        }
+    }
+
+    /// To be called before one is set.
+    pub(crate) fn setting(&self) {
+        self.0.store(Self::SOME, Ordering::Release);
+    }
 }
 
 /// Where the object of a node is found.
@@ -121,8 +161,11 @@ pub(crate) struct Dir {
     pub(crate) names: RwLock<Names>,
     /// The upper part: there from the start, or once the directory is copied up.
     pub(crate) upper: OnceLock<Arc<layer::Dir>>,
-    /// Parts of lower layers, topmost first; never changes.
-    pub(crate) lowers: Box<[Arc<layer::Dir>]>,
+    /// Parts of lower layers, topmost first; never changes. [`Dir::lowers`] has those that show.
+    lowers: Box<[Arc<layer::Dir>]>,
+    /// The upper part is opaque and holds all that the directory shows: lower parts show no more.
+    /// Set once, with the names locked for writing.
+    sealed: AtomicBool,
     pub(crate) opened: AtomicU32,
     /// `system.posix_acl_default` of the directory, once asked for.
     pub(crate) default_acl: Mutex<Option<Option<Arc<[u8]>>>>,
@@ -134,14 +177,25 @@ impl Dir {
             names: RwLock::default(),
             upper: upper.map(OnceLock::from).unwrap_or_default(),
             lowers: lowers.into(),
+            sealed: AtomicBool::new(false),
             opened: AtomicU32::new(0),
             default_acl: Mutex::new(None),
         }
     }
 
+    /// Parts of lower layers that show, topmost first.
+    pub(crate) fn lowers(&self) -> &[Arc<layer::Dir>] {
+        if self.sealed.load(Ordering::Acquire) { &[] } else { &self.lowers }
+    }
+
+    /// Takes note that the upper part is all there is from now on.
+    pub(crate) fn seal(&self) {
+        self.sealed.store(true, Ordering::Release);
+    }
+
     /// Parts from the topmost down.
     pub(crate) fn parts(&self) -> impl Iterator<Item = &Arc<layer::Dir>> {
-        self.upper.get().into_iter().chain(&*self.lowers)
+        self.upper.get().into_iter().chain(self.lowers())
     }
 
     /// The part that attributes come from.
@@ -149,6 +203,7 @@ impl Dir {
         self.parts().next()
     }
 
+    /// The part in a layer; also one that shows no more, where a removed file may still lie.
     pub(crate) fn part(&self, layer: layer::Index) -> Option<&Arc<layer::Dir>> {
         if layer == UPPER {
             return self.upper.get();
@@ -159,7 +214,7 @@ impl Dir {
 
     /// Made of more than one layer's part.
     pub(crate) fn is_merged(&self) -> bool {
-        self.lowers.len() + usize::from(self.upper.get().is_some()) > 1
+        self.lowers().len() + usize::from(self.upper.get().is_some()) > 1
     }
 }
 
@@ -174,7 +229,9 @@ impl Node {
             copy: Mutex::new(()),
             data: Mutex::new(None),
             opened: AtomicU32::new(0),
+            used: AtomicBool::new(false),
             unprivileged: AtomicBool::new(false),
+            xattrs: XattrMemo::default(),
             dir: None,
             links: OnceLock::new(),
         }

@@ -4,7 +4,7 @@
 //! a copied-up object with several names), `whiteout` (what all whiteouts are links of). All of
 //! them are emptied out when the next mount begins, so a crash leaves nothing that is ever seen.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -26,6 +26,8 @@ pub(crate) struct Work {
     /// Name of the opaque xattr that this mount writes.
     opaque: &'static [u8],
     has_unnamed: AtomicBool,
+    /// The system gives each new file xattrs, such as a label.
+    pub(crate) new_files_have_xattrs: bool,
     next: AtomicU64,
 }
 
@@ -69,11 +71,17 @@ impl Work {
     /// # Errors
     /// `Unsupported` where the upper's filesystem cannot hold the format, naming what it lacks.
     pub(crate) fn open(dir: Arc<layer::Dir>, userxattr: bool) -> Result<Self> {
-        let mut work =
-            Self { dir, opaque: b"", has_unnamed: AtomicBool::new(true), next: AtomicU64::new(0) };
+        let mut work = Self {
+            dir,
+            opaque: b"",
+            has_unnamed: AtomicBool::new(true),
+            new_files_have_xattrs: true,
+            next: AtomicU64::new(0),
+        };
         work.empty_but(b"")?;
         work.opaque = work.probe_opaque(userxattr)?;
         work.probe_whiteout()?;
+        work.new_files_have_xattrs = work.probe_new_xattrs()?;
         Ok(work)
     }
 
@@ -101,6 +109,12 @@ impl Work {
             )
             .into(),
         })
+    }
+
+    fn probe_new_xattrs(&self) -> Result<bool> {
+        let fresh = self.make_file(0o600)?;
+        let xattrs = fresh.call("listxattr", |at| xattr::list(Target::Name(at)))?;
+        Ok(!xattrs.is_empty())
     }
 
     fn probe_whiteout(&self) -> Result<()> {
@@ -189,6 +203,11 @@ impl Work {
     /// Marks a directory opaque.
     pub(crate) fn set_opaque(&self, at: At<'_>) -> std::result::Result<(), Errno> {
         xattr::set(Target::Name(at), self.opaque, marks::OPAQUE_VALUE, XattrFlags::empty())
+    }
+
+    /// Marks an open directory opaque.
+    pub(crate) fn set_opaque_handle(&self, dir: BorrowedFd<'_>) -> std::result::Result<(), Errno> {
+        xattr::set(Target::Handle(dir), self.opaque, marks::OPAQUE_VALUE, XattrFlags::empty())
     }
 
     /// Name of the anchor of the object with inode number `ino`.

@@ -57,6 +57,8 @@ pub(crate) struct Listing {
     children: BTreeMap<u64, Child>,
     names: HashMap<Arc<[u8]>, Name>,
     next: u64,
+    /// Unchanged since it was read: reading it again would number all names alike.
+    fresh: bool,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -87,6 +89,28 @@ impl Listing {
         self.children.get(&self.names.get(name)?.number?)
     }
 
+    /// The visible names.
+    pub(crate) fn children(&self) -> impl Iterator<Item = &Child> {
+        self.children.values()
+    }
+
+    /// Takes note that the upper part alone makes the directory from now on; returns the names of
+    /// the whiteouts in it.
+    pub(crate) fn seal(&mut self) -> Vec<Arc<[u8]>> {
+        let mut whiteouts = Vec::new();
+        self.names.retain(|name, known| {
+            if known.whiteout {
+                whiteouts.push(Arc::clone(name));
+            }
+            (known.whiteout, known.below) = (false, false);
+            known.number.is_some()
+        });
+        for child in self.children.values_mut() {
+            child.parts = None;
+        }
+        whiteouts
+    }
+
     /// Tells whether removing the upper object would show a lower one.
     pub(crate) fn is_below(&self, name: &[u8]) -> bool {
         self.names.get(name).is_some_and(|name| name.below)
@@ -107,6 +131,7 @@ impl Listing {
 
     /// Makes a name visible, in place of whatever it was.
     pub(crate) fn insert(&mut self, child: Child) {
+        self.fresh = false;
         let known = self.names.entry(Arc::clone(&child.name)).or_default();
         known.whiteout = false;
         let number = *known.number.get_or_insert_with(|| {
@@ -118,6 +143,7 @@ impl Listing {
 
     /// Hides a name; `whiteout` tells whether the upper part holds a whiteout now.
     pub(crate) fn remove(&mut self, name: &[u8], whiteout: bool) {
+        self.fresh = false;
         let Some(known) = self.names.get_mut(name) else { return };
         known.whiteout = whiteout;
         if let Some(number) = known.number.take() {
@@ -130,6 +156,7 @@ impl Listing {
 
     /// Takes note that the object under a name is in the upper layer now, as object (device, inode).
     pub(crate) fn copied_up(&mut self, name: &[u8], object: (u64, u64)) {
+        self.fresh = false;
         let number = self.names.get(name).and_then(|name| name.number);
         let Some(child) = number.and_then(|number| self.children.get_mut(&number)) else { return };
         if child.kind == FileType::Directory {
@@ -199,7 +226,7 @@ impl Union {
     }
 
     /// Returns the names of a directory for reading, always complete.
-    fn names_listed<'a>(&self, dir: &'a Dir) -> Result<RwLockReadGuard<'a, Names>> {
+    pub(super) fn names_listed<'a>(&self, dir: &'a Dir) -> Result<RwLockReadGuard<'a, Names>> {
         let names = dir.names.read();
         if names.listing.is_some() {
             return Ok(names);
@@ -261,6 +288,7 @@ impl Union {
                 debug_assert!(!whiteout, "a name is never visible through a whiteout");
             }
         }
+        listing.fresh = true;
         Ok(listing)
     }
 
@@ -311,13 +339,17 @@ impl Union {
         let Some(listing) = names.as_ref().and_then(|names| names.listing.as_ref()) else {
             return Ok(());
         };
-        for (number, child) in listing.children.range(offset.saturating_sub(2)..) {
+        let rest = listing.children.range(offset.saturating_sub(2)..);
+        let at_end = rest.clone().next().is_none();
+        for (number, child) in rest {
             let ino = self.child_ino(dir, child);
             let offset = number + 3;
             if visit(DirEntry { name: &child.name, ino, kind: child.kind, offset }) == Visit::Full {
                 break;
             }
         }
+        drop(names);
+        self.listed_to_the_end(dir, at_end);
         Ok(())
     }
 
@@ -344,7 +376,9 @@ impl Union {
             return Ok(());
         };
         let mut aliases = Vec::new();
-        for (number, child) in listing.children.range(offset.saturating_sub(2)..) {
+        let rest = listing.children.range(offset.saturating_sub(2)..);
+        let at_end = rest.clone().next().is_none();
+        for (number, child) in rest {
             let offset = number + 3;
             let found = match self.find_child(dir, child) {
                 Ok(Some(found)) => found,
@@ -376,7 +410,24 @@ impl Union {
         for alias in aliases {
             self.link_alias(alias);
         }
+        self.listed_to_the_end(dir, at_end);
         Ok(())
+    }
+
+    /// Where opens are no requests, nothing tells when a directory is closed. Once too much is
+    /// remembered, a listing that was shown to its end is given up, unless it has changed: others
+    /// who are in the midst of it go on at offsets that mean the same when it is read again.
+    fn listed_to_the_end(&self, dir: &Dir, at_end: bool) {
+        if !at_end
+            || self.listed.load(Ordering::Relaxed) <= super::LISTED_MAX
+            || dir.opened.load(Ordering::Acquire) > 0
+        {
+            return;
+        }
+        let mut names = dir.names.write();
+        if names.listing.as_ref().is_some_and(|listing| listing.fresh) {
+            self.distrust(&mut names);
+        }
     }
 
     /// Names of a directory that may have been removed: then there are none.

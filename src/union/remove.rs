@@ -69,7 +69,7 @@ impl Union {
         // Its name goes, and with that the way to open it again.
         own.upper.get().map_or(Ok(()), |part| part.pin())?;
         let to = dir.upper.get().ok_or(Errno::STALE)?;
-        let is_plain = victim.layer == UPPER && own.lowers.is_empty() && !victim.below;
+        let is_plain = victim.layer == UPPER && own.lowers().is_empty() && !victim.below;
         if !(is_plain && remove_empty(to, name)?) {
             if !self.load(own, &mut own_names)?.is_empty() {
                 return Err(Errno::NOTEMPTY.into());
@@ -262,7 +262,7 @@ impl Victim<'_> {
     /// Tells whether a directory can be moved: nothing of it lies in a lower layer.
     pub(super) fn is_movable(&self) -> bool {
         match &self.node.dir {
-            Some(dir) => dir.lowers.is_empty(),
+            Some(dir) => dir.lowers().is_empty(),
             None => true,
         }
     }

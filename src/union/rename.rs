@@ -10,6 +10,7 @@ use rustix::fs::RenameFlags;
 
 use super::copy_up::{Extent, copy_attributes};
 use super::create::check_name;
+use super::flatten::Pin;
 use super::node::{Node, NodeId};
 use super::readdir::{Child, shows_nothing};
 use super::remove::Victim;
@@ -38,6 +39,7 @@ struct Side {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Case {
     flags: RenameFlags,
+    lower_parts: LowerParts,
     source: Side,
     target: Option<Side>,
     /// Lower layers show something under the old name.
@@ -48,7 +50,25 @@ struct Case {
     whiteout: bool,
 }
 
-/// What to do.
+/// What becomes of the lower parts of a directory that is to move.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum LowerParts {
+    /// It does not move.
+    Stay,
+    /// Its upper part is completed first.
+    Copy,
+}
+
+/// What to do next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Step {
+    /// Bring all that these directories hold to the upper, and look again.
+    Flatten { source: bool, target: bool },
+    /// Rename.
+    Rename(Plan),
+}
+
+/// The rename itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Plan {
     /// Flags of the one renameat2(2).
@@ -70,8 +90,8 @@ struct Plan {
 ///
 /// # Errors
 /// `EINVAL` for flags that overlayfs does not take, `EEXIST`, `ENOENT`, `ENOTDIR`, `EISDIR`,
-/// `ENOTEMPTY`; `EXDEV` for a directory that has lower parts.
-fn plan_rename(case: &Case) -> std::result::Result<Plan, Errno> {
+/// `ENOTEMPTY`; `EXDEV` for a directory whose lower parts stay.
+fn plan_rename(case: &Case) -> std::result::Result<Step, Errno> {
     let exchange = case.flags == RenameFlags::EXCHANGE;
     if !exchange && !(case.flags - RenameFlags::NOREPLACE).is_empty() {
         return Err(Errno::INVAL);
@@ -84,26 +104,34 @@ fn plan_rename(case: &Case) -> std::result::Result<Plan, Errno> {
         Some(target) if !exchange && !source.is_dir && target.is_dir => return Err(Errno::ISDIR),
         _ => {}
     }
-    if !source.is_movable || exchange && case.target.is_some_and(|target| !target.is_movable) {
+    let stays = Step::Flatten {
+        source: !source.is_movable,
+        target: exchange && case.target.is_some_and(|target| !target.is_movable),
+    };
+    let is_movable = stays == Step::Flatten { source: false, target: false };
+    if !is_movable && case.lower_parts == LowerParts::Stay {
         return Err(Errno::XDEV);
+    }
+    if !exchange && case.target.is_some_and(|target| !target.is_empty) {
+        return Err(Errno::NOTEMPTY);
+    }
+    if !is_movable {
+        return Ok(stays);
     }
     if exchange {
         let target_is_dir = case.target.is_some_and(|target| target.is_dir);
-        return Ok(Plan {
+        return Ok(Step::Rename(Plan {
             flags: RenameFlags::EXCHANGE,
             opaque_source: source.is_dir && case.below_target,
             opaque_target: target_is_dir && case.below_source,
             clear_target: false,
             drop_whiteout: false,
             leaves_whiteout: false,
-        });
-    }
-    if case.target.is_some_and(|target| !target.is_empty) {
-        return Err(Errno::NOTEMPTY);
+        }));
     }
     // A directory cannot be renamed over a whiteout, but can change places with it.
     let swap = source.is_dir && case.whiteout;
-    Ok(Plan {
+    Ok(Step::Rename(Plan {
         flags: match (swap, case.below_source) {
             (true, _) => RenameFlags::EXCHANGE,
             (false, true) => RenameFlags::WHITEOUT,
@@ -114,7 +142,16 @@ fn plan_rename(case: &Case) -> std::result::Result<Plan, Errno> {
         clear_target: source.is_dir && case.target.is_some_and(|target| target.is_upper),
         drop_whiteout: swap && !case.below_source,
         leaves_whiteout: case.below_source,
-    })
+    }))
+}
+
+/// What one try of a rename came to.
+enum Tried<'a> {
+    Done,
+    /// Objects are to be copied up first.
+    CopyUp,
+    /// These directories are to be brought to the upper as a whole first.
+    Flatten(Vec<Pin<'a>>),
 }
 
 /// A name and the directory it is in.
@@ -128,8 +165,8 @@ impl Union {
     /// Renames; `NOREPLACE` and `EXCHANGE` as renameat2(2) has them.
     ///
     /// # Errors
-    /// `EROFS` without an upper; `EXDEV` for a directory that has lower parts, as kernel overlayfs
-    /// without redirects; `ENOENT`, `EEXIST`, `ENOTEMPTY`, `ENOTDIR`, `EISDIR`, `EINVAL`; those of
+    /// `EROFS` without an upper; `EXDEV` for a directory of whose lower parts more would have to be
+    /// copied than the limit allows; `ENOENT`, `EEXIST`, `ENOTEMPTY`, `ENOTDIR`, `EISDIR`, `EINVAL`; those of
     /// the copy-up and of renameat2(2).
     pub fn rename(
         &self,
@@ -149,8 +186,15 @@ impl Union {
         // What the rules refuse is refused before anything is copied up. Then each turn brings the
         // objects to the upper; a name that shows another one by then needs one more.
         for _ in 0..RENAME_TRIES {
-            if self.try_rename(upper, (&from, name), (&to, new_name), flags)? {
-                return Ok(());
+            match self.try_rename(upper, (&from, name), (&to, new_name), flags)? {
+                Tried::Done => return Ok(()),
+                Tried::CopyUp => {}
+                Tried::Flatten(dirs) => {
+                    for dir in dirs {
+                        self.flatten(&dir.node)?;
+                    }
+                    continue;
+                }
             }
             self.bring_up(&from, name)?;
             if flags.contains(RenameFlags::EXCHANGE) {
@@ -175,14 +219,14 @@ impl Union {
         done
     }
 
-    /// Renames unless something must be copied up first; tells whether it was done.
+    /// Renames unless something must be copied up first.
     fn try_rename(
         &self,
         upper: &Upper,
         (from, name): (&Arc<Node>, &[u8]),
         (to, new_name): (&Arc<Node>, &[u8]),
         flags: RenameFlags,
-    ) -> Result<bool> {
+    ) -> Result<Tried<'_>> {
         let apart = !Arc::ptr_eq(from, to);
         let _alone = apart.then(|| self.rename.write());
         let _among = (!apart).then(|| self.rename.read());
@@ -207,7 +251,7 @@ impl Union {
         };
         if target.as_ref().is_some_and(|target| Arc::ptr_eq(&target.node, &source.node)) {
             // Two names of one object: rename(2) does nothing.
-            return Ok(true);
+            return Ok(Tried::Done);
         }
         if target.as_ref().is_some_and(|target| is_within(from, &target.node)) {
             return Err(Errno::NOTEMPTY.into());
@@ -215,20 +259,29 @@ impl Union {
         let hidden = both.to().listing.as_ref();
         let case = Case {
             flags,
+            lower_parts: self.lower_parts(),
             source: self.side(&source)?,
             target: target.as_ref().map(|target| self.side(target)).transpose()?,
             below_source: source.below,
             below_target: hidden.is_some_and(|listing| listing.is_below(new_name)),
             whiteout: hidden.is_some_and(|listing| listing.has_whiteout(new_name)),
         };
-        let plan = plan_rename(&case)?;
+        let plan = match plan_rename(&case)? {
+            Step::Rename(plan) => plan,
+            Step::Flatten { source: first, target: second } => {
+                let first = first.then_some(&source);
+                let second = target.as_ref().filter(|_| second);
+                let dirs = first.into_iter().chain(second);
+                return Ok(Tried::Flatten(dirs.map(|dir| self.pin(&dir.node)).collect()));
+            }
+        };
         let lower = |victim: &Victim<'_>| victim.node.dir.is_none() && victim.layer != UPPER;
         let exchange = flags.contains(RenameFlags::EXCHANGE);
         let (Some(old), Some(new)) = (from_dir.upper.get(), to_dir.upper.get()) else {
-            return Ok(false);
+            return Ok(Tried::CopyUp);
         };
         if lower(&source) || exchange && target.as_ref().is_some_and(lower) {
-            return Ok(false);
+            return Ok(Tried::CopyUp);
         }
         let old = End { parent: from, upper: old, name };
         let new = End { parent: to, upper: new, name: new_name };
@@ -258,7 +311,11 @@ impl Union {
             listing.insert(child(new_name, &source));
         }
         self.moved(&source, &new, &old);
-        Ok(true)
+        Ok(Tried::Done)
+    }
+
+    fn lower_parts(&self) -> LowerParts {
+        if self.copy_limit.is_none() { LowerParts::Stay } else { LowerParts::Copy }
     }
 
     fn side(&self, victim: &Victim<'_>) -> Result<Side> {
@@ -424,6 +481,7 @@ mod tests {
     const DIR: Side = Side { is_dir: true, is_movable: true, is_upper: true, is_empty: true };
     const PLAIN: Case = Case {
         flags: RenameFlags::empty(),
+        lower_parts: LowerParts::Stay,
         source: FILE,
         target: None,
         below_source: false,
@@ -456,6 +514,29 @@ mod tests {
         ];
         for (case, errno) in cases {
             assert_eq!(plan_rename(&case), Err(errno), "{case:?}");
+        }
+    }
+
+    #[test]
+    fn directories_with_lower_parts_are_completed_before_they_move() {
+        let merged = Side { is_movable: false, ..DIR };
+        let full = Side { is_empty: false, ..DIR };
+        let copy = Case { lower_parts: LowerParts::Copy, source: DIR, ..PLAIN };
+        let exchange = Case { flags: RenameFlags::EXCHANGE, ..copy };
+        let both = |source, target| Ok(Step::Flatten { source, target });
+        let cases = [
+            (Case { source: merged, ..copy }, both(true, false)),
+            (Case { source: merged, target: Some(DIR), ..copy }, both(true, false)),
+            // What is replaced is gone, whatever it was made of.
+            (Case { source: merged, target: Some(merged), ..copy }, both(true, false)),
+            (Case { source: merged, target: Some(full), ..copy }, Err(Errno::NOTEMPTY)),
+            (Case { source: merged, target: Some(FILE), ..copy }, Err(Errno::NOTDIR)),
+            (Case { target: Some(merged), ..exchange }, both(false, true)),
+            (Case { source: merged, target: Some(merged), ..exchange }, both(true, true)),
+            (Case { source: merged, target: Some(full), ..exchange }, both(true, false)),
+        ];
+        for (case, step) in cases {
+            assert_eq!(plan_rename(&case), step, "{case:?}");
         }
     }
 
@@ -508,7 +589,7 @@ mod tests {
             ),
         ];
         for (case, plan) in cases {
-            assert_eq!(plan_rename(&case), Ok(plan), "{case:?}");
+            assert_eq!(plan_rename(&case), Ok(Step::Rename(plan)), "{case:?}");
         }
     }
 }

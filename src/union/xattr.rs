@@ -25,7 +25,31 @@ impl Union {
     pub fn getxattr(&self, node: NodeId, name: &[u8]) -> Result<Option<Vec<u8>>> {
         let node = self.node(node)?;
         let Some(stored) = marks::stored_name(name) else { return Ok(None) };
+        if is_listed(name) && !self.may_have_xattrs(&node)? {
+            return Ok(None);
+        }
         self.with_xattrs(&node, "getxattr", |target| xattr::get(target, &stored))
+    }
+
+    /// Tells whether the object has xattrs that users may see: from memory, but for the first time.
+    fn may_have_xattrs(&self, node: &Arc<Node>) -> Result<bool> {
+        match node.xattrs.known() {
+            Some(some) => Ok(some),
+            None => self.visible_xattrs(node).map(|names| !names.is_empty()),
+        }
+    }
+
+    fn visible_xattrs(&self, node: &Arc<Node>) -> Result<Vec<u8>> {
+        let stored = self.with_xattrs(node, "listxattr", xattr::list)?;
+        let mut visible = Vec::with_capacity(stored.len());
+        for name in stored.split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
+            if let Some(name) = marks::visible_name(name) {
+                visible.extend_from_slice(&name);
+                visible.push(0);
+            }
+        }
+        node.xattrs.found(!visible.is_empty());
+        Ok(visible)
     }
 
     /// Returns the names of all xattrs, each followed by a NUL.
@@ -34,15 +58,10 @@ impl Union {
     /// Those of listxattr(2).
     pub fn listxattr(&self, node: NodeId) -> Result<Vec<u8>> {
         let node = self.node(node)?;
-        let stored = self.with_xattrs(&node, "listxattr", xattr::list)?;
-        let mut visible = Vec::with_capacity(stored.len());
-        for name in stored.split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
-            if let Some(name) = marks::visible_name(name) {
-                visible.extend_from_slice(&name);
-                visible.push(0);
-            }
+        if node.xattrs.known() == Some(false) {
+            return Ok(Vec::new());
         }
-        Ok(visible)
+        self.visible_xattrs(&node)
     }
 
     /// Sets an xattr; a lower object is copied up first.
@@ -85,6 +104,7 @@ impl Union {
         call: impl FnMut(Target<'_>) -> std::result::Result<(), Errno>,
     ) -> Result<()> {
         self.copy_up(node, Extent::All)?;
+        node.xattrs.setting();
         // An ACL is a mode too.
         node.unprivileged.store(false, std::sync::atomic::Ordering::Relaxed);
         let changed = self.with_xattrs(node, op, call);
@@ -165,4 +185,12 @@ impl Union {
         let data = self.readable_data(&node)?;
         call(data.file.as_fd()).map_err(Into::into)
     }
+}
+
+/// Tells whether listxattr(2) names an xattr of this name where there is one, on every filesystem;
+/// some of `system.` are made up when asked for.
+fn is_listed(name: &[u8]) -> bool {
+    [&b"user."[..], b"trusted.", b"security.", b"system.posix_acl_"]
+        .iter()
+        .any(|namespace| name.starts_with(namespace))
 }

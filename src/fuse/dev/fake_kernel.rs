@@ -10,7 +10,8 @@ use super::session::Session;
 use crate::error::Errno;
 use crate::fuse::dispatch::Dispatcher;
 use crate::fuse::{RequestCounts, ServeOptions, Transport};
-use crate::union::{self, Config, LayerSpec, NodeId, UpperSpec};
+use crate::options::IoMode;
+use crate::union::{self, Config, CopyLimit, LayerSpec, NodeId, UpperSpec};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use parking_lot::{Condvar, Mutex};
 use proptest::prelude::*;
@@ -238,7 +239,8 @@ fn open_union(at: &std::path::Path) -> union::Union {
     std::fs::create_dir(at.join("l/dir")).unwrap();
     let upper = UpperSpec { dir, work, path: "u".into(), work_path: "w".into() };
     let lowers = vec![LayerSpec { dir: lower, path: "l".into() }];
-    let config = Config { lowers, upper: Some(upper), volatile: true, userxattr: true };
+    let copy_limit = CopyLimit { entries: 10, bytes: 1 << 20 };
+    let config = Config { lowers, upper: Some(upper), volatile: true, userxattr: true, copy_limit };
     union::Union::open(config).unwrap()
 }
 
@@ -257,7 +259,7 @@ fn served() -> Served {
     };
     let (device, kernel) = sockets();
     let session = Session {
-        dispatch: Dispatcher::new(Arc::new(union), true),
+        dispatch: Dispatcher::new(Arc::new(union), &options()),
         terms,
         notifier: Notifier::new(Arc::new(device)),
         counts: Arc::new(RequestCounts::default()),
@@ -340,7 +342,6 @@ fn replies_are_as_large_as_their_structures() {
         (op::CREATE, entry_of(&ask(op::LOOKUP, 1, b"dir\0")), 144),
         (op::TMPFILE, 1, 144),
         (op::RELEASE, file, 0),
-        (op::FLUSH, file, 0),
         (op::SYNCFS, 1, 0),
     ] {
         // The directory has one name that MKDIR and CREATE agree on: removed between them.
@@ -409,6 +410,7 @@ fn options() -> ServeOptions {
         threads: 3,
         posix_acl: true,
         allow_other: true,
+        io: IoMode::Open,
         volatile: true,
         transport: Transport::Dev,
         counts: Arc::default(),

@@ -56,7 +56,7 @@ pub(super) fn serve(
         tracing::warn!("this kernel does not check POSIX ACLs on FUSE mounts");
     }
     let session = Session {
-        dispatch: Dispatcher::new(union, options.volatile),
+        dispatch: Dispatcher::new(union, options),
         terms,
         notifier: Notifier::new(Arc::clone(&device)),
         counts: Arc::clone(&options.counts),

@@ -142,7 +142,7 @@ impl Session {
                 }
             }
             Request::Statfs => self.statfs(reply),
-            Request::Flush => self.dispatch.flush(node),
+            Request::Flush => self.dispatch.flush(),
             Request::Release => self.dispatch.release(node),
             Request::ReleaseDir => self.dispatch.releasedir(node),
             Request::Syncfs => self.dispatch.syncfs(),

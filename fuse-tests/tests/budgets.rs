@@ -1,0 +1,292 @@
+//! What an operation may cost: requests to the server, and system calls that it makes for them. Both are counted, so
+//! that a test says the same on every machine; nothing here looks at a clock.
+//!
+//! In no-open mode, with the kernel's caches warm unless a test says otherwise.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read, Write};
+use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
+use std::path::Path;
+
+use fuse_tests::case::{Case, forget_all, gone, names, put, sh, text};
+use fuse_tests::trace::{Counts, count, no_strace};
+use fuse_tests::{needs_root, skip};
+use rustix::fs::{Timespec, Timestamps};
+
+macro_rules! needs_counts {
+    () => {
+        needs_root!();
+        if let Some(reason) = no_strace() {
+            skip!("{reason}");
+        }
+    };
+}
+
+/// Two lower layers with a merged directory, one that each layer has alone, and a mount that has told the kernel what
+/// it need not ask.
+fn mounted(prepare: impl Fn(&Case)) -> Case {
+    let mut c = Case::new(2);
+    for n in 0..100 {
+        put(c.l(n % 2, &format!("merged/f{n}")), format!("content {n}"));
+        put(c.l(1, &format!("plain/f{n}")), format!("content {n}"));
+    }
+    for layer in 0..2 {
+        put(c.l(layer, "warm"), "x");
+    }
+    symlink("f1", c.l(1, "plain/link")).unwrap();
+    prepare(&c);
+    c.mount_with("io=noopen");
+    names(c.m(""));
+    text(c.m("warm"));
+    put(c.m("warm-too"), "x");
+    fs::remove_file(c.m("warm-too")).unwrap();
+    c
+}
+
+fn counted(c: &Case, work: impl FnOnce()) -> Counts {
+    count(c.server(), &c.sandbox.root().join("strace"), work)
+}
+
+/// The cheapest of a few runs: somebody else on the machine may make the kernel drop its caches.
+fn cheapest(c: &Case, mut work: impl FnMut()) -> Counts {
+    (0..4).map(|_| counted(c, &mut work)).min_by_key(Counts::requests).unwrap()
+}
+
+/// Makes the kernel know attributes; of a directory, so that no path walk asks for them.
+fn know(c: &Case, names: &[&str]) {
+    for name in names {
+        fs::metadata(c.m(name)).unwrap();
+    }
+}
+
+#[test]
+fn what_is_cached_costs_nothing() {
+    needs_counts!();
+    let c = mounted(|_| ());
+    let run = || {
+        for dir in ["plain", "merged"] {
+            assert!(names(c.m(dir)).len() >= 100);
+            for n in 0..100 {
+                let path = c.m(&format!("{dir}/f{n}"));
+                assert_eq!(text(&path), format!("content {n}"));
+                let open = OpenOptions::new().read(true).write(true).open(&path).unwrap();
+                assert_eq!(open.metadata().unwrap().len(), fs::metadata(&path).unwrap().len());
+            }
+            gone(c.m(&format!("{dir}/absent")));
+        }
+        assert_eq!(fs::read_link(c.m("plain/link")).unwrap(), Path::new("f1"));
+    };
+    run();
+    run();
+    let counts = cheapest(&c, run);
+    counts.assert_requests("warm", "");
+    counts.assert_calls("warm", 0);
+}
+
+#[test]
+fn lookups() {
+    needs_counts!();
+    let c = mounted(|_| ());
+    know(&c, &["", "plain", "merged"]);
+    // A directory that one layer has is not listed for it; its handle is opened and checked once.
+    let counts = counted(&c, || know(&c, &["plain/f1"]));
+    counts.assert_requests("first lookup", "LOOKUP");
+    counts.assert_calls("first lookup", 3);
+    let counts = counted(&c, || gone(c.m("plain/absent")));
+    counts.assert_requests("first miss", "LOOKUP");
+    counts.assert_calls("first miss", 1);
+    // One that both have is listed once, for all later lookups.
+    let counts = counted(&c, || know(&c, &["merged/f1"]));
+    counts.assert_requests("listing lookup", "LOOKUP");
+    let counts = counted(&c, || {
+        for n in 2..50 {
+            fs::metadata(c.m(&format!("merged/f{n}"))).unwrap();
+        }
+    });
+    assert_eq!(counts.requests(), 48, "{counts:?}");
+    counts.assert_calls("lookup when listed", 48);
+    let counts = counted(&c, || {
+        for n in 0..50 {
+            gone(c.m(&format!("merged/absent{n}")));
+        }
+    });
+    assert_eq!(counts.requests(), 50, "{counts:?}");
+    counts.assert_calls("miss when listed", 0);
+}
+
+#[test]
+fn a_cold_walk() {
+    needs_counts!();
+    const DIRS: usize = 20;
+    const FILES: usize = 200;
+    let c = mounted(|c| {
+        for dir in 0..DIRS {
+            for file in 0..FILES {
+                put(c.l(dir % 2, &format!("walk/d{dir}/f{file}")), "x");
+            }
+        }
+    });
+    let entries = DIRS * (FILES + 1) + 1;
+    let counts = cheapest(&c, || {
+        forget_all();
+        let listed = sh(c.m(""), "find walk -ls | wc -l");
+        assert_eq!(listed.trim().parse::<usize>().unwrap(), entries);
+    });
+    assert!(counts.requests() <= entries / 30, "{entries} entries: {counts:?}");
+    let stats = counts.calls.get("statx").copied().unwrap_or(0);
+    // Each directory is also checked when it is opened.
+    assert!(stats <= entries + 2 * DIRS + 10, "{entries} entries: {counts:?}");
+    counts.assert_calls("a cold walk", entries + 12 * DIRS + 40);
+}
+
+#[test]
+fn creation() {
+    needs_counts!();
+    let c = mounted(|_| ());
+    fs::create_dir(c.m("new")).unwrap();
+    put(c.m("new/first"), "x");
+    know(&c, &["", "new"]);
+    let create = |name: &str| {
+        let mut file = OpenOptions::new().write(true).create_new(true).open(c.m(name)).unwrap();
+        file.write_all(&[1; 4096]).unwrap();
+        file
+    };
+    let counts = counted(&c, || drop(create("new/small")));
+    counts.assert_requests("create", "LOOKUP MKNOD GETXATTR WRITE");
+    // GETXATTR none: statx for LOOKUP, open, statx, pwrite.
+    counts.assert_calls("create", 4);
+    names(c.m("new"));
+    let counts = counted(&c, || drop(create("new/listed")));
+    counts.assert_requests("create when listed", "LOOKUP MKNOD GETXATTR WRITE");
+    // LOOKUP none either.
+    counts.assert_calls("create when listed", 3);
+    know(&c, &["new"]);
+    let counts = counted(&c, || {
+        let file = create("new/dressed");
+        file.set_permissions(fs::Permissions::from_mode(0o640)).unwrap();
+        let time = Timespec { tv_sec: 1_000_000_000, tv_nsec: 0 };
+        rustix::fs::futimens(&file, &Timestamps { last_access: time, last_modification: time })
+            .unwrap();
+    });
+    counts.assert_requests("create, dress", "LOOKUP MKNOD GETXATTR WRITE SETATTR SETATTR");
+    counts.assert_calls("create, dress", 7);
+    // Over a whiteout.
+    fs::remove_file(c.m("merged/f1")).unwrap();
+    know(&c, &["merged"]);
+    let counts = counted(&c, || drop(create("merged/f1")));
+    counts.assert_requests("create over a whiteout", "LOOKUP MKNOD GETXATTR WRITE");
+    counts.assert_calls("create over a whiteout", 9);
+}
+
+#[test]
+fn writing_to_what_is_there() {
+    needs_counts!();
+    let c = mounted(|_| ());
+    put(c.m("own"), "x");
+    let path = c.m("own");
+    know(&c, &["", "plain"]);
+    let counts =
+        counted(&c, || drop(OpenOptions::new().write(true).open(c.m("plain/f1")).unwrap()));
+    counts.assert_requests("open to write, and close", "LOOKUP");
+    gone(c.u("plain"));
+    let write = OpenOptions::new().write(true).open(&path).unwrap();
+    write.write_all_at(b"y", 0).unwrap();
+    let counts = counted(&c, || write.write_all_at(b"z", 1).unwrap());
+    counts.assert_requests("next write", "WRITE");
+    counts.assert_calls("next write", 1);
+    write.metadata().unwrap();
+    let counts = counted(&c, || write.write_all_at(b"z", 2).unwrap());
+    counts.assert_requests("write after a stat", "GETXATTR WRITE");
+    counts.assert_calls("write after a stat", 1);
+    let mut append = OpenOptions::new().append(true).open(&path).unwrap();
+    append.write_all(b"a").unwrap();
+    let counts = counted(&c, || append.write_all(b"b").unwrap());
+    counts.assert_requests("append", "WRITE");
+    counts.assert_calls("append", 1);
+    let counts = counted(&c, || {
+        let mut file = File::create(&path).unwrap();
+        file.write_all(b"anew").unwrap();
+    });
+    counts.assert_requests("overwrite", "SETATTR GETXATTR WRITE");
+    counts.assert_calls("overwrite", 3);
+}
+
+// As editors and dpkg do: a new file, made durable, takes the place of the old one.
+#[test]
+fn replacing_a_file() {
+    needs_counts!();
+    let c = mounted(|_| ());
+    put(c.m("d/file"), "old");
+    let dir = File::open(c.m("d")).unwrap();
+    know(&c, &["", "d"]);
+    let counts = counted(&c, || {
+        let mut file = File::create(c.m("d/file.tmp")).unwrap();
+        file.write_all(b"new").unwrap();
+        file.set_permissions(fs::Permissions::from_mode(0o600)).unwrap();
+        file.sync_all().unwrap();
+        drop(file);
+        fs::rename(c.m("d/file.tmp"), c.m("d/file")).unwrap();
+        dir.sync_all().unwrap();
+    });
+    // The kernel looks the target of a rename up anew, and asks once for the directory that changed.
+    let expected = "LOOKUP MKNOD GETXATTR WRITE SETATTR FSYNC GETATTR LOOKUP RENAME FSYNCDIR";
+    counts.assert_requests("replace", expected);
+    counts.assert_calls("replace", 19);
+}
+
+#[test]
+fn unlinking_a_lower_file() {
+    needs_counts!();
+    let c = mounted(|c| put(c.l(1, "merged/large"), vec![1; 1 << 20]));
+    assert_eq!(names(c.m("merged")).len(), 101);
+    // The directory is copied up and the whiteout to be linked made by the first.
+    fs::remove_file(c.m("merged/f1")).unwrap();
+    know(&c, &["", "merged"]);
+    let counts = counted(&c, || fs::remove_file(c.m("merged/large")).unwrap());
+    counts.assert_requests("unlink", "UNLINK");
+    counts.assert_calls("unlink", 3);
+    for call in ["read", "pread64", "copy_file_range", "sendfile", "fsync"] {
+        assert!(!counts.calls.contains_key(call), "{counts:?}");
+    }
+}
+
+#[test]
+fn reading_an_evicted_file() {
+    needs_counts!();
+    let c = mounted(|_| ());
+    names(c.m("plain"));
+    let counts = counted(&c, || {
+        let mut content = String::new();
+        File::open(c.m("plain/f7")).unwrap().read_to_string(&mut content).unwrap();
+    });
+    counts.assert_requests("first read", "READ");
+    counts.assert_calls("first read", 5);
+}
+
+#[test]
+fn unpacking_an_archive() {
+    needs_counts!();
+    const FILES: usize = 200;
+    let c = mounted(|_| ());
+    let source = c.sandbox.root().join("source");
+    for n in 0..FILES {
+        put(source.join(format!("d{}/f{n}", n % 10)), vec![7; n * 41 % 8_000]);
+    }
+    sh(c.sandbox.root(), "tar -C source --owner 1234 --group 1234 -cf archive.tar .");
+    let archive = c.sandbox.root().join("archive.tar");
+    let counts = counted(&c, || {
+        sh(c.m(""), &format!("mkdir out; tar -C out -xf {}", archive.display()));
+    });
+    assert!(counts.requests() <= FILES * 10, "{FILES} files: {counts:?}");
+    println!(
+        "per file: {:.1} requests, {:.1} system calls",
+        per(counts.requests(), FILES),
+        per(counts.calls(), FILES)
+    );
+    counts.assert_calls("untar", FILES * 13);
+    assert_eq!(fs::read(c.m("out/d3/f113")).unwrap().len(), 113 * 41);
+}
+
+fn per(count: usize, of: usize) -> f64 {
+    count as f64 / of as f64
+}

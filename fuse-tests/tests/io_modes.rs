@@ -1,0 +1,670 @@
+//! What programs see of file data in each I/O mode (`-o io=`): one suite, run by every mode, also by a server that can
+//! keep few descriptors. Nothing here knows which mode it runs in, but for what it says when it fails.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use fuse_tests::case::{
+    Case, forget_all, gone, ino, mode, names, put, python, sh, text, user_command,
+};
+use fuse_tests::fixture::pattern;
+use fuse_tests::{needs_root, skip};
+use rustix::io::Errno;
+
+/// How the server runs: its options, and what a shell does before it starts.
+const MODES: [(&str, &str); 4] = [
+    ("io=noopen", ":"),
+    ("io=open", ":"),
+    // So few that hardly any file keeps its data handle from one request to the next.
+    ("io=noopen", "ulimit -n 64"),
+    ("io=noopen", "ulimit -n 256"),
+];
+
+/// Runs `test` in each mode, on two lower layers that `prepare` fills.
+fn each(prepare: impl Fn(&Case), test: impl Fn(&mut Case)) {
+    for (options, setup) in MODES {
+        println!("mode: {options}, after: {setup}");
+        let mut c = Case::new(2);
+        prepare(&c);
+        mount(&mut c, options, setup);
+        test(&mut c);
+        c.unmount();
+    }
+}
+
+fn mount(c: &mut Case, options: &str, setup: &str) {
+    c.sandbox.seal();
+    c.mount_by_hand(after(setup, &c.spec().option(options).command()));
+}
+
+/// `own`, run by a shell that does `setup` before.
+fn after(setup: &str, own: &Command) -> Command {
+    let mut command = Command::new("sh");
+    command.args(["-c", &format!("{setup}; exec \"$@\""), "sh"]);
+    command.arg(own.get_program()).args(own.get_args()).stdin(Stdio::null());
+    command
+}
+
+/// Makes the kernel drop clean pages, so that what is read next is what the server has.
+fn drop_pages() {
+    rustix::fs::sync();
+    fs::write("/proc/sys/vm/drop_caches", "1\n").unwrap();
+}
+
+/// Reads some other files, so that handles of earlier ones are closed where few are kept.
+fn use_others(c: &Case) {
+    for n in 0..40 {
+        assert_eq!(text(c.m(&format!("others/{n}"))), "other", "{n}");
+    }
+    drop_pages();
+}
+
+fn others(c: &Case) {
+    for n in 0..40 {
+        put(c.l(1, &format!("others/{n}")), "other");
+    }
+}
+
+fn os_error<T>(result: std::io::Result<T>) -> Option<i32> {
+    result.err().and_then(|e| e.raw_os_error())
+}
+
+// Whoever creates a file may write to it through that descriptor, whatever the mode he gives it; and O_EXCL is exact.
+#[test]
+fn created_files_are_writable_whatever_their_mode() {
+    needs_root!();
+    each(others, |c| {
+        let mut made = Vec::new();
+        for bits in [0o644, 0o444, 0o200, 0o000] {
+            let path = c.m(&format!("f{bits:o}"));
+            let mut open = OpenOptions::new();
+            open.read(true).write(true).create_new(true).mode(bits);
+            let mut file = open.open(&path).unwrap();
+            assert_eq!(os_error(open.open(&path)), Some(libc_errno(Errno::EXIST)));
+            file.write_all(b"first").unwrap();
+            assert_eq!(mode(&path), bits);
+            made.push((path, file, bits));
+        }
+        use_others(c);
+        for (path, file, bits) in &mut made {
+            file.write_all(b" second").unwrap();
+            file.set_permissions(fs::Permissions::from_mode(0o000)).unwrap();
+            file.write_all(b" third").unwrap();
+            let mut back = String::new();
+            file.seek(SeekFrom::Start(0)).unwrap();
+            file.read_to_string(&mut back).unwrap();
+            assert_eq!(back, "first second third", "{bits:o}");
+            file.set_permissions(fs::Permissions::from_mode(*bits)).unwrap();
+            assert_eq!(mode(&path), *bits);
+        }
+        // By somebody who may not ignore modes.
+        fs::create_dir(c.m("theirs")).unwrap();
+        std::os::unix::fs::chown(c.m("theirs"), Some(1234), Some(1234)).unwrap();
+        let script = "umask 0777; exec 3>theirs/new; echo one >&3; umask 0; exec 4>theirs/open; \
+             chmod 0 theirs/open; echo two >&4; ls others >theirs/names; echo three >&3";
+        let out = user_command(1234, c.m(""), script).output().unwrap();
+        assert!(out.status.success(), "{out:?}");
+        drop(made);
+        drop_pages();
+        assert_eq!(text(c.u("theirs/new")), "one\nthree\n");
+        assert_eq!((mode(c.u("theirs/new")), mode(c.u("theirs/open"))), (0, 0));
+        assert_eq!(text(c.m("f0")), "first second third");
+        c.remount();
+        assert_eq!(text(c.m("f444")), "first second third");
+        assert_eq!(text(c.m("theirs/open")), "two\n");
+    });
+}
+
+fn libc_errno(errno: Errno) -> i32 {
+    errno.raw_os_error()
+}
+
+// Records of several writers that append do not overlap, also when the file is a lower one at first.
+#[test]
+fn appends_by_two_processes_are_all_there() {
+    needs_root!();
+    each(
+        |c| put(c.l(1, "log"), "head\n"),
+        |c| {
+            let script = r#"
+import os, sys
+children = []
+for who in "ab":
+    pid = os.fork()
+    if pid == 0:
+        fd = os.open(sys.argv[1], os.O_WRONLY | os.O_APPEND)
+        for n in range(1000):
+            record = ("%s%04d\n" % (who, n)).encode()
+            assert os.write(fd, record) == len(record)
+        os._exit(0)
+    children.append(pid)
+for pid in children:
+    assert os.waitpid(pid, 0)[1] == 0
+"#;
+            python(script, &[c.m("log").to_str().unwrap()]);
+            for path in [c.m("log"), c.u("log")] {
+                drop_pages();
+                let content = text(path);
+                let lines: Vec<&str> = content.lines().collect();
+                assert_eq!((lines.len(), lines[0]), (2001, "head"));
+                for who in ["a", "b"] {
+                    let own: Vec<&&str> = lines.iter().filter(|l| l.starts_with(who)).collect();
+                    assert_eq!(own.len(), 1000);
+                    assert!(own.windows(2).all(|two| two[0] < two[1]), "{who} is out of order");
+                }
+            }
+        },
+    );
+}
+
+#[test]
+fn truncation_leaves_zeros_behind() {
+    needs_root!();
+    let content = pattern(50_000, 7);
+    let prepare = |c: &Case| {
+        others(c);
+        for name in ["down", "up", "reader", "o_trunc", "path"] {
+            put(c.l(0, name), &content);
+        }
+    };
+    each(prepare, |c| {
+        put(c.m("own"), &content);
+        for name in ["down", "up", "own"] {
+            let file = OpenOptions::new().read(true).write(true).open(c.m(name)).unwrap();
+            file.set_len(10_001).unwrap();
+            if name != "down" {
+                use_others(c);
+                file.set_len(30_000).unwrap();
+                file.write_all_at(b"end", 29_997).unwrap();
+            }
+            drop_pages();
+            let mut expected = content[..10_001].to_vec();
+            if name != "down" {
+                expected.resize(29_997, 0);
+                expected.extend_from_slice(b"end");
+            }
+            assert!(fs::read(c.m(name)).unwrap() == expected, "{name} in the mount");
+            assert!(fs::read(c.u(name)).unwrap() == expected, "{name} in the upper");
+        }
+        // O_TRUNC, seen by who had it open before.
+        let mut reader = File::open(c.m("o_trunc")).unwrap();
+        let mut start = [0; 100];
+        reader.read_exact(&mut start).unwrap();
+        assert_eq!(start, content[..100]);
+        let mut writer = File::create(c.m("o_trunc")).unwrap();
+        assert_eq!(reader.metadata().unwrap().len(), 0);
+        writer.write_all(b"short").unwrap();
+        let mut all = String::new();
+        reader.seek(SeekFrom::Start(0)).unwrap();
+        reader.read_to_string(&mut all).unwrap();
+        assert_eq!(all, "short");
+        drop_pages();
+        assert_eq!(text(c.u("o_trunc")), "short");
+        // By path, and with nothing written after: the old content does not come back.
+        File::create(c.m("path")).unwrap();
+        drop_pages();
+        assert_eq!((text(c.m("path")), text(c.u("path"))), (String::new(), String::new()));
+    });
+}
+
+// Shared mappings of lower files: made before the copy-up, for reading and for writing.
+#[test]
+fn mappings_and_descriptors_follow_a_copy_up() {
+    needs_root!();
+    let content = pattern(20_000, 3);
+    let prepare = |c: &Case| {
+        others(c);
+        for name in ["read", "write", "late", "private"] {
+            put(c.l(1, name), &content);
+        }
+    };
+    each(prepare, |c| {
+        let script = r#"
+import mmap, os, sys
+root = sys.argv[1]
+def lower(name):
+    return os.path.join(root, name)
+old = open(lower("read"), "rb").read()
+# A reader that mapped before somebody else writes.
+fd = os.open(lower("read"), os.O_RDONLY)
+inode = os.fstat(fd).st_ino
+m = mmap.mmap(fd, len(old), mmap.MAP_SHARED, mmap.PROT_READ)
+assert m[:] == old
+w = os.open(lower("read"), os.O_RDWR)
+assert os.pwrite(w, b"NEW", 5000) == 3
+assert os.pwrite(w, b"tail", len(old)) == 4
+assert m[5000:5003] == b"NEW", m[5000:5003]
+assert os.pread(fd, 100, len(old)) == b"tail"
+assert os.fstat(fd).st_size == len(old) + 4 and os.fstat(fd).st_ino == inode
+# A writer by mapping alone.
+fd = os.open(lower("write"), os.O_RDWR)
+other = os.open(lower("write"), os.O_RDONLY)
+m = mmap.mmap(fd, len(old), mmap.MAP_SHARED)
+m[4090:4102] = b"mapped write"
+assert os.pread(other, 12, 4090) == b"mapped write"
+m.flush()
+assert os.pread(other, 12, 4090) == b"mapped write"
+m[0:5] = b"again"
+m.close()
+os.close(fd)
+# The descriptor is closed before the mapping is written.
+fd = os.open(lower("late"), os.O_RDWR)
+m = mmap.mmap(fd, len(old), mmap.MAP_SHARED)
+os.close(fd)
+for n in range(40):
+    assert open(os.path.join(root, "others", str(n))).read() == "other"
+m[-4:] = b"late"
+m.flush()
+m[:4] = b"more"
+m.close()
+# A private mapping changes nothing.
+fd = os.open(lower("private"), os.O_RDONLY)
+m = mmap.mmap(fd, len(old), mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE)
+m[:4] = b"mine"
+m.close()
+"#;
+        python(script, &[c.m("").to_str().unwrap()]);
+        drop_pages();
+        let mut expected = content.clone();
+        expected[5000..5003].copy_from_slice(b"NEW");
+        expected.extend_from_slice(b"tail");
+        assert!(fs::read(c.u("read")).unwrap() == expected);
+        let mut expected = content.clone();
+        expected[4090..4102].copy_from_slice(b"mapped write");
+        expected[..5].copy_from_slice(b"again");
+        assert!(fs::read(c.u("write")).unwrap() == expected);
+        let mut expected = content.clone();
+        expected[19_996..].copy_from_slice(b"late");
+        expected[..4].copy_from_slice(b"more");
+        assert!(fs::read(c.m("late")).unwrap() == expected);
+        assert!(fs::read(c.u("late")).unwrap() == expected);
+        gone(c.u("private"));
+    });
+}
+
+// Opening for writing, reading and fsync change nothing; the first write does.
+#[test]
+fn opening_for_writing_copies_nothing_up() {
+    needs_root!();
+    let prepare = |c: &Case| {
+        put(c.l(1, "f"), "content");
+        put(c.l(1, "times"), "content");
+    };
+    each(prepare, |c| {
+        let file = OpenOptions::new().read(true).write(true).open(c.m("f")).unwrap();
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, 0).unwrap();
+        file.sync_all().unwrap();
+        file.sync_data().unwrap();
+        gone(c.u("f"));
+        file.write_all_at(b"C", 0).unwrap();
+        file.sync_all().unwrap();
+        assert_eq!(text(c.u("f")), "Content");
+        assert_eq!(text(c.m("times")), "content");
+        gone(c.u("times"));
+    });
+}
+
+// Files that lose their names while open, lower and upper, by unlink and by rename.
+#[test]
+fn files_without_a_name_keep_all_their_operations() {
+    needs_root!();
+    let content = pattern(9000, 1);
+    let prepare = |c: &Case| {
+        others(c);
+        for name in ["lower", "replaced", "mapped", "d/deep"] {
+            put(c.l(1, name), &content);
+        }
+    };
+    each(prepare, |c| {
+        put(c.m("upper"), &content);
+        put(c.m("own"), &content);
+        for (name, by_rename) in [
+            ("lower", false),
+            ("upper", false),
+            ("replaced", true),
+            ("own", true),
+            ("d/deep", false),
+        ] {
+            let path = c.m(name);
+            let mut file = OpenOptions::new().read(true).write(true).open(&path).unwrap();
+            let reader = File::open(&path).unwrap();
+            let number = ino(&path);
+            if by_rename {
+                put(c.m("new"), "new content");
+                fs::rename(c.m("new"), &path).unwrap();
+            } else {
+                fs::remove_file(&path).unwrap();
+            }
+            if name == "d/deep" {
+                fs::remove_dir(c.m("d")).unwrap();
+            }
+            use_others(c);
+            let stat = file.metadata().unwrap();
+            assert_eq!((stat.nlink(), stat.ino(), stat.len()), (0, number, 9000), "{name}");
+            let mut back = Vec::new();
+            file.read_to_end(&mut back).unwrap();
+            assert!(back == content, "{name}");
+            file.write_all_at(b"written", 100).unwrap();
+            let mut seen = [0; 7];
+            use_others(c);
+            reader.read_exact_at(&mut seen, 100).unwrap();
+            assert_eq!(&seen, b"written", "{name}");
+            file.set_len(200).unwrap();
+            assert_eq!(reader.metadata().unwrap().len(), 200);
+            file.set_permissions(fs::Permissions::from_mode(0o600)).unwrap();
+            use_others(c);
+            let again = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&file));
+            let mut again = OpenOptions::new().append(true).read(true).open(again).unwrap();
+            again.write_all(b"+").unwrap();
+            assert_eq!(reader.metadata().unwrap().len(), 201, "{name}");
+            file.sync_all().unwrap();
+            if by_rename {
+                assert_eq!(text(&path), "new content");
+                assert_eq!(text(c.u(name)), "new content");
+            } else {
+                gone(&path);
+            }
+        }
+        // Its pages are written back when the name has long gone.
+        let script = r#"
+import mmap, os, sys
+path = sys.argv[1]
+fd = os.open(path, os.O_RDWR)
+m = mmap.mmap(fd, 9000, mmap.MAP_SHARED)
+m[50:55] = b"dirty"
+os.unlink(path)
+m.flush()
+m[60:65] = b"after"
+os.fsync(fd)
+open("/proc/sys/vm/drop_caches", "w").write("1\n")
+assert os.pread(fd, 15, 50)[:5] == b"dirty" and os.pread(fd, 5, 60) == b"after"
+assert os.fstat(fd).st_nlink == 0
+"#;
+        python(script, &[c.m("mapped").to_str().unwrap()]);
+        gone(c.m("mapped"));
+        c.remount();
+        assert_eq!(names(c.m("")), ["others", "own", "replaced"]);
+        assert_eq!(text(c.m("replaced")), "new content");
+    });
+}
+
+#[test]
+fn sqlite_keeps_its_data_in_each_journal_mode() {
+    needs_root!();
+    if !Path::new("/usr/bin/sqlite3").exists() {
+        skip!("needs sqlite3");
+    }
+    let prepare = |c: &Case| {
+        let script = "sqlite3 lower.db 'create table t(n integer, v text);
+             with recursive c(n) as (select 1 union all select n+1 from c where n<500)
+             insert into t select n, hex(randomblob(50)) from c;'";
+        sh(c.l(1, ""), script);
+    };
+    each(prepare, |c| {
+        for journal in ["wal", "delete", "truncate"] {
+            let run = format!(
+                "cp lower.db {journal}.db; sqlite3 {journal}.db 'pragma journal_mode={journal}' >/dev/null
+                 for writer in 1 2 3; do
+                     (for n in 1 2 3 4 5 6 7 8 9 10; do
+                         sqlite3 -cmd '.timeout 60000' {journal}.db \"insert into t \
+                             with recursive c(n) as (select 1 union all select n+1 from c where n<50) \
+                             select n, hex(randomblob(100)) from c\"
+                     done) &
+                 done
+                 wait
+                 sqlite3 {journal}.db 'delete from t where n % 7 = 0; update t set v = upper(v); vacuum;'
+                 sqlite3 {journal}.db 'pragma integrity_check; select count(*) from t'"
+            );
+            // 500 and 30 times 50 rows, without each seventh.
+            assert_eq!(sh(c.m(""), &run), format!("ok\n{}\n", 500 - 71 + 30 * (50 - 7)));
+        }
+        // In place, on the lower file itself.
+        let run = "sqlite3 lower.db 'pragma journal_mode=wal; insert into t select n, 1 from t'
+             sqlite3 lower.db 'pragma integrity_check; select count(*) from t'";
+        assert_eq!(sh(c.m(""), run), "wal\nok\n1000\n");
+        c.remount();
+        for name in ["wal.db", "delete.db", "truncate.db", "lower.db"] {
+            let check = format!("sqlite3 {name} 'pragma integrity_check'");
+            assert_eq!(sh(c.m(""), &check), "ok\n");
+        }
+    });
+}
+
+#[test]
+fn running_programs_are_not_written() {
+    needs_root!();
+    let prepare = |c: &Case| {
+        fs::copy("/bin/sleep", c.l(1, "lower")).unwrap();
+    };
+    each(prepare, |c| {
+        fs::copy("/bin/sleep", c.m("fresh")).unwrap();
+        for name in ["lower", "fresh"] {
+            let path = c.m(name);
+            let mut running = Command::new(&path).arg("600").spawn().unwrap();
+            let write = OpenOptions::new().write(true).open(&path);
+            assert_eq!(os_error(write), Some(libc_errno(Errno::TXTBSY)), "{name}");
+            let cut = rustix::fs::open(
+                &path,
+                rustix::fs::OFlags::RDWR | rustix::fs::OFlags::TRUNC,
+                rustix::fs::Mode::empty(),
+            );
+            assert_eq!(cut.err(), Some(Errno::TXTBSY), "{name}");
+            running.kill().unwrap();
+            running.wait().unwrap();
+            let writer = OpenOptions::new().append(true).open(&path).unwrap();
+            let run = Command::new(&path).arg("0").status();
+            assert_eq!(os_error(run), Some(libc_errno(Errno::TXTBSY)), "{name}");
+            drop(writer);
+            assert!(Command::new(&path).arg("0").status().unwrap().success(), "{name}");
+        }
+    });
+}
+
+/// A small filesystem in a file, mounted until dropped, with directories `upper` and `work`.
+struct Image {
+    path: PathBuf,
+    device: String,
+}
+
+impl Image {
+    /// One made by the command `mkfs`, which is given the file.
+    fn new(c: &Case, megabytes: u64, mkfs: &str) -> Image {
+        let path = c.sandbox.root().join("image.d");
+        let file = c.sandbox.root().join("image");
+        fs::create_dir(&path).unwrap();
+        File::create(&file).unwrap().set_len(megabytes << 20).unwrap();
+        let script = format!(
+            "{mkfs} image >/dev/null; dev=$(losetup -f --show image); \
+             mount $dev image.d || {{ losetup -d $dev; exit 1; }}; \
+             mkdir image.d/upper image.d/work; echo $dev"
+        );
+        let device = sh(c.sandbox.root(), &script).trim().to_owned();
+        Image { path, device }
+    }
+}
+
+impl Drop for Image {
+    fn drop(&mut self) {
+        let _ = rustix::mount::unmount(&self.path, rustix::mount::UnmountFlags::DETACH);
+        let _ = Command::new("losetup").args(["-d", &self.device]).status();
+    }
+}
+
+/// Writes until it fails; gives how much went in, and the errno.
+fn fill_up(file: &File, most: usize) -> (usize, Option<i32>) {
+    let chunk = [7u8; 4096];
+    let mut written = 0;
+    while written < most {
+        match (&*file).write(&chunk) {
+            Ok(n) => written += n,
+            Err(e) => return (written, e.raw_os_error()),
+        }
+    }
+    (written, None)
+}
+
+// A full filesystem is reported by the write that meets it; what was accepted is there.
+#[test]
+fn a_full_upper_is_reported_by_the_write() {
+    needs_root!();
+    for (options, setup) in MODES {
+        println!("mode: {options}, after: {setup}");
+        let mut c = Case::new(1);
+        put(c.l(0, "large"), pattern(16 << 20, 1));
+        put(c.l(0, "small"), "small");
+        let image = Image::new(&c, 12, "mkfs.ext4 -q -m 0");
+        c.sandbox.seal();
+        let mut spec = c.spec().option(options);
+        spec.upper = Some((image.path.join("upper"), image.path.join("work")));
+        c.mount_by_hand(after(setup, &spec.command()));
+        let no_space = Some(libc_errno(Errno::NOSPC));
+        // A copy-up that does not fit: at the first write, and the lower file is what it was.
+        let large = OpenOptions::new().read(true).write(true).open(c.m("large")).unwrap();
+        assert_eq!(os_error(large.write_at(b"x", 0)), no_space);
+        let mut byte = [0; 1];
+        large.read_exact_at(&mut byte, 0).unwrap();
+        assert_eq!(byte[0], pattern(1, 1)[0]);
+        drop(large);
+        let file = File::create(c.m("new")).unwrap();
+        let (written, errno) = fill_up(&file, 20 << 20);
+        assert_eq!(errno, no_space);
+        assert!(written > 4 << 20, "{written} bytes only");
+        file.sync_all().unwrap();
+        drop(file);
+        drop_pages();
+        assert_eq!(fs::metadata(c.m("new")).unwrap().len(), written as u64);
+        assert!(fs::read(c.m("new")).unwrap().iter().all(|byte| *byte == 7));
+        // By mapping: msync says it.
+        let script = r#"
+import errno, mmap, os, sys
+fd = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT, 0o644)
+os.ftruncate(fd, 1 << 20)
+m = mmap.mmap(fd, 1 << 20, mmap.MAP_SHARED)
+for at in range(0, 1 << 20, 4096):
+    m[at] = 1
+try:
+    m.flush()
+    raise SystemExit("msync succeeded")
+except OSError as e:
+    assert e.errno == errno.ENOSPC, e
+"#;
+        python(script, &[c.m("mapped").to_str().unwrap()]);
+        // Room again, and all goes on.
+        fs::remove_file(c.m("new")).unwrap();
+        put(c.m("small"), "larger now");
+        assert_eq!(text(c.m("small")), "larger now");
+        c.unmount();
+        drop(image);
+    }
+}
+
+#[test]
+fn a_spent_quota_is_reported_by_the_write() {
+    needs_root!();
+    if !Path::new("/usr/bin/btrfs").exists() {
+        skip!("needs btrfs-progs");
+    }
+    for (options, setup) in MODES {
+        println!("mode: {options}, after: {setup}");
+        let mut c = Case::new(1);
+        put(c.l(0, "large"), pattern(6 << 20, 1));
+        put(c.l(0, "small"), "small");
+        let image = Image::new(&c, 120, "mkfs.btrfs -q");
+        sh(&image.path, "btrfs quota enable . && btrfs qgroup limit 4M 0/5 .");
+        c.sandbox.seal();
+        let mut spec = c.spec().option(options);
+        spec.upper = Some((image.path.join("upper"), image.path.join("work")));
+        c.mount_by_hand(after(setup, &spec.command()));
+        let spent = Some(libc_errno(Errno::DQUOT));
+        let large = OpenOptions::new().read(true).write(true).open(c.m("large")).unwrap();
+        assert_eq!(os_error(large.write_at(b"x", 0)), spent);
+        drop(large);
+        let file = File::create(c.m("new")).unwrap();
+        let (written, errno) = fill_up(&file, 8 << 20);
+        assert_eq!(errno, spent);
+        assert!(written > 1 << 20, "{written} bytes only");
+        assert_eq!(file.metadata().unwrap().len(), written as u64);
+        let allocated =
+            rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, 6 << 20);
+        assert_eq!(allocated, Err(Errno::DQUOT));
+        assert_eq!(file.metadata().unwrap().len(), written as u64);
+        file.sync_all().unwrap();
+        // Room again, and all goes on.
+        drop(file);
+        sh(&image.path, "btrfs qgroup limit none 0/5 .");
+        put(c.m("small"), "larger now");
+        assert_eq!(text(c.m("small")), "larger now");
+        c.unmount();
+        drop(image);
+    }
+}
+
+// More files than the server may have descriptors, each open and written in turn.
+#[test]
+fn more_open_files_than_descriptors() {
+    needs_root!();
+    let prepare = |c: &Case| {
+        for n in 0..400 {
+            put(c.l(n % 2, &format!("d{}/f{n}", n % 7)), format!("{n}"));
+        }
+    };
+    for (options, setup) in MODES.into_iter().filter(|(options, _)| *options == "io=noopen") {
+        println!("mode: {options}, after: {setup}");
+        let mut c = Case::new(2);
+        prepare(&c);
+        mount(&mut c, options, setup);
+        let path = |c: &Case, n: usize| c.m(&format!("d{}/f{n}", n % 7));
+        let mut open: Vec<File> = (0..400)
+            .map(|n| OpenOptions::new().read(true).append(true).open(path(&c, n)).unwrap())
+            .collect();
+        // These keep a descriptor each, having no name to be opened by.
+        for n in (0..400).step_by(40) {
+            fs::remove_file(path(&c, n)).unwrap();
+        }
+        for round in 0..2 {
+            for file in &mut open {
+                file.write_all(format!("+{round}").as_bytes()).unwrap();
+            }
+        }
+        drop_pages();
+        for (n, file) in open.iter_mut().enumerate() {
+            let mut all = String::new();
+            file.seek(SeekFrom::Start(0)).unwrap();
+            file.read_to_string(&mut all).unwrap();
+            assert_eq!(all, format!("{n}+0+1"));
+        }
+        drop(open);
+        forget_all();
+        assert_eq!(text(path(&c, 1)), "1+0+1");
+        gone(path(&c, 40));
+        c.unmount();
+    }
+}
+
+// What the server cannot keep it does not promise.
+#[test]
+fn without_the_right_to_open_again_opens_are_requests() {
+    needs_root!();
+    let mut c = Case::new(1);
+    put(c.l(0, "f"), "content");
+    let bare = |c: &Case, options: &str| {
+        let own = c.spec().option(options).command();
+        let mut command = Command::new("setpriv");
+        command.args(["--bounding-set=-dac_override", "--inh-caps=-dac_override"]);
+        command.arg(own.get_program()).args(own.get_args());
+        command
+    };
+    let out = bare(&c, "io=noopen").output().unwrap();
+    assert_eq!(out.status.code(), Some(1));
+    let said = String::from_utf8(out.stderr).unwrap();
+    assert!(said.starts_with("lamina: io=noopen: needs CAP_DAC_OVERRIDE; "), "{said}");
+    assert!(!fuse_tests::case::is_mounted(&c.m("")));
+    c.sandbox.seal();
+    c.mount_by_hand(bare(&c, "io=auto"));
+    assert_eq!(text(c.m("f")), "content");
+    c.unmount();
+}

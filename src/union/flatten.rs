@@ -1,0 +1,342 @@
+//! Brings a whole directory to the upper layer, so that one rename can move it.
+//!
+//! Every step leaves what is shown as it was: what lies beneath is copied up as by any change of it,
+//! many files between two syncs; then each directory, from the innermost out, is marked opaque,
+//! because its upper part holds all of it. From there on it has no lower parts. Changes made
+//! meanwhile go on undisturbed: there is never less in the upper than before, so one more look at
+//! the names, taken with them locked, finds whatever was missed.
+//!
+//! Locks: none over copying. `Dir::names` of one directory over publishing its copies, where
+//! `Node::copy` of each is tried, not waited for; and over the last look and the mark.
+//! Crash: leaves copies in the upper that show what the lowers show.
+
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use rustix::fs::RenameFlags;
+
+use super::attr::{FileType, times_of};
+use super::copy_up::Extent;
+use super::file::Data;
+use super::lookup::Found;
+use super::node::{Dir, Node};
+use super::publish::Temp;
+use super::readdir::{Child, Names};
+use super::{Union, Upper, lock};
+use crate::error::{Errno, Result};
+use crate::layer::{self, UPPER};
+use crate::sys;
+use crate::sys::stat::Statx;
+
+/// How much is copied at most to move a directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CopyLimit {
+    /// Files and directories that lie in a lower layer.
+    pub entries: u64,
+    /// Bytes of such files.
+    pub bytes: u64,
+}
+
+impl CopyLimit {
+    /// Nothing is copied: a directory with lower parts does not move.
+    pub fn is_none(self) -> bool {
+        self.entries == 0 || self.bytes == 0
+    }
+
+    /// Takes one more entry of so many bytes away.
+    ///
+    /// # Errors
+    /// `EXDEV` past the limit, so that the caller copies by itself.
+    fn take(&mut self, bytes: u64) -> Result<()> {
+        let left = (self.entries.checked_sub(1), self.bytes.checked_sub(bytes));
+        let (Some(entries), Some(bytes)) = left else { return Err(Errno::XDEV.into()) };
+        *self = Self { entries, bytes };
+        Ok(())
+    }
+}
+
+/// Copies published after one sync, at most.
+const BATCH_FILES: usize = 4096;
+/// Bytes that one sync waits for, about.
+const BATCH_BYTES: u64 = 256 << 20;
+
+/// How often what others do meanwhile may call for one more round.
+const ROUNDS: u32 = 16;
+
+/// One count of a node.
+pub(super) struct Pin<'a> {
+    union: &'a Union,
+    pub(super) node: Arc<Node>,
+}
+
+impl Drop for Pin<'_> {
+    fn drop(&mut self) {
+        self.union.release(&self.node, 1);
+    }
+}
+
+/// What a directory shows of a lower part.
+struct Leaf<'a> {
+    name: Arc<[u8]>,
+    pin: Pin<'a>,
+    stat: Statx,
+}
+
+/// A finished copy that waits for the sync.
+struct Ready<'a> {
+    parent: Arc<Node>,
+    name: Arc<[u8]>,
+    pin: Pin<'a>,
+    temp: Temp<'a>,
+    /// Device and inode number of the copy.
+    object: (u64, u64),
+}
+
+impl Union {
+    /// Counts one more user of a node.
+    pub(super) fn pin(&self, node: &Arc<Node>) -> Pin<'_> {
+        self.table.retain(node);
+        Pin { union: self, node: Arc::clone(node) }
+    }
+
+    /// Makes sure that all beneath a directory lies in the upper, and nothing of it in lowers.
+    ///
+    /// # Errors
+    /// `EXDEV` past the limit, before anything is copied; those of the copy-up; `EBUSY` if others
+    /// bring in more lower parts again and again.
+    /// # Crash
+    /// What was copied stays, and shows what it showed.
+    pub(super) fn flatten(&self, top: &Arc<Node>) -> Result<()> {
+        let upper = self.writable()?;
+        for _ in 0..ROUNDS {
+            let dirs = self.survey(top)?;
+            let mut batch = Vec::new();
+            let mut bytes = 0;
+            for dir in &dirs {
+                if self.is_there(&dir.node, self.copy_up(&dir.node, Extent::All))? {
+                    self.stage_leaves(upper, &dir.node, &mut batch, &mut bytes)?;
+                }
+            }
+            self.publish_batch(upper, &mut batch)?;
+            // Children come after their parents.
+            let mut done = true;
+            for dir in dirs.iter().rev() {
+                done &= self.seal(upper, &dir.node)?;
+            }
+            if done {
+                return Ok(());
+            }
+        }
+        Err(Errno::BUSY.into())
+    }
+
+    /// Tells whether a directory still had a name when something was done to it.
+    fn is_there(&self, node: &Node, done: Result<()>) -> Result<bool> {
+        match done {
+            Ok(()) => Ok(true),
+            Err(_) if node.place.read().gone => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Finds the directories with lower parts from `top` on, parents first, and adds up what is to
+    /// be copied.
+    fn survey(&self, top: &Arc<Node>) -> Result<Vec<Pin<'_>>> {
+        let mut left = self.copy_limit;
+        let mut dirs = vec![self.pin(top)];
+        let mut next = 0;
+        while let Some(pin) = dirs.get(next) {
+            let parent = Arc::clone(&pin.node);
+            next += 1;
+            let dir = lock::directory(&parent)?;
+            let names = self.names_listed(dir)?;
+            for child in names.listing.iter().flat_map(|listing| listing.children()) {
+                if child.top == UPPER && child.kind != FileType::Directory {
+                    continue;
+                }
+                let Some(found) = self.find_child(dir, child)? else { continue };
+                if !has_lower(&found) {
+                    continue;
+                }
+                let is_file = child.kind == FileType::Regular;
+                left.take(if is_file { found.stat.stx_size } else { 0 })?;
+                if child.kind == FileType::Directory {
+                    dirs.push(self.pin_found(&parent, child, found)?);
+                }
+            }
+        }
+        Ok(dirs)
+    }
+
+    /// Returns the node of what was found in `parent`, whose names are locked.
+    fn pin_found(&self, parent: &Arc<Node>, child: &Child, found: Found) -> Result<Pin<'_>> {
+        let entry = self.enter(parent, &child.name, found)?;
+        Ok(Pin { union: self, node: self.node(entry.node)? })
+    }
+
+    /// Prepares copies of what lies in the lower parts of a directory, but for directories.
+    fn stage_leaves<'a>(
+        &'a self,
+        upper: &'a Upper,
+        parent: &Arc<Node>,
+        batch: &mut Vec<Ready<'a>>,
+        bytes: &mut u64,
+    ) -> Result<()> {
+        let dir = lock::directory(parent)?;
+        for Leaf { name, pin, stat } in self.lower_leaves(parent, dir)? {
+            if pin.node.links.get().is_some() {
+                // Its names are linked to one copy, which has its own way.
+                self.copy_up(&pin.node, Extent::All)?;
+                continue;
+            }
+            let temp = self.stage_named(upper, &pin.node, &stat)?;
+            let made = temp.call("statx", |at| sys::stat::at(at.dir, at.name))?;
+            let object = (sys::stat::device(&made), made.stx_ino);
+            *bytes += made.stx_blocks * 512;
+            batch.push(Ready { parent: Arc::clone(parent), name, pin, temp, object });
+            if batch.len() >= BATCH_FILES || *bytes >= BATCH_BYTES {
+                self.publish_batch(upper, batch)?;
+                *bytes = 0;
+            }
+        }
+        Ok(())
+    }
+
+    /// Lists what a directory shows of its lower parts, but for directories.
+    fn lower_leaves(&self, parent: &Arc<Node>, dir: &Dir) -> Result<Vec<Leaf<'_>>> {
+        let names = self.names_listed(dir)?;
+        let mut leaves = Vec::new();
+        for child in names.listing.iter().flat_map(|listing| listing.children()) {
+            if child.top == UPPER || child.kind == FileType::Directory {
+                continue;
+            }
+            let Some(found) = self.find_child(dir, child)? else { continue };
+            let stat = found.stat;
+            let pin = self.pin_found(parent, child, found)?;
+            leaves.push(Leaf { name: Arc::clone(&child.name), pin, stat });
+        }
+        Ok(leaves)
+    }
+
+    /// Publishes finished copies, unless somebody else was first or their names are gone.
+    fn publish_batch(&self, upper: &Upper, batch: &mut Vec<Ready<'_>>) -> Result<()> {
+        if batch.is_empty() {
+            return Ok(());
+        }
+        if !self.volatile {
+            upper.sync()?;
+        }
+        let mut rest = batch.drain(..).peekable();
+        while let Some(first) = rest.next() {
+            let parent = Arc::clone(&first.parent);
+            let dir = lock::directory(&parent)?;
+            let mut names = dir.names.write();
+            let to = dir.upper.get().ok_or(Errno::STALE)?;
+            // Nobody changed the directory, so its times stay.
+            let before = to.stat()?;
+            let mut next = Some(first);
+            while let Some(ready) = next {
+                self.publish_ready(upper, to, &mut names, ready)?;
+                next = rest.next_if(|ready| Arc::ptr_eq(&ready.parent, &parent));
+            }
+            let times = times_of(&before);
+            if let Err(error) = to.with("utimensat", |to| sys::name::set_times_handle(to, &times)) {
+                tracing::debug!("times of a directory not restored after a copy-up: {error}");
+            }
+        }
+        Ok(())
+    }
+
+    fn publish_ready(
+        &self,
+        upper: &Upper,
+        to: &Arc<layer::Dir>,
+        names: &mut Names,
+        ready: Ready<'_>,
+    ) -> Result<()> {
+        let Ready { parent, name, pin, temp, object } = ready;
+        let node = &pin.node;
+        // Whoever holds it copies the file up by itself.
+        let Some(_copying) = node.copy.try_lock() else { return Ok(()) };
+        {
+            let place = node.place.read();
+            if place.gone || place.layer == UPPER || !place.is_named(&parent, &name) {
+                return Ok(());
+            }
+        }
+        // Whoever has the file open may not be able to open it again by its mode.
+        let data = if node.is_opened() && node.kind == FileType::Regular {
+            Some(Data::new(temp.call("openat", |at| sys::open::writer(at.dir, at.name))?))
+        } else {
+            None
+        };
+        self.numbers.keep(object.0, object.1, node.ino);
+        upper
+            .work
+            .publish(temp, to, &name, RenameFlags::empty())
+            .inspect_err(|_| self.numbers.drop_kept(object.0, object.1))?;
+        if let Some(listing) = &mut names.listing {
+            listing.copied_up(&name, object);
+        }
+        self.set_upper(node, data);
+        Ok(())
+    }
+
+    /// Marks a directory opaque if its upper part holds all that it shows; tells whether it does.
+    fn seal(&self, upper: &Upper, node: &Arc<Node>) -> Result<bool> {
+        let dir = lock::directory(node)?;
+        let mut names = dir.names.write();
+        if dir.lowers().is_empty() || node.place.read().gone {
+            return Ok(true);
+        }
+        let part = dir.upper.get().ok_or(Errno::STALE)?;
+        let listing = self.load(dir, &mut names)?;
+        let mut hidden = Vec::new();
+        for child in listing.children() {
+            if child.top == UPPER && child.kind != FileType::Directory {
+                continue;
+            }
+            match self.find_child(dir, child)? {
+                Some(found) if has_lower(&found) => return Ok(false),
+                Some(_) => {}
+                None => hidden.push(Arc::clone(&child.name)),
+            }
+        }
+        // First, so that a lookup after the mark finds the number.
+        self.numbers.keep(part.device, part.inode, node.ino);
+        part.with("setxattr", |dir| upper.work.set_opaque_handle(dir))?;
+        dir.seal();
+        for name in hidden {
+            listing.remove(&name, false);
+        }
+        let whiteouts = listing.seal();
+        if whiteouts.is_empty() {
+            return Ok(true);
+        }
+        // They hide nothing any more; one that stays does no harm.
+        let before = part.stat()?;
+        for name in whiteouts {
+            if let Err(error) = part.call("unlinkat", &name, sys::name::unlink) {
+                tracing::warn!("a needless whiteout stays: {error}");
+            }
+        }
+        let times = times_of(&before);
+        part.with("utimensat", |dir| sys::name::set_times_handle(dir, &times))?;
+        Ok(true)
+    }
+}
+
+/// Tells whether some of an object lies in a lower layer.
+fn has_lower(found: &Found) -> bool {
+    found.layer != UPPER || found.parts.iter().any(|part| part.layer.index != UPPER)
+}
+
+impl Upper {
+    /// Makes everything durable that was written to the upper's filesystem.
+    fn sync(&self) -> Result<()> {
+        self.work.dir.with("syncfs", |dir| {
+            let dir = sys::open::directory(dir, b".")?;
+            rustix::fs::syncfs(dir.as_fd())
+        })
+    }
+}
