@@ -22,7 +22,9 @@ packages=(fuse3 uidmap util-linux attr)
 is_build=yes
 case "${1-}" in
     "") ;;
-    --tests) packages+=(acl btrfs-progs e2fsprogs python3 quota shellcheck sqlite3 strace) ;;
+    --tests)
+        packages+=(acl btrfs-progs e2fsprogs fuse-overlayfs python3 quota shellcheck sqlite3 strace)
+        ;;
     --no-build) is_build=no ;;
     -h | --help)
         usage

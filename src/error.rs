@@ -45,6 +45,16 @@ pub enum Error {
         /// Why not, and what would do.
         why: Cow<'static, str>,
     },
+    /// The store has no layer of that name.
+    NoSuchLayer {
+        /// What was asked for.
+        id: Cow<'static, str>,
+    },
+    /// The store has a layer of that name already.
+    LayerExists {
+        /// What was to be made.
+        id: Cow<'static, str>,
+    },
     /// Something is in use by another live mount or process.
     Busy {
         /// What is in use, by whom as far as known, and the cure.
@@ -72,6 +82,8 @@ impl Error {
             Self::Corrupt { .. } => Errno::IO,
             Self::Unsupported { .. } => Errno::OPNOTSUPP,
             Self::Invalid { .. } => Errno::INVAL,
+            Self::NoSuchLayer { .. } => Errno::NOENT,
+            Self::LayerExists { .. } => Errno::EXIST,
             Self::Busy { .. } => Errno::BUSY,
         }
     }
@@ -91,6 +103,10 @@ impl fmt::Display for Error {
             Self::Corrupt { what, at } => write!(f, "{at}: {what}"),
             Self::Unsupported { feature } => write!(f, "{feature}"),
             Self::Invalid { arg, why } => write!(f, "{arg}: {why}"),
+            Self::NoSuchLayer { id } => {
+                write!(f, "{id}: no such layer; lamina store list shows those there are")
+            }
+            Self::LayerExists { id } => write!(f, "{id}: this layer exists; choose another name"),
             Self::Busy { what } => write!(f, "{what}"),
         }
     }

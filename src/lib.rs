@@ -1,14 +1,17 @@
 //! laminafs: a union (overlay) filesystem that needs no root.
 //!
 //! Modules from bottom to top; imports point down only: [`sys`], [`layer`], [`union`], [`fuse`],
-//! [`mount`], [`cli`]. [`error`], [`marks`] and [`options`] are leaves that all may use.
+//! [`mount`], [`store`], [`cli`]. [`error`], [`idmap`], [`marks`] and [`options`] are leaves that all
+//! may use.
 
 pub mod cli;
 pub mod error;
 pub mod fuse;
+pub mod idmap;
 pub mod layer;
 pub mod marks;
 pub mod mount;
 pub mod options;
+pub mod store;
 pub mod sys;
 pub mod union;

@@ -9,9 +9,12 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
+use std::time::Duration;
+
 use tracing::level_filters::LevelFilter;
 
 use crate::error::{Error, Result};
+use crate::idmap::{IdMap, Ids};
 
 /// Most lowers of one mount, the kernel's `OVL_MAX_STACK`.
 pub const LOWERS_MAX: usize = 500;
@@ -74,8 +77,10 @@ pub struct MountOptions {
     pub upper: Option<PathBuf>,
     /// Work directory, beside the upper.
     pub work: Option<PathBuf>,
-    /// Syncs are skipped.
+    /// Syncs are skipped, and the upper is marked as one that may be incomplete.
     pub volatile: bool,
+    /// Syncs are made, unless volatile.
+    pub sync: bool,
     /// Marks are kept in `user.overlay.*`.
     pub userxattr: bool,
     /// Files and directories of lower layers that are copied at most to rename a directory.
@@ -96,6 +101,14 @@ pub struct MountOptions {
     pub allow_other: bool,
     /// POSIX ACLs are honoured.
     pub posix_acl: bool,
+    /// Extended attributes are served.
+    pub xattrs: bool,
+    /// Which ids of the layers are shown as which.
+    pub ids: Ids,
+    /// Every directory shows a link count of 1.
+    pub static_nlink: bool,
+    /// How long the kernel may keep what it was told; for ever unless given.
+    pub timeout: Option<Duration>,
     /// Each request is logged, and the server stays in the foreground.
     pub debug: bool,
     /// Worker threads, when a number was asked for.
@@ -124,6 +137,7 @@ impl Default for MountOptions {
             upper: None,
             work: None,
             volatile: false,
+            sync: true,
             userxattr: false,
             dir_rename_entries: DIR_RENAME_ENTRIES,
             dir_rename_size: DIR_RENAME_SIZE,
@@ -134,6 +148,10 @@ impl Default for MountOptions {
             propagation: None,
             allow_other: false,
             posix_acl: true,
+            xattrs: true,
+            ids: Ids::default(),
+            static_nlink: false,
+            timeout: None,
             debug: false,
             threads: None,
             transport: Transport::default(),
@@ -172,15 +190,17 @@ use Rule::{Ignored as Skip, Only, Refused as No};
 const ACTING: &str = "lowerdir lowerdir+ upperdir workdir volatile userxattr dir_rename_entries dir_rename_size ro rw dev nodev suid \
      nosuid exec noexec private rprivate shared rshared slave rslave unbindable runbindable \
      user users owner group allow_other noacl debug threads io transport fsname subtype log_level log_file context fscontext defcontext \
-     rootcontext";
+     rootcontext uidmapping gidmapping squash_to_root squash_to_uid squash_to_gid static_nlink \
+     noxattrs timeout threaded fsync";
 
 /// Values that turn something off.
 const OFF: &str = "0 off no false";
+/// Values that turn something on, but for none at all.
+const ON: &str = "1 on yes true";
 const DEFAULT: &str = "is the default";
 const ATIME: &str = "access times are kept by the filesystems of the layers";
 const FSTAB: &str = "is a note to mount(8), which has acted on it";
 const TUNING: &str = "tunes speed only";
-const IDS: &str = "ids are not translated";
 
 /// Every name that does not act and that other programs accept; names of one rule in one string.
 const PASSIVE: &[(&str, Rule)] = &[
@@ -211,19 +231,14 @@ const PASSIVE: &[(&str, Rule)] = &[
     ("uuid", Only("off null auto", "the mount has no uuid", "say auto or leave it out")),
     ("datadir+", No("data-only layers are not supported yet")),
     // fuse-overlayfs
-    ("uidmapping gidmapping squash_to_uid squash_to_gid", No(IDS)),
-    ("squash_to_root", Only(OFF, IDS, IDS)),
     ("xattr_permissions", Only(OFF, DEFAULT, "owners and modes are those of the files themselves")),
-    ("noxattrs", Only(OFF, DEFAULT, "extended attributes are always served")),
     ("ino32_t", Only(OFF, DEFAULT, "inode numbers have 64 bits")),
     ("plugins", Only("", "names no plugin", "layers are plain directories")),
-    ("fsync", Skip("syncs are made unless volatile is given")),
-    ("timeout", Skip("caches are exact and need no limit")),
-    ("static_nlink", Skip("link counts are true and cost nothing")),
-    ("fast_ino writeback", Skip(TUNING)),
+    ("fast_ino", Skip("inode numbers are those of the layers and cost nothing")),
+    ("writeback", Skip(TUNING)),
     // libfuse
     ("default_permissions", Skip("is always set")),
-    ("threaded max_idle_threads max_threads", Skip("threads= sets the number of threads")),
+    ("max_idle_threads max_threads", Skip("threads= sets the number of threads")),
     ("clone_fd max_read max_write max_readahead max_background", Skip(TUNING)),
     ("congestion_threshold async_read sync_read", Skip(TUNING)),
     ("splice_read splice_write splice_move", Skip(TUNING)),
@@ -276,6 +291,10 @@ impl MountOptions {
         flag(!self.exec, "noexec");
         flag(self.allow_other, "allow_other");
         flag(!self.posix_acl, "noacl");
+        flag(!self.xattrs, "noxattrs");
+        flag(!self.sync, "fsync=0");
+        flag(self.static_nlink, "static_nlink");
+        flag(self.ids.users.squash_to_root, "squash_to_root");
         flag(self.debug, "debug");
         match self.propagation {
             None => (),
@@ -290,6 +309,21 @@ impl MountOptions {
         }
         if self.transport == Transport::Fuser {
             items.push(b"transport=fuser".to_vec());
+        }
+        if let Some(timeout) = self.timeout {
+            let (whole, rest) = (timeout.as_secs(), timeout.subsec_nanos());
+            items.push(format!("timeout={whole}.{rest:09}").into_bytes());
+        }
+        for (map, ranges, squash) in [
+            (&self.ids.users, "uidmapping", "squash_to_uid"),
+            (&self.ids.groups, "gidmapping", "squash_to_gid"),
+        ] {
+            if map.has_ranges() {
+                items.push(format!("{ranges}={map}").into_bytes());
+            }
+            if let Some(all) = map.squash_to {
+                items.push(format!("{squash}={all}").into_bytes());
+            }
         }
         if let Some(io) = self.io {
             items.push(format!("io={}", io.name()).into_bytes());
@@ -364,6 +398,23 @@ impl MountOptions {
             "dir_rename_entries" => self.dir_rename_entries = parse_size(key, needed(key, value)?)?,
             "dir_rename_size" => self.dir_rename_size = parse_size(key, needed(key, value)?)?,
             "io" => self.io = parse_io(&text(needed(key, value)?))?,
+            "uidmapping" => self.ids.users.take_ranges(parse_ids(key, value)?),
+            "gidmapping" => self.ids.groups.take_ranges(parse_ids(key, value)?),
+            "squash_to_uid" => self.ids.users.squash_to = Some(parse_id(key, value)?),
+            "squash_to_gid" => self.ids.groups.squash_to = Some(parse_id(key, value)?),
+            "squash_to_root" => {
+                let on = parse_switch(key, value)?;
+                (self.ids.users.squash_to_root, self.ids.groups.squash_to_root) = (on, on);
+            }
+            "static_nlink" => self.static_nlink = parse_switch(key, value)?,
+            "noxattrs" => self.xattrs = !parse_switch(key, value)?,
+            "fsync" => self.sync = parse_switch(key, value)?,
+            "timeout" => self.timeout = Some(parse_seconds(&text(needed(key, value)?))?),
+            "threaded" => match (parse_switch(key, value)?, self.threads) {
+                (false, _) => self.threads = Some(1),
+                (true, Some(1)) => self.threads = None,
+                (true, _) => (),
+            },
             "threads" => self.threads = Some(parse_threads(&text(needed(key, value)?))?),
             flag => {
                 if let Some(value) = value {
@@ -457,6 +508,45 @@ fn parse_transport(name: &str) -> Result<Transport> {
             format!("transport={other}"),
             "is no transport; use dev (the default) or fuser",
         )),
+    }
+}
+
+/// Parses the ranges of an id map.
+fn parse_ids(key: &str, value: Option<&[u8]>) -> Result<IdMap> {
+    let value = text(needed(key, value)?);
+    IdMap::parse(&value).map_err(|why| Error::invalid(format!("{key}={value}"), why))
+}
+
+fn parse_id(key: &str, value: Option<&[u8]>) -> Result<u32> {
+    let value = text(needed(key, value)?);
+    match value.parse() {
+        // The last number of all is no id.
+        Ok(id) if id < u32::MAX => Ok(id),
+        _ => Err(Error::invalid(format!("{key}={value}"), "is no id; use 0 to 4294967294")),
+    }
+}
+
+/// Parses a flag that other programs take with and without a value.
+fn parse_switch(key: &str, value: Option<&[u8]>) -> Result<bool> {
+    let Some(value) = value else { return Ok(true) };
+    let is_one_of = |list: &str| list.split(' ').any(|known| known.as_bytes() == value);
+    match (is_one_of(ON), is_one_of(OFF)) {
+        (true, _) => Ok(true),
+        (_, true) => Ok(false),
+        _ => Err(Error::invalid(format!("{key}={}", text(value)), "is neither 1 nor 0")),
+    }
+}
+
+/// Parses seconds with decimals.
+fn parse_seconds(number: &str) -> Result<Duration> {
+    let (whole, rest) = number.split_once('.').unwrap_or((number, "0"));
+    let digits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    let nanos = format!("{rest:0<9}").get(..9).and_then(|nanos| nanos.parse().ok());
+    match (whole.parse(), nanos) {
+        (Ok(seconds), Some(nanos)) if digits(whole) && digits(rest) => {
+            Ok(Duration::new(seconds, nanos))
+        }
+        _ => Err(Error::invalid(format!("timeout={number}"), "is no number of seconds")),
     }
 }
 
@@ -740,9 +830,8 @@ mod tests {
 
     #[test]
     fn what_would_change_the_result_is_refused() {
-        let options = "uidmapping=:0:300000:65536 gidmapping=0:1:1 squash_to_uid=0 squash_to_gid=0 \
-             squash_to_root xattr_permissions=2 metacopy=on redirect_dir=on redirect_dir=follow \
-             index=on xino=on nfs_export=on verity=require ino32_t=1 noxattrs=1 plugins=a.so sync \
+        let options = "xattr_permissions=2 metacopy=on redirect_dir=on redirect_dir=follow \
+             index=on xino=on nfs_export=on verity=require ino32_t=1 plugins=a.so sync \
              strictatime allow_root auto_unmount remount uuid=on";
         for option in options.split_whitespace() {
             let list = format!("lowerdir=/a,{option},volatile");
@@ -767,9 +856,9 @@ mod tests {
 
     #[test]
     fn ignored_options_are_reported_with_a_reason() {
-        let (_, ignored) = MountOptions::parse(&["rw,xino=auto,defaults", "timeout=9"]).unwrap();
+        let (_, ignored) = MountOptions::parse(&["rw,xino=auto,defaults", "fast_ino=9"]).unwrap();
         let names: Vec<&str> = ignored.iter().map(|ignored| ignored.option.as_str()).collect();
-        assert_eq!(names, ["xino=auto", "defaults", "timeout=9"]);
+        assert_eq!(names, ["xino=auto", "defaults", "fast_ino=9"]);
     }
 
     #[test]
@@ -789,13 +878,34 @@ mod tests {
     #[test]
     fn values_are_checked() {
         let lists = "upperdir= upperdir workdir= threads=0 threads=x threads=100000 log_level=loud io=fast io= \
-             volatile=1 ro= lowerdir lowerdir+= upperdir=\\";
+             volatile=1 ro= lowerdir lowerdir+= upperdir=\\ uidmapping= uidmapping=0:1 \
+             gidmapping=0:1:0 squash_to_uid squash_to_gid=-1 squash_to_uid=4294967295 \
+             squash_to_root=2 static_nlink=x noxattrs= timeout= timeout=x timeout=-1 timeout=1. \
+             timeout=.5 timeout=1e3 threaded=9 fsync=maybe";
         for list in lists.split_whitespace() {
             assert!(MountOptions::parse(&[list]).is_err(), "{list}");
         }
         assert_eq!(parse("threads=3,log_level=debug").threads, Some(3));
         assert_eq!(parse("io=open").io, Some(IoMode::Open));
         assert_eq!(parse("io=open,io=auto").io, None);
+    }
+
+    #[test]
+    fn what_fuse_overlayfs_takes_has_its_meaning() {
+        let list = ":0:1:1500:1500:0:1,uidmapping=:0:100000:65536,gidmapping=0:7:1,squash_to_gid=9";
+        let options = parse(&format!("uidmapping={list}"));
+        assert_eq!(options.ids.users.to_string(), "0:100000:65536");
+        assert_eq!(options.ids.groups.to_string(), "0:7:1");
+        assert_eq!(options.ids.groups.squash_to, Some(9));
+        assert!(parse("squash_to_root,squash_to_root=0").ids.is_identity());
+        assert!(parse("squash_to_root=1,gidmapping=0:1:1").ids.groups.squash_to_root);
+        let options = parse("static_nlink,noxattrs=1,fsync=0,threaded=0,timeout=1.25");
+        assert!(options.static_nlink && !options.xattrs && !options.sync);
+        assert_eq!(options.threads, Some(1));
+        assert_eq!(options.timeout, Some(Duration::from_millis(1250)));
+        let options = parse("static_nlink=0,noxattrs=0,fsync=1,threaded=0,threaded=1,timeout=0");
+        let expected = MountOptions { timeout: Some(Duration::ZERO), ..Default::default() };
+        assert_eq!(options, expected);
     }
 
     #[test]
@@ -854,16 +964,34 @@ mod tests {
         let limits = (any::<u64>(), any::<u64>());
         let rest =
             (proptest::option::of(1..=THREADS_MAX), levels, propagation, io, limits, transport);
-        (paths, proptest::array::uniform9(any::<bool>()), rest).prop_map(|(paths, flags, rest)| {
+        let ids = (
+            prop_oneof![Just("0:100000:65536"), Just("0:1:1500:1500:0:1"), Just("")],
+            proptest::option::of(0..u32::MAX),
+            any::<[bool; 4]>(),
+            proptest::option::of((any::<u64>(), 0..1_000_000_000_u32)),
+        );
+        let all = (paths, proptest::array::uniform9(any::<bool>()), rest, ids);
+        all.prop_map(|(paths, flags, rest, ids)| {
             let [volatile, userxattr, read_only, dev, suid, exec, allow_other, posix_acl, debug] =
                 flags;
             let (lowers, upper, work, log_file, fsname, subtype) = paths;
             let (threads, log_level, propagation, io, limits, transport) = rest;
+            let (ranges, squash, [xattrs, sync, static_nlink, squash_to_root], timeout) = ids;
+            let mut ids = Ids::default();
+            ids.users.take_ranges(IdMap::parse(ranges).unwrap_or_default());
+            ids.groups.squash_to = squash;
+            (ids.users.squash_to_root, ids.groups.squash_to_root) =
+                (squash_to_root, squash_to_root);
             MountOptions {
                 lowers,
                 upper,
                 work,
                 volatile,
+                sync,
+                xattrs,
+                static_nlink,
+                ids,
+                timeout: timeout.map(|(secs, nanos)| Duration::new(secs, nanos)),
                 userxattr,
                 dir_rename_entries: limits.0,
                 dir_rename_size: limits.1,

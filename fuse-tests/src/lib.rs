@@ -7,5 +7,6 @@ pub mod fixture;
 pub mod ops;
 pub mod run;
 pub mod same;
+pub mod store;
 pub mod trace;
 pub mod tree;

@@ -242,7 +242,8 @@ pub struct Target {
     pub recent: i128,
     /// Leave out of listings what `stat` does not find (see the allowed differences).
     pub hide_dangling: bool,
-    dir_times: bool,
+    /// Give modification times of directories in outcomes.
+    pub dir_times: bool,
 }
 
 type Outcome = io::Result<String>;

@@ -3,8 +3,10 @@
 //! Under its own name the command has subcommands; without one, and under any other name, it is
 //! a mount program ([`program`]). Exit codes: 0 done, 1 failed, 2 called wrongly.
 
+pub mod layer;
 pub mod mount;
 pub mod program;
+pub mod store;
 
 use std::ffi::{OsStr, OsString};
 use std::io::Write;
@@ -20,7 +22,7 @@ use crate::sys::process::Inherited;
 const NAME: &str = "lamina";
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// First words that make a call one of the subcommand form.
-const COMMANDS: [&str; 4] = ["mount", "unmount", "umount", "help"];
+const COMMANDS: [&str; 6] = ["mount", "unmount", "umount", "layer", "store", "help"];
 
 const PROGRAM_HELP: &str = "\
 usage: lamina [-f] [-d] -o OPTS MERGED
@@ -48,7 +50,7 @@ mount options:
                          how much is copied to rename a directory with lower parts
   noacl                  do without POSIX ACLs
   io=auto|noopen|open    whether opening a file is a request; auto: only where the server needs it
-  threads=N, fsname=NAME, log_level=LEVEL, log_file=FILE
+  threads=N, transport=dev|fuser, fsname=NAME, log_level=LEVEL, log_file=FILE
 ";
 
 const EXAMPLES: &str = "\
@@ -83,6 +85,10 @@ enum Command {
         /// The directory it is mounted on
         merged: PathBuf,
     },
+    /// Keep one layer of a store: create, remove, ...
+    Layer(layer::LayerCommandArgs),
+    /// Keep a store of layers: init, list, ...
+    Store(store::StoreCommandArgs),
 }
 
 /// Why a call failed: the sentence to print, and the exit code.
@@ -104,6 +110,11 @@ impl Failure {
     fn sentence(sentence: String) -> Self {
         Self { sentence, code: 1 }
     }
+
+    /// An answer of "no" that the exit code says.
+    fn silent() -> Self {
+        Self::sentence(String::new())
+    }
 }
 
 /// Runs one command line, the program's name first, and returns the exit code.
@@ -118,8 +129,10 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>, inherited: Inherited) 
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             let words: Vec<&str> = failure.sentence.split(['\n', '\r']).collect();
-            // Nowhere is left to complain when stderr is gone.
-            drop(writeln!(std::io::stderr(), "{NAME}: {}", words.join(" ")));
+            if !failure.sentence.is_empty() {
+                // Nowhere is left to complain when stderr is gone.
+                drop(writeln!(std::io::stderr(), "{NAME}: {}", words.join(" ")));
+            }
             ExitCode::from(failure.code)
         }
     }
@@ -170,6 +183,8 @@ fn run_command(arguments: &[OsString], inherited: Inherited) -> Result<(), Failu
         Ok(Cli { command: Command::Unmount { lazy, merged } }) => {
             crate::mount::unmount::unmount(&merged, lazy).map_err(Failure::run)
         }
+        Ok(Cli { command: Command::Layer(args) }) => layer::run(args),
+        Ok(Cli { command: Command::Store(args) }) => store::run(args),
         Err(error)
             if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) =>
         {

@@ -119,8 +119,8 @@ pub(super) fn attributes(attr: &Attr) -> FileAttr {
         kind: file_type(attr.kind()),
         perm: permissions(attr.mode),
         nlink: attr.nlink,
-        uid: attr.uid,
-        gid: attr.gid,
+        uid: attr.uid.to_show(),
+        gid: attr.gid.to_show(),
         rdev: encode_dev(attr.rdev_major, attr.rdev_minor),
         blksize: attr.blksize,
         flags: 0,
@@ -162,6 +162,7 @@ pub(super) const fn unknown_attributes(kind: FileType) -> FileAttr {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::idmap::OuterId;
 
     /// What `fuser` makes of a wire time (its `system_time_from_time`).
     fn fuser_decodes(sec: i64, nsec: u32) -> SystemTime {
@@ -299,8 +300,8 @@ mod tests {
             blksize: 4096,
             mode: libc::S_IFREG | 0o6751,
             nlink: 3,
-            uid: 100_000,
-            gid: u32::MAX - 1,
+            uid: OuterId::asked(100_000),
+            gid: OuterId::asked(u32::MAX - 1),
             rdev_major: 8,
             rdev_minor: 300,
             atime: Time { sec: 1, nsec: 2 },

@@ -7,14 +7,15 @@
 //!
 //! What the kernel shall do without us is answered `ENOSYS` here and nowhere else: FLUSH always, since
 //! nothing is held back; OPEN, OPENDIR and CREATE where opens are no requests ([`IoMode::NoOpen`]; the
-//! kernel then makes files by MKNOD); syncs on a volatile mount.
+//! kernel then makes files by MKNOD); syncs on a volatile mount; xattrs where none are served.
 //!
 //! Only we change the tree, and the kernel sees each change that it asked for. So whatever it has
-//! learned stays true: entries, absences and attributes are given for ever, pages and listings are
+//! learned stays true: entries, absences and attributes are given for ever (unless `timeout` says how long), pages and listings are
 //! kept over opens.
 
 use super::ServeOptions;
 use crate::error::{Errno, Error, Result};
+use crate::idmap::OuterId;
 use crate::options::IoMode;
 use crate::union::{
     Attr, Caller, DirEntry, Entry, NodeId, RenameFlags, SetAttr, StatVfs, Union, Visit, Whence,
@@ -31,7 +32,7 @@ pub(super) type Answer<T> = std::result::Result<T, Errno>;
 /// How long the kernel may keep entries, absences and attributes: for ever.
 ///
 /// 136 years; the kernel cuts it to its own longest time, so a larger number gains nothing.
-pub(super) const FOREVER: Duration = Duration::from_secs(u32::MAX as u64);
+const FOREVER: Duration = Duration::from_secs(u32::MAX as u64);
 
 /// What the kernel may keep over an open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,12 +80,25 @@ pub(super) struct Dispatcher {
     /// Whether opens are requests. If not there is no state per open, even for what is opened all
     /// the same (TMPFILE): whether its RELEASE comes is up to the kernel.
     io: IoMode,
+    /// Whether extended attributes are served.
+    xattrs: bool,
+    /// How long the kernel may keep what it is told of a name.
+    pub(super) valid: Duration,
 }
 
 impl Dispatcher {
     /// Returns the dispatcher of `union`.
     pub(super) const fn new(union: Arc<Union>, options: &ServeOptions) -> Self {
-        Self { union, volatile: options.volatile, io: options.io }
+        Self {
+            union,
+            volatile: options.volatile,
+            io: options.io,
+            xattrs: options.xattrs,
+            valid: match options.timeout {
+                Some(timeout) => timeout,
+                None => FOREVER,
+            },
+        }
     }
 
     /// Refuses what opens, for good, where the kernel does that by itself.
@@ -292,7 +306,7 @@ impl Dispatcher {
         node: NodeId,
         offset: u64,
         data: &[u8],
-        kill_privileges: Option<u32>,
+        kill_privileges: Option<OuterId>,
     ) -> Answer<Written> {
         self.run("write", node, b"", || self.union.write(node, offset, data, kill_privileges))
     }
@@ -330,7 +344,7 @@ impl Dispatcher {
 
     /// Takes setuid and setgid away before a change by somebody who may not keep them; tells whether
     /// the mode changed.
-    pub(super) fn drop_privileges(&self, node: NodeId, gid: u32) -> Answer<bool> {
+    pub(super) fn drop_privileges(&self, node: NodeId, gid: OuterId) -> Answer<bool> {
         self.run("drop_privileges", node, b"", || self.union.drop_privileges(node, gid))
     }
 
@@ -445,6 +459,19 @@ impl Dispatcher {
         self.run("statfs", NodeId::ROOT, b"", || self.union.statfs())
     }
 
+    /// Refuses, for good, what extended attributes are asked for where none are served.
+    ///
+    /// # Errors
+    /// `ENOSYS`; the kernel says `EOPNOTSUPP` by itself from then on.
+    fn serves_xattrs(&self) -> Answer<()> {
+        if self.xattrs { Ok(()) } else { Err(Errno::NOSYS) }
+    }
+
+    /// Tells whether `uid` is the superuser, of the mount's namespace or of the layers'.
+    pub(super) fn is_root(&self, uid: OuterId) -> bool {
+        self.union.is_root(uid)
+    }
+
     /// Returns an extended attribute, or its length if `size` is 0.
     ///
     /// An access list that the backing filesystem cannot have is absent, not unsupported: the
@@ -453,6 +480,7 @@ impl Dispatcher {
     /// # Errors
     /// `ENODATA` if there is none; `ERANGE` if it does not fit.
     pub(super) fn getxattr(&self, node: NodeId, name: &[u8], size: u32) -> Answer<XattrAnswer> {
+        self.serves_xattrs()?;
         self.run("getxattr", node, name, || {
             let value = match self.union.getxattr(node, name) {
                 Err(error)
@@ -472,6 +500,7 @@ impl Dispatcher {
     /// # Errors
     /// `ERANGE` if it does not fit.
     pub(super) fn listxattr(&self, node: NodeId, size: u32) -> Answer<XattrAnswer> {
+        self.serves_xattrs()?;
         self.run("listxattr", node, b"", || fit(self.union.listxattr(node)?, size))
     }
 
@@ -483,16 +512,18 @@ impl Dispatcher {
         value: &[u8],
         flags: XattrFlags,
     ) -> Answer<()> {
+        self.serves_xattrs()?;
         self.run("setxattr", node, name, || self.union.setxattr(node, name, value, flags))
     }
 
     /// Takes setgid away after somebody unprivileged of another group has set an ACL.
-    pub(super) fn drop_foreign_setgid(&self, node: NodeId, gid: u32) -> Answer<()> {
+    pub(super) fn drop_foreign_setgid(&self, node: NodeId, gid: OuterId) -> Answer<()> {
         self.run("drop_foreign_setgid", node, b"", || self.union.drop_foreign_setgid(node, gid))
     }
 
     /// Removes an extended attribute.
     pub(super) fn removexattr(&self, node: NodeId, name: &[u8]) -> Answer<()> {
+        self.serves_xattrs()?;
         self.run("removexattr", node, name, || self.union.removexattr(node, name))
     }
 
@@ -596,6 +627,8 @@ fn log_refusal(op: &'static str, node: NodeId, name: &[u8], error: &Error) {
         | Error::Sys { .. }
         | Error::Unsupported { .. }
         | Error::Invalid { .. }
+        | Error::NoSuchLayer { .. }
+        | Error::LayerExists { .. }
         | Error::Busy { .. } => tracing::debug!(op, node, %name, %error, "refused"),
     }
 }

@@ -20,6 +20,7 @@ pub use crate::options::Transport;
 use crate::union::Union;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// How a union is served.
 #[derive(Debug, Clone)]
@@ -28,6 +29,10 @@ pub struct ServeOptions {
     pub threads: usize,
     /// Whether POSIX ACLs are negotiated.
     pub posix_acl: bool,
+    /// Whether extended attributes are served.
+    pub xattrs: bool,
+    /// How long the kernel may keep entries, absences and attributes; for ever unless given.
+    pub timeout: Option<Duration>,
     /// Whether other users than the one who mounted may use the mount.
     ///
     /// The kernel alone enforces it, from the mount option of that name; told here for the log.

@@ -15,8 +15,9 @@ use super::convert::{
     PERMISSIONS, attributes, bare_attributes, decode_dev, file_type, reply_errno, set_time,
     unknown_attributes,
 };
-use super::dispatch::{Answer, Dispatcher, FOREVER, Keep, XattrAnswer};
+use super::dispatch::{Answer, Dispatcher, Keep, XattrAnswer};
 use crate::error::{Errno, Error, Result};
+use crate::idmap::OuterId;
 use crate::union::{
     Caller, Entry, FileType, NodeId, RenameFlags, SetAttr, Union, Visit, XattrFlags,
 };
@@ -165,7 +166,9 @@ impl Server {
 
     /// With HANDLE_KILLPRIV_V2 the kernel leaves setuid and setgid to us, and says so in WRITE only.
     fn before_change(&self, request: &Request, ino: INodeNo, node: NodeId) -> Answer<()> {
-        if request.uid() != 0 && self.dispatch.drop_privileges(node, request.gid())? {
+        if let Some(gid) = self.unprivileged(request)
+            && self.dispatch.drop_privileges(node, gid)?
+        {
             self.forget_attributes(ino);
         }
         Ok(())
@@ -181,11 +184,17 @@ impl Server {
         }
     }
 
+    /// Returns the group of a caller who is not the superuser, so may not keep setuid and setgid.
+    fn unprivileged(&self, request: &Request) -> Option<OuterId> {
+        let is_root = self.dispatch.is_root(OuterId::asked(request.uid()));
+        (!is_root).then(|| OuterId::asked(request.gid()))
+    }
+
     /// Returns who asks, and the umask that is left to apply.
     fn caller(&self, request: &Request, umask: u32) -> Caller {
         Caller {
-            uid: request.uid(),
-            gid: request.gid(),
+            uid: OuterId::asked(request.uid()),
+            gid: OuterId::asked(request.gid()),
             umask: if self.kernel_masks { 0 } else { umask },
         }
     }
@@ -207,7 +216,7 @@ impl Server {
     /// Answers a request that makes or finds a name.
     fn reply_entry(&self, answer: Answer<Entry>, reply: ReplyEntry) {
         match answer.and_then(|entry| self.entry(&entry)) {
-            Ok(attr) => reply.entry(&FOREVER, &attr, GENERATION),
+            Ok(attr) => reply.entry(&self.dispatch.valid, &attr, GENERATION),
             Err(errno) => reply.error(reply_errno(errno)),
         }
     }
@@ -294,7 +303,11 @@ impl Filesystem for Server {
             Ok(Some(entry)) => self.reply_entry(Ok(entry), reply),
             // An entry with node id 0 is an absence that the kernel may keep.
             Ok(None) => {
-                reply.entry(&FOREVER, &bare_attributes(0, FileType::Regular), GENERATION);
+                reply.entry(
+                    &self.dispatch.valid,
+                    &bare_attributes(0, FileType::Regular),
+                    GENERATION,
+                );
             }
             Err(errno) => reply.error(reply_errno(errno)),
         }
@@ -311,7 +324,7 @@ impl Filesystem for Server {
 
     fn getattr(&self, _request: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
         match self.node(ino).and_then(|node| self.dispatch.getattr(node)) {
-            Ok(attr) => reply.attr(&FOREVER, &attributes(&attr)),
+            Ok(attr) => reply.attr(&self.dispatch.valid, &attributes(&attr)),
             Err(errno) => reply.error(reply_errno(errno)),
         }
     }
@@ -336,16 +349,16 @@ impl Filesystem for Server {
     ) {
         let set = SetAttr {
             mode: mode.map(|mode| mode & PERMISSIONS),
-            uid,
-            gid,
+            uid: uid.map(OuterId::asked),
+            gid: gid.map(OuterId::asked),
             size,
             atime: atime.map(set_time),
             mtime: mtime.map(set_time),
             // The kernel's own bit for this does not get through `fuser`.
-            kill_privileges: (request.uid() != 0).then(|| request.gid()),
+            kill_privileges: self.unprivileged(request),
         };
         match self.node(ino).and_then(|node| self.dispatch.setattr(node, &set)) {
-            Ok(attr) => reply.attr(&FOREVER, &attributes(&attr)),
+            Ok(attr) => reply.attr(&self.dispatch.valid, &attributes(&attr)),
             Err(errno) => reply.error(reply_errno(errno)),
         }
     }
@@ -496,7 +509,9 @@ impl Filesystem for Server {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        let kill = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID).then(|| request.gid());
+        let kill = write_flags
+            .contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID)
+            .then(|| OuterId::asked(request.gid()));
         let written = self.node(ino).and_then(|node| self.dispatch.write(node, offset, data, kill));
         if written.is_ok_and(|written| written.mode_changed) {
             self.forget_attributes(ino);
@@ -585,7 +600,14 @@ impl Filesystem for Server {
                     None => unknown_attributes(listed.kind),
                 };
                 let name = OsStr::from_bytes(listed.name);
-                match reply.add(attr.ino, listed.offset, name, &FOREVER, &attr, GENERATION) {
+                match reply.add(
+                    attr.ino,
+                    listed.offset,
+                    name,
+                    &self.dispatch.valid,
+                    &attr,
+                    GENERATION,
+                ) {
                     true => Visit::Full,
                     false => Visit::Taken,
                 }
@@ -648,8 +670,10 @@ impl Filesystem for Server {
         let flags = XattrFlags::from_bits_retain(flags.cast_unsigned());
         let set = self.node(ino).and_then(|node| {
             self.dispatch.setxattr(node, name.as_bytes(), value, flags)?;
-            if request.uid() != 0 && name == "system.posix_acl_access" {
-                self.dispatch.drop_foreign_setgid(node, request.gid())?;
+            if name == "system.posix_acl_access"
+                && let Some(gid) = self.unprivileged(request)
+            {
+                self.dispatch.drop_foreign_setgid(node, gid)?;
             }
             Ok(())
         });
@@ -705,7 +729,7 @@ impl Filesystem for Server {
         });
         match created {
             Ok((attr, keep)) => {
-                reply.created(&FOREVER, &attr, GENERATION, NO_HANDLE, open_flags(keep));
+                reply.created(&self.dispatch.valid, &attr, GENERATION, NO_HANDLE, open_flags(keep));
             }
             Err(errno) => reply.error(reply_errno(errno)),
         }

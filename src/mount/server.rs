@@ -211,10 +211,12 @@ fn serve(spec: &MountSpec, inherited: Inherited, parent: Option<UnixStream>) -> 
     info!("{}: mounted", show_path(mounted.path()));
     let serve_options = ServeOptions {
         threads: options.threads.unwrap_or_else(usual_threads),
-        posix_acl: options.posix_acl,
+        posix_acl: options.posix_acl && options.xattrs,
+        xattrs: options.xattrs,
+        timeout: options.timeout,
         allow_other,
         io,
-        volatile: options.volatile,
+        volatile: options.volatile || !options.sync,
         transport: options.transport,
         counts: Arc::clone(&counts),
     };

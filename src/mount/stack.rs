@@ -130,7 +130,10 @@ impl Stack {
         let config = Config {
             lowers: self.lowers.into_iter().map(layer).collect(),
             upper,
-            volatile: spec.options().volatile,
+            volatile: spec.options().volatile || !spec.options().sync,
+            volatile_mark: spec.options().volatile,
+            ids: spec.options().ids.clone(),
+            static_nlink: spec.options().static_nlink,
             userxattr: spec.options().userxattr,
             copy_limit: CopyLimit {
                 entries: spec.options().dir_rename_entries,

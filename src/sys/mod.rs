@@ -7,9 +7,11 @@
 pub mod data;
 pub mod fuse_device;
 pub mod inode_flags;
+pub mod lockfile;
 pub mod mountfd;
 pub mod name;
 pub mod open;
 pub mod process;
 pub mod stat;
+pub mod tree;
 pub mod xattr;

@@ -3,7 +3,13 @@
 //! Pure: knows the bytes of `system.posix_acl_default` and `system.posix_acl_access`, does no I/O
 //! and takes no locks. Content is checked as the kernel checks it and may be hostile.
 
-use crate::error::{Error, Result};
+use crate::error::{Errno, Error, Result};
+use crate::idmap::{IdMap, Ids, InnerId, OuterId};
+
+/// The ACL that is checked.
+pub(super) const ACCESS: &[u8] = b"system.posix_acl_access";
+/// The ACL that new objects in a directory start with.
+pub(super) const DEFAULT: &[u8] = b"system.posix_acl_default";
 
 /// Version that opens every ACL xattr.
 const VERSION: u32 = 2;
@@ -78,12 +84,53 @@ pub(crate) fn inherit(default_acl: &[u8], mode: u32, is_dir: bool) -> Result<Inh
     })
 }
 
+/// Returns a stored ACL with the ids that are shown. Entries of ids that have none are left out:
+/// they match nobody, and the overflow id that stat(2) shows is somebody's.
+///
+/// # Errors
+/// `Corrupt` (`EIO`) if `bytes` is no valid ACL.
+pub(super) fn shown(bytes: &[u8], ids: &Ids) -> Result<Vec<u8>> {
+    let mut entries = parse(bytes)?;
+    entries.retain_mut(|entry| {
+        let Some(map) = entry.map(ids) else { return true };
+        let id = map.show(InnerId::stored(entry.id));
+        entry.id = id.to_show();
+        id != OuterId::NONE
+    });
+    Ok(print(&entries))
+}
+
+/// Returns an ACL that is set, with the ids to store.
+///
+/// # Errors
+/// `EINVAL` if `bytes` is no valid ACL; `EOVERFLOW` if the layers have no such id.
+pub(super) fn stored(bytes: &[u8], ids: &Ids) -> Result<Vec<u8>> {
+    let mut entries = parse(bytes).map_err(|_invalid| Errno::INVAL)?;
+    for entry in &mut entries {
+        if let Some(map) = entry.map(ids) {
+            entry.id = map.store(OuterId::asked(entry.id)).ok_or(Errno::OVERFLOW)?.to_store();
+        }
+    }
+    Ok(print(&entries))
+}
+
 /// One entry; the id means something for [`TAG_USER`] and [`TAG_GROUP`] only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Entry {
     tag: u16,
     permissions: u32,
     id: u32,
+}
+
+impl Entry {
+    /// Returns the map of the entry's id, if it names somebody.
+    fn map<'a>(&self, ids: &'a Ids) -> Option<&'a IdMap> {
+        match self.tag {
+            TAG_USER => Some(&ids.users),
+            TAG_GROUP => Some(&ids.groups),
+            _ => None,
+        }
+    }
 }
 
 /// Reads an ACL: owner, named users, owning group, named groups, mask if any is named, others.
@@ -168,6 +215,28 @@ mod tests {
 
     const ACCESS: &str = "system.posix_acl_access";
     const DEFAULT: &str = "system.posix_acl_default";
+
+    #[test]
+    fn ids_are_translated_and_nobody_is_somebody() {
+        let users = IdMap::parse("0:100000:65536").unwrap();
+        let groups = IdMap::parse("0:200000:65536").unwrap();
+        let ids = Ids { users, groups };
+        let with = |user: u32, group: u32, more: &[(u16, u32, u32)]| {
+            let mut entries = vec![(TAG_USER_OBJ, 7, NO_ID), (TAG_USER, 6, user)];
+            entries.extend(more.iter().filter(|entry| entry.0 == TAG_USER));
+            entries.extend([(TAG_GROUP_OBJ, 5, NO_ID), (TAG_GROUP, 4, group)]);
+            entries.extend([(TAG_MASK, 7, NO_ID), (TAG_OTHER, 0, NO_ID)]);
+            acl(&entries)
+        };
+        let (inner, outer) = (with(7, 8, &[]), with(100_007, 200_008, &[]));
+        assert_eq!(shown(&inner, &ids).unwrap(), outer);
+        assert_eq!(stored(&outer, &ids).unwrap(), inner);
+        let foreign = with(7, 8, &[(TAG_USER, 7, 70_000)]);
+        assert_eq!(shown(&foreign, &ids).unwrap(), outer);
+        assert_eq!(stored(&inner, &ids).unwrap_err().errno(), Errno::OVERFLOW);
+        assert_eq!(stored(b"x", &ids).unwrap_err().errno(), Errno::INVAL);
+        assert_eq!(shown(b"x", &ids).unwrap_err().errno(), Errno::IO);
+    }
 
     /// Builds an ACL from (tag, permissions, id).
     fn acl(entries: &[(u16, u32, u32)]) -> Vec<u8> {

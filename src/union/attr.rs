@@ -9,8 +9,10 @@ use rustix::fs::{StatVfs, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT};
 use super::copy_up::Extent;
 use super::file::Data;
 use super::node::{Node, NodeId};
+use super::owner::Owner;
 use super::{Union, lock};
 use crate::error::{Context, Errno, Result};
+use crate::idmap::{Ids, InnerId, OuterId};
 use crate::layer::UPPER;
 use crate::sys;
 use crate::sys::stat::Statx;
@@ -74,9 +76,9 @@ pub struct Attr {
     /// Number of names; 1 for a directory with parts in several layers.
     pub nlink: u32,
     /// Owner.
-    pub uid: u32,
+    pub uid: OuterId,
     /// Group.
-    pub gid: u32,
+    pub gid: OuterId,
     /// Major number of a device.
     pub rdev_major: u32,
     /// Minor number of a device.
@@ -97,7 +99,7 @@ impl Attr {
         FileType::of_mode(self.mode)
     }
 
-    pub(super) fn new(stat: &Statx, ino: u64, nlink: u32) -> Self {
+    pub(super) fn new(stat: &Statx, ino: u64, nlink: u32, ids: &Ids) -> Self {
         let time = |time: rustix::fs::StatxTimestamp| Time { sec: time.tv_sec, nsec: time.tv_nsec };
         Self {
             ino,
@@ -106,8 +108,8 @@ impl Attr {
             blksize: stat.stx_blksize,
             mode: u32::from(stat.stx_mode),
             nlink,
-            uid: stat.stx_uid,
-            gid: stat.stx_gid,
+            uid: ids.users.show(InnerId::stored(stat.stx_uid)),
+            gid: ids.groups.show(InnerId::stored(stat.stx_gid)),
             rdev_major: stat.stx_rdev_major,
             rdev_minor: stat.stx_rdev_minor,
             atime: time(stat.stx_atime),
@@ -133,9 +135,9 @@ pub struct SetAttr {
     /// Permission bits, 0o7777.
     pub mode: Option<u32>,
     /// Owner.
-    pub uid: Option<u32>,
+    pub uid: Option<OuterId>,
     /// Group.
-    pub gid: Option<u32>,
+    pub gid: Option<OuterId>,
     /// Size in bytes.
     pub size: Option<u64>,
     /// Last access.
@@ -144,7 +146,7 @@ pub struct SetAttr {
     pub mtime: Option<SetTime>,
     /// Clear setuid and setgid with a change of size or owner, because the caller, who is of this
     /// group, may not keep them.
-    pub kill_privileges: Option<u32>,
+    pub kill_privileges: Option<OuterId>,
 }
 
 impl SetAttr {
@@ -185,13 +187,18 @@ pub(super) fn times_of(stat: &Statx) -> Timestamps {
     Timestamps { last_access: time(stat.stx_atime), last_modification: time(stat.stx_mtime) }
 }
 
-/// Returns the permission bits without setgid, if they have it and the object is of another group.
-fn without_foreign_setgid(stat: &Statx, gid: u32) -> Option<u32> {
-    let mode = u32::from(stat.stx_mode) & 0o7777;
-    (mode & libc::S_ISGID != 0 && stat.stx_gid != gid).then_some(mode & !libc::S_ISGID)
-}
-
 impl Union {
+    /// Returns the permission bits without setgid, if they have it and the object is of another group.
+    fn without_foreign_setgid(&self, stat: &Statx, gid: OuterId) -> Option<u32> {
+        let mode = u32::from(stat.stx_mode) & 0o7777;
+        let foreign = mode & libc::S_ISGID != 0 && !self.is_of_group(stat, gid);
+        foreign.then_some(mode & !libc::S_ISGID)
+    }
+
+    fn is_of_group(&self, stat: &Statx, gid: OuterId) -> bool {
+        self.ids.groups.show(InnerId::stored(stat.stx_gid)) == gid
+    }
+
     /// Returns the attributes of a node.
     ///
     /// # Errors
@@ -224,11 +231,11 @@ impl Union {
     pub(super) fn attr_from(&self, node: &Node, stat: &Statx) -> Attr {
         let nlink = match (&node.dir, node.links.get()) {
             _ if node.place.read().gone => 0,
-            (Some(dir), _) if dir.is_merged() => 1,
+            (Some(dir), _) if self.static_nlink || dir.is_merged() => 1,
             (None, Some(links)) => links.lock().count,
             _ => stat.stx_nlink,
         };
-        Attr::new(stat, node.ino, nlink)
+        Attr::new(stat, node.ino, nlink, &self.ids)
     }
 
     /// Changes attributes; a lower object is copied up first.
@@ -241,29 +248,31 @@ impl Union {
             return self.attr_of(&node);
         }
         self.writable()?;
+        let owner = self.stored_owner(set.uid, set.gid)?;
         if let Some(size) = set.size {
             self.truncate(&node, size, set.kill_privileges)?;
         }
         if set.mode.is_some() || set.uid.is_some() || set.gid.is_some() || set.times().is_some() {
             self.copy_up(&node, Extent::All)?;
             node.unprivileged.store(false, Ordering::Relaxed);
-            self.apply(&node, set)?;
+            self.apply(&node, set, owner)?;
         }
         self.attr_of(&node)
     }
 
-    fn apply(&self, node: &Arc<Node>, set: &SetAttr) -> Result<()> {
+    fn apply(&self, node: &Arc<Node>, set: &SetAttr, owner: Owner) -> Result<()> {
         self.with_upper_handle(node, "setattr", |handle, is_symlink| {
-            if set.uid.is_some() || set.gid.is_some() {
+            if owner != Owner::default() {
                 if let Some(gid) = set.kill_privileges
                     && node.kind == FileType::Regular
                 {
                     // What chown(2) by the server would leave.
-                    if let Some(mode) = without_foreign_setgid(&sys::stat::of(handle)?, gid) {
+                    if let Some(mode) = self.without_foreign_setgid(&sys::stat::of(handle)?, gid) {
                         sys::name::chmod_handle(handle, mode)?;
                     }
                 }
-                sys::name::chown_handle(handle, set.uid, set.gid)?;
+                let (uid, gid) = owner.to_store();
+                sys::name::chown_handle(handle, uid, gid)?;
             }
             // After chown, which clears setuid and setgid. Symlinks have no mode.
             if let Some(mode) = set.mode.filter(|_| !is_symlink) {
@@ -276,7 +285,7 @@ impl Union {
         })
     }
 
-    fn truncate(&self, node: &Arc<Node>, size: u64, caller: Option<u32>) -> Result<()> {
+    fn truncate(&self, node: &Arc<Node>, size: u64, caller: Option<OuterId>) -> Result<()> {
         if node.dir.is_some() {
             return Err(Errno::ISDIR.into());
         }
@@ -293,7 +302,7 @@ impl Union {
     ///
     /// # Errors
     /// `EROFS` without an upper; those of the copy-up and of chmod(2).
-    pub fn drop_privileges(&self, node: NodeId, gid: u32) -> Result<bool> {
+    pub fn drop_privileges(&self, node: NodeId, gid: OuterId) -> Result<bool> {
         let node = self.node(node)?;
         if node.unprivileged.load(Ordering::Relaxed) {
             return Ok(false);
@@ -308,24 +317,27 @@ impl Union {
     ///
     /// # Errors
     /// `EROFS` without an upper; those of statx(2) and chmod(2).
-    pub fn drop_foreign_setgid(&self, node: NodeId, gid: u32) -> Result<()> {
+    pub fn drop_foreign_setgid(&self, node: NodeId, gid: OuterId) -> Result<()> {
         let node = self.node(node)?;
-        match without_foreign_setgid(&self.stat_of(&node)?, gid) {
+        match self.without_foreign_setgid(&self.stat_of(&node)?, gid) {
             None => Ok(()),
-            mode => self.apply(&node, &SetAttr { mode, ..SetAttr::default() }),
+            mode => {
+                let set = SetAttr { mode, ..SetAttr::default() };
+                self.apply(&node, &set, Owner::default())
+            }
         }
     }
 
     /// Clears what a write by somebody unprivileged must clear: setuid, and setgid of a program or
     /// of another group's file. Of which further groups the writer is a member is not known.
-    pub(super) fn kill_privileges(&self, node: &Node, data: &Data, gid: u32) -> Result<bool> {
+    pub(super) fn kill_privileges(&self, node: &Node, data: &Data, gid: OuterId) -> Result<bool> {
         if node.unprivileged.load(Ordering::Relaxed) {
             return Ok(false);
         }
         let stat = sys::stat::of(&data.file).at("statx", || "an open file")?;
         let mode = u32::from(stat.stx_mode);
         let mut kept = mode & 0o7777 & !libc::S_ISUID;
-        if mode & libc::S_IXGRP != 0 || stat.stx_gid != gid {
+        if mode & libc::S_IXGRP != 0 || !self.is_of_group(&stat, gid) {
             kept &= !libc::S_ISGID;
         }
         if kept != mode & 0o7777 {

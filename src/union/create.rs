@@ -15,11 +15,13 @@ use super::attr::FileType;
 use super::file::Data;
 use super::lookup::{Entry, Found, fact_of};
 use super::node::{Dir, Node, NodeId, Place};
+use super::owner::Owner;
 use super::publish::Temp;
 use super::readdir::{Child, Names};
 use super::resolve::Fact;
 use super::{Union, Upper, lock};
 use crate::error::{Context, Errno, Result};
+use crate::idmap::OuterId;
 use crate::layer::{self, UPPER};
 use crate::marks;
 use crate::sys;
@@ -31,9 +33,9 @@ use crate::sys::xattr::{self, Target};
 #[derive(Clone, Copy, Debug)]
 pub struct Caller {
     /// Its filesystem user id.
-    pub uid: u32,
+    pub uid: OuterId,
     /// Its filesystem group id.
-    pub gid: u32,
+    pub gid: OuterId,
     /// Its umask; 0 where the transport has applied it.
     pub umask: u32,
 }
@@ -161,7 +163,8 @@ impl Union {
             return Err(Errno::NOENT.into());
         }
         let dress = Dress {
-            caller,
+            owner: self.owner_of(caller)?,
+            umask: caller.umask,
             mode,
             parent: dir.top().ok_or(Errno::STALE)?.stat()?,
             acl: self.default_acl(dir)?,
@@ -195,6 +198,7 @@ impl Union {
     ) -> Result<(Entry, Arc<Node>)> {
         check_name(name)?;
         let upper = self.writable()?;
+        let owner = self.owner_of(caller)?;
         let parent = self.node(parent)?;
         self.copy_up(&parent, super::copy_up::Extent::All)?;
         let dir = lock::directory(&parent)?;
@@ -203,8 +207,8 @@ impl Union {
             return Err(Errno::NOENT.into());
         }
         let to = dir.upper.get().ok_or(Errno::STALE)?;
-        let is_ours = (caller.uid, caller.gid) == (self.uid, self.gid);
-        let new = New { caller, dir, to, name, mode, what };
+        let is_ours = owner.to_store() == (Some(self.uid), Some(self.gid));
+        let new = New { umask: caller.umask, owner, dir, to, name, mode, what };
         if is_ours && names.listing.is_none() && !dir.is_merged() {
             // Nothing is hidden, and most often nothing is there: the call that makes it tells.
             match self.make_in_place(&new) {
@@ -271,7 +275,7 @@ impl Union {
     /// Applies the umask, unless a default ACL takes its place.
     fn masked(&self, new: &New<'_>) -> Result<u32> {
         let is_symlink = matches!(new.what, What::Symlink(_));
-        let umask = new.caller.umask;
+        let umask = new.umask;
         if is_symlink || new.mode & umask == 0 || self.default_acl(new.dir)?.is_some() {
             return Ok(new.mode & 0o7777);
         }
@@ -299,9 +303,10 @@ impl Union {
         new: &New<'_>,
         way: Way,
     ) -> Result<(Option<OwnedFd>, Statx)> {
-        let New { caller, dir, to, name, mode, what } = *new;
+        let New { umask, owner, dir, to, name, mode, what } = *new;
         let dress = Dress {
-            caller,
+            owner,
+            umask,
             mode,
             parent: to.stat()?,
             acl: self.default_acl(dir)?,
@@ -372,7 +377,8 @@ impl Union {
 /// A new object: who wants it, where, and what it shall be.
 #[derive(Clone, Copy)]
 struct New<'a> {
-    caller: &'a Caller,
+    owner: Owner,
+    umask: u32,
     dir: &'a Dir,
     to: &'a layer::Dir,
     name: &'a [u8],
@@ -390,21 +396,22 @@ struct Way {
 }
 
 /// What a new object gets from its maker and from the directory it is made in.
-struct Dress<'a> {
-    caller: &'a Caller,
+struct Dress {
+    owner: Owner,
+    umask: u32,
     mode: u32,
     parent: Statx,
     acl: Option<Arc<[u8]>>,
     kind: FileType,
 }
 
-impl Dress<'_> {
+impl Dress {
     fn put_on(&self, object: std::os::fd::BorrowedFd<'_>) -> Result<()> {
         let context = || "a new object in work";
         let setgid = u32::from(self.parent.stx_mode) & libc::S_ISGID != 0;
-        let gid = if setgid { self.parent.stx_gid } else { self.caller.gid };
-        sys::name::chown_handle(object, Some(self.caller.uid), Some(gid))
-            .at("fchownat", context)?;
+        let (uid, gid) = self.owner.to_store();
+        let gid = if setgid { Some(self.parent.stx_gid) } else { gid };
+        sys::name::chown_handle(object, uid, gid).at("fchownat", context)?;
         if self.kind == FileType::Symlink {
             return Ok(());
         }
@@ -415,7 +422,7 @@ impl Dress<'_> {
         };
         let mode = match &inherited {
             Some(inherited) => inherited.mode & 0o7777,
-            None => self.mode & 0o7777 & !self.caller.umask,
+            None => self.mode & 0o7777 & !self.umask,
         };
         let mode = if is_dir && setgid { mode | libc::S_ISGID } else { mode };
         sys::name::chmod_handle(object, mode).at("chmod", context)?;

@@ -16,6 +16,7 @@ use super::copy_up::Extent;
 use super::node::{Node, NodeId};
 use super::{Leaf, Union};
 use crate::error::{Context, Errno, Error, Result};
+use crate::idmap::OuterId;
 use crate::marks;
 use crate::sys;
 use crate::sys::xattr::{self, Target};
@@ -253,7 +254,7 @@ impl Union {
         node: NodeId,
         offset: u64,
         content: &[u8],
-        kill_privileges: Option<u32>,
+        kill_privileges: Option<OuterId>,
     ) -> Result<Written> {
         let node = self.node(node)?;
         let data = self.change_data(&node)?;

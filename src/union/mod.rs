@@ -16,6 +16,7 @@ mod link;
 mod lock;
 mod lookup;
 mod node;
+mod owner;
 mod publish;
 mod readdir;
 mod remove;
@@ -44,6 +45,7 @@ use self::node::{Dir, Node, Place, Table};
 use self::publish::Work;
 pub use self::readdir::{DirEntry, Visit};
 use crate::error::{Context, Errno, Error, Result};
+use crate::idmap::{Ids, OuterId};
 use crate::layer::cache::HandleCache;
 use crate::layer::{self, UPPER};
 use crate::sys;
@@ -67,6 +69,12 @@ pub struct Config {
     pub upper: Option<UpperSpec>,
     /// Nothing is made durable: no sync before a copy-up is published, none on request.
     pub volatile: bool,
+    /// The work directory keeps a mark that says so, as the kernel's does.
+    pub volatile_mark: bool,
+    /// Which ids of the layers are shown as which.
+    pub ids: Ids,
+    /// Every directory shows a link count of 1.
+    pub static_nlink: bool,
     /// Opaque marks are written as `user.overlay.`, even where `trusted.overlay.` could be.
     pub userxattr: bool,
     /// How much is copied to rename a directory that has lower parts.
@@ -102,6 +110,9 @@ pub struct Union {
     numbers: Numbers,
     upper: Option<Upper>,
     volatile: bool,
+    volatile_mark: bool,
+    pub(crate) ids: Ids,
+    static_nlink: bool,
     copy_limit: CopyLimit,
     /// The bottom of the stack.
     lowest: layer::Index,
@@ -149,7 +160,7 @@ impl Union {
                 numbers.register(root.device);
                 let work = open_work(upper.work, upper.work_path, &handles)?;
                 let work = Work::open(work, config.userxattr)?;
-                if config.volatile {
+                if config.volatile_mark {
                     mark_volatile(&work.dir)?;
                 }
                 Some(Upper { root, work })
@@ -168,6 +179,9 @@ impl Union {
             numbers,
             upper,
             volatile: config.volatile,
+            volatile_mark: config.volatile_mark,
+            ids: config.ids,
+            static_nlink: config.static_nlink,
             copy_limit: config.copy_limit,
             lowest: lowers.last().map_or(UPPER, |lower| lower.layer.index),
             rename: RwLock::new(()),
@@ -211,6 +225,11 @@ impl Union {
         self.poisoned.store(true, Ordering::Release);
     }
 
+    /// Tells whether `uid` is the superuser, of the mount's namespace or of the layers'.
+    pub fn is_root(&self, uid: OuterId) -> bool {
+        self.ids.is_root(uid)
+    }
+
     /// Empties the work directory, when the last request has been answered; of a volatile union
     /// the mark stays, as the kernel's does.
     ///
@@ -218,7 +237,7 @@ impl Union {
     /// Those of listing and unlinking there.
     pub fn close(&self) -> Result<()> {
         match &self.upper {
-            Some(upper) if self.volatile => upper.work.empty_but(MARKER_DIR),
+            Some(upper) if self.volatile_mark => upper.work.empty_but(MARKER_DIR),
             Some(upper) => upper.work.empty_but(b""),
             None => Ok(()),
         }

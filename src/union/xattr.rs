@@ -28,7 +28,8 @@ impl Union {
         if is_listed(name) && !self.may_have_xattrs(&node)? {
             return Ok(None);
         }
-        self.with_xattrs(&node, "getxattr", |target| xattr::get(target, &stored))
+        let value = self.with_xattrs(&node, "getxattr", |target| xattr::get(target, &stored))?;
+        value.map_or(Ok(None), |value| self.shown_value(name, value))
     }
 
     /// Tells whether the object has xattrs that users may see: from memory, but for the first time.
@@ -78,7 +79,8 @@ impl Union {
     ) -> Result<()> {
         let node = self.node(node)?;
         let stored = marks::stored_name(name).ok_or(Errno::PERM)?;
-        self.change_xattrs(&node, "setxattr", |target| xattr::set(target, &stored, value, flags))
+        let value = self.stored_value(name, value)?;
+        self.change_xattrs(&node, "setxattr", |target| xattr::set(target, &stored, &value, flags))
     }
 
     /// Removes an xattr; a lower object is copied up first.

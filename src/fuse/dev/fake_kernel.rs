@@ -10,6 +10,7 @@ use super::session::Session;
 use crate::error::Errno;
 use crate::fuse::dispatch::Dispatcher;
 use crate::fuse::{RequestCounts, ServeOptions, Transport};
+use crate::idmap::Ids;
 use crate::options::IoMode;
 use crate::union::{self, Config, CopyLimit, LayerSpec, NodeId, UpperSpec};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
@@ -240,7 +241,16 @@ fn open_union(at: &std::path::Path) -> union::Union {
     let upper = UpperSpec { dir, work, path: "u".into(), work_path: "w".into() };
     let lowers = vec![LayerSpec { dir: lower, path: "l".into() }];
     let copy_limit = CopyLimit { entries: 10, bytes: 1 << 20 };
-    let config = Config { lowers, upper: Some(upper), volatile: true, userxattr: true, copy_limit };
+    let config = Config {
+        lowers,
+        upper: Some(upper),
+        volatile: true,
+        volatile_mark: false,
+        userxattr: true,
+        copy_limit,
+        ids: Ids::default(),
+        static_nlink: false,
+    };
     union::Union::open(config).unwrap()
 }
 
@@ -409,6 +419,8 @@ fn options() -> ServeOptions {
     ServeOptions {
         threads: 3,
         posix_acl: true,
+        xattrs: true,
+        timeout: None,
         allow_other: true,
         io: IoMode::Open,
         volatile: true,

@@ -12,7 +12,8 @@ use super::reply::Reply;
 use crate::error::Errno;
 use crate::fuse::RequestCounts;
 use crate::fuse::convert::{PERMISSIONS, decode_dev, encode_dev, reply_number};
-use crate::fuse::dispatch::{Answer, Dispatcher, FOREVER, Keep, XattrAnswer};
+use crate::fuse::dispatch::{Answer, Dispatcher, Keep, XattrAnswer};
+use crate::idmap::OuterId;
 use crate::union::{
     Attr, Caller, Entry, FileType, NodeId, RenameFlags, SetAttr, SetTime, Time, Visit, XattrFlags,
 };
@@ -86,24 +87,28 @@ impl Session {
                 return None;
             }
             Request::Lookup { name } => self.lookup(node, name, reply),
-            Request::GetAttr => self.dispatch.getattr(node).and_then(|attr| put_attr(&attr, reply)),
-            Request::Statx => self.dispatch.getattr(node).and_then(|attr| put_statx(&attr, reply)),
+            Request::GetAttr => {
+                self.dispatch.getattr(node).and_then(|attr| self.put_attr(&attr, reply))
+            }
+            Request::Statx => {
+                self.dispatch.getattr(node).and_then(|attr| self.put_statx(&attr, reply))
+            }
             Request::SetAttr(raw) => self.setattr(header, &raw, reply),
             Request::ReadLink => {
                 self.dispatch.readlink(node).and_then(|target| put_bytes(&target, reply))
             }
             Request::Symlink { name, target } => {
                 let caller = self.caller(header, 0);
-                put_entry(self.dispatch.symlink(&caller, node, name, target), reply)
+                self.put_entry(self.dispatch.symlink(&caller, node, name, target), reply)
             }
             Request::Mknod { name, mode, rdev, umask } => {
                 let caller = self.caller(header, umask);
                 let rdev = decode_dev(rdev);
-                put_entry(self.dispatch.mknod(&caller, node, name, mode, rdev), reply)
+                self.put_entry(self.dispatch.mknod(&caller, node, name, mode, rdev), reply)
             }
             Request::Mkdir { name, mode, umask } => {
                 let caller = self.caller(header, umask);
-                put_entry(self.dispatch.mkdir(&caller, node, name, mode & PERMISSIONS), reply)
+                self.put_entry(self.dispatch.mkdir(&caller, node, name, mode & PERMISSIONS), reply)
             }
             Request::Unlink { name } => self.dispatch.unlink(node, name),
             Request::Rmdir { name } => self.dispatch.rmdir(node, name),
@@ -112,7 +117,7 @@ impl Session {
                 self.dispatch.rename(node, name, new_parent, new_name, flags)
             }
             Request::Link { node: linked, name } => {
-                put_entry(self.dispatch.link(linked, node, name), reply)
+                self.put_entry(self.dispatch.link(linked, node, name), reply)
             }
             Request::Open { flags } => {
                 let write = flags & libc::O_ACCMODE.cast_unsigned() != 0;
@@ -122,15 +127,15 @@ impl Session {
             Request::Create { name, mode, umask } => {
                 let caller = self.caller(header, umask);
                 let created = self.dispatch.create(&caller, node, name, mode & PERMISSIONS);
-                put_created(created, reply)
+                self.put_created(created, reply)
             }
             Request::Tmpfile { mode, umask } => {
                 let caller = self.caller(header, umask);
-                put_created(self.dispatch.tmpfile(&caller, node, mode & PERMISSIONS), reply)
+                self.put_created(self.dispatch.tmpfile(&caller, node, mode & PERMISSIONS), reply)
             }
             Request::Read { offset, size } => self.read(node, offset, size, reply),
             Request::Write { offset, data, kill_privileges } => {
-                let kill = kill_privileges.then_some(header.gid);
+                let kill = kill_privileges.then(|| OuterId::asked(header.gid));
                 self.write(node, offset, data, kill, reply)
             }
             Request::ReadDir { offset, size, plus } => {
@@ -184,24 +189,33 @@ impl Session {
     /// Returns who asks, and the umask that is left to apply.
     fn caller(&self, header: &Header, umask: u32) -> Caller {
         let umask = if self.terms.has(init::DONT_MASK) { umask } else { 0 };
-        Caller { uid: header.uid, gid: header.gid, umask }
+        Caller { uid: OuterId::asked(header.uid), gid: OuterId::asked(header.gid), umask }
     }
 
     /// Takes setuid and setgid away where the kernel leaves it to us without a word in the request.
     fn before_change(&self, header: &Header, node: NodeId) -> Answer<()> {
-        let ours = self.terms.has(init::HANDLE_KILLPRIV_V2) && header.uid != 0;
-        if ours && self.dispatch.drop_privileges(node, header.gid)? {
+        if self.terms.has(init::HANDLE_KILLPRIV_V2)
+            && let Some(gid) = self.unprivileged(header)
+            && self.dispatch.drop_privileges(node, gid)?
+        {
             self.notifier.forget_attributes(node);
         }
         Ok(())
     }
 
+    /// Returns the group of a caller who is not the superuser, so may not keep setuid and setgid.
+    fn unprivileged(&self, header: &Header) -> Option<OuterId> {
+        let is_root = self.dispatch.is_root(OuterId::asked(header.uid));
+        (!is_root).then(|| OuterId::asked(header.gid))
+    }
+
     fn lookup(&self, parent: NodeId, name: &[u8], reply: &mut Reply) -> Answer<()> {
         match self.dispatch.lookup(parent, name)? {
-            Some(entry) => put_entry(Ok(entry), reply),
+            Some(entry) => self.put_entry(Ok(entry), reply),
             // An entry without a node is an absence that the kernel may keep.
             None => {
-                put(&abi::EntryOut { entry_valid: FOREVER.as_secs(), ..Default::default() }, reply)
+                let (entry_valid, entry_valid_nsec) = self.valid();
+                put(&abi::EntryOut { entry_valid, entry_valid_nsec, ..Default::default() }, reply)
             }
         }
     }
@@ -215,17 +229,21 @@ impl Session {
             (false, false) => Ok(None),
         };
         // With a change of owner the flag always stands, as chown(2) clears setuid for everybody.
-        let kill = has(fattr::KILL_SUIDGID) && (has(fattr::SIZE) || header.uid != 0);
+        let kill = match (has(fattr::KILL_SUIDGID), has(fattr::SIZE)) {
+            (true, true) => Some(OuterId::asked(header.gid)),
+            (true, false) => self.unprivileged(header),
+            (false, _) => None,
+        };
         let set = SetAttr {
             mode: has(fattr::MODE).then_some(raw.mode & PERMISSIONS),
-            uid: has(fattr::UID).then_some(raw.uid),
-            gid: has(fattr::GID).then_some(raw.gid),
+            uid: has(fattr::UID).then(|| OuterId::asked(raw.uid)),
+            gid: has(fattr::GID).then(|| OuterId::asked(raw.gid)),
             size: has(fattr::SIZE).then_some(raw.size),
             atime: time(fattr::ATIME, fattr::ATIME_NOW, raw.atime, raw.atimensec)?,
             mtime: time(fattr::MTIME, fattr::MTIME_NOW, raw.mtime, raw.mtimensec)?,
-            kill_privileges: kill.then_some(header.gid),
+            kill_privileges: kill,
         };
-        put_attr(&self.dispatch.setattr(header.node, &set)?, reply)
+        self.put_attr(&self.dispatch.setattr(header.node, &set)?, reply)
     }
 
     fn read(&self, node: NodeId, offset: u64, size: u32, reply: &mut Reply) -> Answer<()> {
@@ -241,7 +259,7 @@ impl Session {
         node: NodeId,
         offset: u64,
         data: &[u8],
-        kill: Option<u32>,
+        kill: Option<OuterId>,
         reply: &mut Reply,
     ) -> Answer<()> {
         let written = self.dispatch.write(node, offset, data, kill)?;
@@ -268,7 +286,7 @@ impl Session {
         self.dispatch.readdirplus(node, offset, &mut |listed, entry| {
             let dirent = dirent(listed.ino, listed.offset, listed.kind, listed.name);
             // Without a node the kernel takes the name alone, and looks it up when it must.
-            let out = entry.map(entry_out).unwrap_or_default();
+            let out = entry.map(|entry| self.entry_out(entry)).unwrap_or_default();
             visited(reply.put_name(limit, Some(&out), &dirent, listed.name))
         })
     }
@@ -299,13 +317,13 @@ impl Session {
     ) -> Answer<()> {
         let flags = XattrFlags::from_bits_retain(flags);
         self.dispatch.setxattr(header.node, name, value, flags)?;
-        // Kernels that do not say: those without SETXATTR_EXT, before Linux 5.12.
-        let kills =
-            kills_setgid.unwrap_or_else(|| header.uid != 0 && name == b"system.posix_acl_access");
-        if kills {
-            self.dispatch.drop_foreign_setgid(header.node, header.gid)?;
-        }
-        Ok(())
+        let kill = match kills_setgid {
+            Some(kills) => kills.then(|| OuterId::asked(header.gid)),
+            // Kernels that do not say: those without SETXATTR_EXT, before Linux 5.12.
+            None if name == b"system.posix_acl_access" => self.unprivileged(header),
+            None => None,
+        };
+        kill.map_or(Ok(()), |gid| self.dispatch.drop_foreign_setgid(header.node, gid))
     }
 
     fn ioctl(
@@ -333,6 +351,48 @@ impl Session {
         }
         put_written(copied, reply)
     }
+
+    /// How long the kernel may keep what it is told: seconds and nanoseconds.
+    const fn valid(&self) -> (u64, u32) {
+        (self.dispatch.valid.as_secs(), self.dispatch.valid.subsec_nanos())
+    }
+
+    fn put_attr(&self, attr: &Attr, reply: &mut Reply) -> Answer<()> {
+        let (attr_valid, attr_valid_nsec) = self.valid();
+        put(&abi::AttrOut { attr_valid, attr_valid_nsec, dummy: 0, attr: wire_attr(attr) }, reply)
+    }
+
+    fn put_statx(&self, attr: &Attr, reply: &mut Reply) -> Answer<()> {
+        let (attr_valid, attr_valid_nsec) = self.valid();
+        let stat = wire_statx(attr);
+        put(&abi::StatxOut { attr_valid, attr_valid_nsec, stat, ..Default::default() }, reply)
+    }
+
+    fn put_entry(&self, answer: Answer<Entry>, reply: &mut Reply) -> Answer<()> {
+        let entry = answer?;
+        reply.gives = Some(entry.node);
+        put(&self.entry_out(&entry), reply)
+    }
+
+    fn put_created(&self, answer: Answer<(Entry, Keep)>, reply: &mut Reply) -> Answer<()> {
+        let (entry, keep) = answer?;
+        self.put_entry(Ok(entry), reply)?;
+        put_open(keep, reply)
+    }
+
+    fn entry_out(&self, entry: &Entry) -> abi::EntryOut {
+        let (valid, nanos) = self.valid();
+        abi::EntryOut {
+            nodeid: entry.node.0,
+            // A node id is never used twice.
+            generation: 0,
+            entry_valid: valid,
+            attr_valid: valid,
+            entry_valid_nsec: nanos,
+            attr_valid_nsec: nanos,
+            attr: wire_attr(&entry.attr),
+        }
+    }
 }
 
 /// Appends a structure that always fits.
@@ -346,28 +406,6 @@ fn put(value: &(impl IntoBytes + Immutable), reply: &mut Reply) -> Answer<()> {
 /// `E2BIG` if they are more than the largest reply holds.
 fn put_bytes(bytes: &[u8], reply: &mut Reply) -> Answer<()> {
     if reply.put_bytes(bytes) { Ok(()) } else { Err(Errno::TOOBIG) }
-}
-
-fn put_attr(attr: &Attr, reply: &mut Reply) -> Answer<()> {
-    let attr_valid = FOREVER.as_secs();
-    put(&abi::AttrOut { attr_valid, attr: wire_attr(attr), ..Default::default() }, reply)
-}
-
-fn put_statx(attr: &Attr, reply: &mut Reply) -> Answer<()> {
-    let stat = wire_statx(attr);
-    put(&abi::StatxOut { attr_valid: FOREVER.as_secs(), stat, ..Default::default() }, reply)
-}
-
-fn put_entry(answer: Answer<Entry>, reply: &mut Reply) -> Answer<()> {
-    let entry = answer?;
-    reply.gives = Some(entry.node);
-    put(&entry_out(&entry), reply)
-}
-
-fn put_created(answer: Answer<(Entry, Keep)>, reply: &mut Reply) -> Answer<()> {
-    let (entry, keep) = answer?;
-    put_entry(Ok(entry), reply)?;
-    put_open(keep, reply)
 }
 
 /// Appends what an open may keep. There is no handle: I/O is by node.
@@ -425,19 +463,6 @@ const fn wire_kind(kind: FileType) -> u32 {
     kind as u32
 }
 
-fn entry_out(entry: &Entry) -> abi::EntryOut {
-    let forever = FOREVER.as_secs();
-    abi::EntryOut {
-        nodeid: entry.node.0,
-        // A node id is never used twice.
-        generation: 0,
-        entry_valid: forever,
-        attr_valid: forever,
-        attr: wire_attr(&entry.attr),
-        ..Default::default()
-    }
-}
-
 fn wire_attr(attr: &Attr) -> abi::Attr {
     abi::Attr {
         ino: attr.ino,
@@ -451,8 +476,8 @@ fn wire_attr(attr: &Attr) -> abi::Attr {
         ctimensec: attr.ctime.nsec,
         mode: attr.mode,
         nlink: attr.nlink,
-        uid: attr.uid,
-        gid: attr.gid,
+        uid: attr.uid.to_show(),
+        gid: attr.gid.to_show(),
         rdev: encode_dev(attr.rdev_major, attr.rdev_minor),
         blksize: attr.blksize,
         flags: 0,
@@ -467,8 +492,8 @@ fn wire_statx(attr: &Attr) -> abi::Statx {
         mask: stx::BASIC_STATS | if born { stx::BTIME } else { 0 },
         blksize: attr.blksize,
         nlink: attr.nlink,
-        uid: attr.uid,
-        gid: attr.gid,
+        uid: attr.uid.to_show(),
+        gid: attr.gid.to_show(),
         mode: u16::try_from(attr.mode & 0xffff).unwrap_or(0),
         ino: attr.ino,
         size: attr.size,

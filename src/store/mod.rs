@@ -1,0 +1,518 @@
+//! The layer store: a graph driver for the homes that containers/storage (`overlay`) and Docker
+//! (`overlay2`) keep.
+//!
+//! [`Store`] has the operations. It knows ids and directories, no file content: [`Store::parts`]
+//! and [`Store::stage`] hand out open directories for that. [`lock`] has the locks and their order.
+//!
+//! Every change is made aside and published by one rename ([`stage`]). A killed process leaves a
+//! temporary directory, which the next [`Store::open`] finishes or undoes.
+
+pub mod config;
+pub mod create;
+pub mod layout;
+pub mod link;
+pub mod lock;
+pub mod lower;
+pub mod options;
+pub mod remove;
+pub mod stage;
+
+use std::collections::HashSet;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+pub use create::{CreateOptions, StagedLayer};
+pub use layout::{Home, LayerId, Variant};
+pub use options::DriverOptions;
+
+use crate::error::{Context, Error, Result};
+use crate::options::show_path;
+use crate::sys;
+use layout::{
+    DIFF, EMPTY, LOWER, LOWER_LAYERS, MERGED, PROGRAM_FLAG, WORK, diff_name, find_dir, make_dirs,
+    read_small,
+};
+use lower::{parse_lower, parse_lower_layers};
+
+/// Where a store lies and how it is to be used.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct StoreConfig {
+    /// Directory that the home is in, `/var/lib/containers/storage`.
+    pub root: PathBuf,
+    /// Directory for what need not outlive a boot, `/run/containers/storage`.
+    pub run_root: PathBuf,
+    /// Root of the store that takes read-only layers, if they are kept apart.
+    pub image_store: Option<PathBuf>,
+    /// Whose rules the home follows.
+    pub variant: Variant,
+    /// `KEY=VALUE` options of the driver.
+    pub options: Vec<String>,
+}
+
+/// An open store.
+#[derive(Debug)]
+pub struct Store {
+    /// The home, then the image store, then the additional stores, which are only read.
+    homes: Vec<Home>,
+    /// How many of `homes` may be changed.
+    writable: usize,
+    run_home: PathBuf,
+    options: DriverOptions,
+}
+
+/// Where a layer was found.
+#[derive(Debug)]
+pub struct Found<'a> {
+    /// The home that holds it.
+    pub home: &'a Home,
+    /// Its directory.
+    pub dir: OwnedFd,
+    /// Whether it lies in the store's own home, not in an image store.
+    pub is_own: bool,
+    /// Whether it may be changed.
+    pub is_writable: bool,
+}
+
+/// A layer beneath another.
+#[derive(Clone, Debug)]
+pub struct Lower<'a> {
+    /// The home that holds it.
+    pub home: &'a Home,
+    /// Its id.
+    pub id: LayerId,
+}
+
+/// In which form layers of a store hold what they delete.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Whiteouts {
+    /// Character devices and xattrs, as the kernel has them.
+    Kernel,
+    /// `.wh.` files: a mount program serves the store.
+    Files,
+}
+
+/// The open directories of a layer, for who reads or writes contents.
+#[derive(Debug)]
+pub struct Parts {
+    /// What the layer itself holds.
+    pub diff: OwnedFd,
+    /// What lies beneath, topmost first: older contents of the layer, then those of its ancestors.
+    pub lowers: Vec<OwnedFd>,
+    /// Form of the whiteouts to be written.
+    pub whiteouts: Whiteouts,
+    /// Whether owners that cannot be set are left out.
+    pub ignore_chown_errors: bool,
+    /// Mode that everything really has.
+    pub force_mask: Option<u32>,
+}
+
+/// Paths that describe a layer, by the names that engines give them.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Metadata {
+    /// What the layer itself holds.
+    pub upper: PathBuf,
+    /// Its work directory.
+    pub work: PathBuf,
+    /// Its mountpoint.
+    pub merged: PathBuf,
+    /// Contents of its ancestors, parent first.
+    pub lowers: Vec<PathBuf>,
+}
+
+impl Store {
+    /// Opens a store that exists, and recovers what killed processes left.
+    ///
+    /// # Errors
+    /// `Invalid` for options, or without a store there; those of opening directories.
+    pub fn open(config: &StoreConfig) -> Result<Self> {
+        let home = Home::open(&config.root, config.variant)?.ok_or_else(|| {
+            Error::invalid(
+                format!("root {}", show_path(&config.root)),
+                format!(
+                    "holds no store ({} is missing); name another by --root, or make one by \
+                     lamina store init",
+                    config.variant.name()
+                ),
+            )
+        })?;
+        Self::with_home(home, config)
+    }
+
+    /// Opens a store, making it where there is none.
+    ///
+    /// # Errors
+    /// As [`Store::open`], and those of making directories.
+    /// # Locks
+    /// Takes the lock under which stores are set up.
+    pub fn init(config: &StoreConfig) -> Result<Self> {
+        // Nothing is made for options that cannot be used.
+        DriverOptions::parse(&config.options)?;
+        let home = Home::create(&config.root, config.variant)?;
+        let held = lock::setup(&home)?;
+        let store = Self::with_home(home, config)?;
+        drop(held);
+        Ok(store)
+    }
+
+    fn with_home(home: Home, config: &StoreConfig) -> Result<Self> {
+        let options = DriverOptions::parse(&config.options)?;
+        let mut homes = vec![home];
+        if let Some(root) = &config.image_store {
+            homes.push(Home::create(root, config.variant)?);
+        }
+        let writable = homes.len();
+        for root in &options.image_stores {
+            // One that is not there yet has no layers.
+            homes.extend(Home::open(root, config.variant)?);
+        }
+        let run_home = config.run_root.join(config.variant.name());
+        let store = Self { homes, writable, run_home, options };
+        for home in store.writable_homes() {
+            stage::recover(home)?;
+        }
+        Ok(store)
+    }
+
+    /// Returns the store's own home.
+    pub fn home(&self) -> &Home {
+        // There is one at least: `with_home` puts it there.
+        self.homes.first().unwrap_or_else(|| unreachable!())
+    }
+
+    /// Returns the homes that may be changed: the own one, and the image store.
+    pub fn writable_homes(&self) -> impl Iterator<Item = &Home> {
+        self.homes.iter().take(self.writable)
+    }
+
+    /// Returns what the options say.
+    pub fn options(&self) -> &DriverOptions {
+        &self.options
+    }
+
+    /// Returns the directory for what need not outlive a boot, making it.
+    ///
+    /// # Errors
+    /// Those of mkdir(2).
+    pub fn run_home(&self) -> Result<&Path> {
+        make_dirs(&self.run_home, 0o700)?;
+        Ok(&self.run_home)
+    }
+
+    /// Finds a layer in all homes.
+    ///
+    /// # Errors
+    /// Those of openat2(2).
+    pub fn find(&self, id: &LayerId) -> Result<Option<Found<'_>>> {
+        for (index, home) in self.homes.iter().enumerate() {
+            if let Some(dir) = home.layer(id)? {
+                let (is_own, is_writable) = (index == 0, index < self.writable);
+                return Ok(Some(Found { home, dir, is_own, is_writable }));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Finds a layer that must be there.
+    ///
+    /// # Errors
+    /// `NoSuchLayer`, and those of openat2(2).
+    pub fn get_layer(&self, id: &LayerId) -> Result<Found<'_>> {
+        self.find(id)?.ok_or_else(|| Error::NoSuchLayer { id: id.to_string().into() })
+    }
+
+    /// Returns whether there is such a layer.
+    ///
+    /// # Errors
+    /// Those of openat2(2).
+    pub fn exists(&self, id: &LayerId) -> Result<bool> {
+        Ok(self.find(id)?.is_some())
+    }
+
+    /// Returns the layers of the home and the image store, sorted; not those of additional stores.
+    ///
+    /// # Errors
+    /// Those of getdents64(2).
+    pub fn list(&self) -> Result<Vec<LayerId>> {
+        let mut all = Vec::new();
+        for home in self.writable_homes() {
+            all.extend(home.list()?);
+        }
+        all.sort();
+        all.dedup();
+        Ok(all)
+    }
+
+    /// Returns the layers beneath one, parent first. Lost symlinks are made again.
+    ///
+    /// # Errors
+    /// `Corrupt` if a list cannot be read or names a layer that is nowhere.
+    /// # Locks
+    /// The store's, only where a symlink was lost.
+    pub fn lowers(&self, found: &Found<'_>, id: &LayerId) -> Result<Vec<Lower<'_>>> {
+        let at = found.home.show(id);
+        let read = |name: &[u8]| read_small(found.dir.as_fd(), name).at("read", || at.clone());
+        let mut lowers = Vec::new();
+        if let Some(text) = read(LOWER_LAYERS)? {
+            for lower in parse_lower_layers(&text, &at)? {
+                lowers.push(self.lower(lower, &at)?);
+            }
+        } else if let Some(text) = read(LOWER)? {
+            for link in parse_lower(&text, &at)? {
+                let target = match self.resolve(&link)? {
+                    Some(id) => id,
+                    None => self.resolve_lost(&link, &at)?,
+                };
+                lowers.push(self.lower(target, &at)?);
+            }
+        }
+        Ok(lowers)
+    }
+
+    fn lower(&self, id: LayerId, at: &str) -> Result<Lower<'_>> {
+        for home in &self.homes {
+            if home.layer(&id)?.is_some() {
+                return Ok(Lower { home, id });
+            }
+        }
+        Err(Error::Corrupt {
+            what: format!("the layer {id} beneath it is missing; restore it, or remove this layer")
+                .into(),
+            at: at.to_owned().into(),
+        })
+    }
+
+    fn resolve(&self, link: &layout::LinkId) -> Result<Option<LayerId>> {
+        for home in &self.homes {
+            if let Some(id) = link::resolve(home, link)? {
+                return Ok(Some(id));
+            }
+        }
+        Ok(None)
+    }
+
+    fn resolve_lost(&self, link: &layout::LinkId, at: &str) -> Result<LayerId> {
+        for home in self.writable_homes() {
+            link::repair(home)?;
+        }
+        self.resolve(link)?.ok_or_else(|| Error::Corrupt {
+            what: format!("nothing has the link {link} that it names; remove this layer").into(),
+            at: at.to_owned().into(),
+        })
+    }
+
+    /// Returns what engines show of a driver: names and values.
+    ///
+    /// # Errors
+    /// Those of statfs(2).
+    pub fn status(&self) -> Result<Vec<(String, String)>> {
+        let home = self.home();
+        let fs = rustix::fs::fstatfs(home.dir()).at("fstatfs", || show_path(home.path()))?;
+        Ok(vec![
+            ("Driver".into(), home.variant().name().into()),
+            ("Home".into(), show_path(home.path())),
+            ("Backing Filesystem".into(), fs_name(fs.f_type)),
+        ])
+    }
+
+    /// Returns the paths of a layer.
+    ///
+    /// # Errors
+    /// `NoSuchLayer`, and as [`Store::lowers`].
+    pub fn metadata(&self, id: &LayerId) -> Result<Metadata> {
+        let found = self.get_layer(id)?;
+        let path = |name: &[u8]| found.home.join(&[id.bytes(), name]);
+        let lowers = self.lowers(&found, id)?;
+        Ok(Metadata {
+            upper: path(DIFF),
+            work: path(WORK),
+            merged: self.merged_path(&found, id),
+            lowers: lowers.iter().map(|lower| lower.home.join(&[lower.id.bytes(), DIFF])).collect(),
+        })
+    }
+
+    /// Returns where a layer is mounted: beside its content, or in the run home if that cannot be
+    /// written.
+    pub fn merged_path(&self, found: &Found<'_>, id: &LayerId) -> PathBuf {
+        if found.is_own {
+            found.home.join(&[id.bytes(), MERGED])
+        } else {
+            self.run_home.join(id.as_str()).join("merged")
+        }
+    }
+
+    /// Opens the content of a layer and of all beneath it.
+    ///
+    /// # Errors
+    /// `NoSuchLayer`, and as [`Store::lowers`].
+    pub fn parts(&self, id: &LayerId) -> Result<Parts> {
+        let found = self.get_layer(id)?;
+        let contents = contents(found.home, id, &found.dir)?;
+        let mut contents = contents.into_iter().map(|content| content.dir);
+        let diff =
+            contents.next().ok_or_else(|| Error::NoSuchLayer { id: id.to_string().into() })?;
+        let mut lowers: Vec<OwnedFd> = contents.collect();
+        for content in self.lower_contents(&found, id)? {
+            lowers.push(content.dir);
+        }
+        Ok(Parts {
+            diff,
+            lowers,
+            whiteouts: self.whiteouts()?,
+            ignore_chown_errors: self.options.ignore_chown_errors,
+            force_mask: self.options.force_mask,
+        })
+    }
+
+    /// Opens the contents of all layers beneath one, topmost first.
+    ///
+    /// # Errors
+    /// As [`Store::lowers`].
+    pub fn lower_contents(&self, found: &Found<'_>, id: &LayerId) -> Result<Vec<Content>> {
+        let mut all = Vec::new();
+        for lower in self.lowers(found, id)? {
+            let layer = lower
+                .home
+                .layer(&lower.id)?
+                .ok_or_else(|| Error::NoSuchLayer { id: lower.id.to_string().into() })?;
+            all.extend(contents(lower.home, &lower.id, &layer)?);
+        }
+        Ok(all)
+    }
+
+    /// Returns in which form whiteouts are to be written.
+    ///
+    /// # Errors
+    /// Those of reading the flag of the store.
+    pub fn whiteouts(&self) -> Result<Whiteouts> {
+        let files = self.options.mount_program.is_some() || self.has_program_flag()?;
+        Ok(if files { Whiteouts::Files } else { Whiteouts::Kernel })
+    }
+
+    /// Returns whether a mount program wrote into the store, as far as its flag knows.
+    ///
+    /// # Errors
+    /// Those of reading it.
+    pub fn has_program_flag(&self) -> Result<bool> {
+        let flag = read_small(self.home().dir(), PROGRAM_FLAG)
+            .at("read", || show_path(&self.home().join(&[PROGRAM_FLAG])))?;
+        Ok(flag.is_some_and(|text| text.trim_ascii() == b"true"))
+    }
+
+    /// Fails if a layer beneath the home is the parent of another.
+    fn refuse_with_children(&self, home: &Home, id: &LayerId, dir: &OwnedFd) -> Result<()> {
+        let link = link::of_layer(dir, &home.show(id))?;
+        let first = |text: &[u8]| text.split(|&byte| byte == b':').next().map(<[u8]>::to_vec);
+        let by_id = id.bytes().to_vec();
+        let by_link = link.map(|link| format!("{}/{link}", layout::LINK_DIR).into_bytes());
+        let mut looked_at = HashSet::new();
+        for home in self.writable_homes() {
+            for child in home.list()? {
+                let Some(layer) = home.layer(&child)? else { continue };
+                let read =
+                    |name: &[u8]| read_small(layer.as_fd(), name).at("read", || home.show(&child));
+                // The older of the two files is in every store; the newer one is needed without it.
+                let is_child = match read(LOWER)? {
+                    Some(text) => first(&text) == by_link && by_link.is_some(),
+                    None => read(LOWER_LAYERS)?
+                        .is_some_and(|text| first(&text).as_ref() == Some(&by_id)),
+                };
+                if is_child && looked_at.insert(child.clone()) {
+                    return Err(Error::Busy {
+                        what: format!("{id}: the layer {child} was made on it; remove that first")
+                            .into(),
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Returns the name of a filesystem by its number in statfs(2), or the number.
+pub fn fs_name(magic: i64) -> String {
+    let name = match magic {
+        0xef53 => "extfs",
+        0x5846_5342 => "xfs",
+        0x9123_683e => "btrfs",
+        0x0102_1994 => "tmpfs",
+        0x794c_7630 => "overlayfs",
+        0x2fc1_2fc1 => "zfs",
+        0xf2f5_2010 => "f2fs",
+        0x6969 => "nfs",
+        0xff53_4d42 | 0xfe53_4d42 => "cifs",
+        0x6573_5546 => "fuse",
+        0xf15f => "ecryptfs",
+        0xca45_1a4e => "bcachefs",
+        _ => return format!("{magic:#x}"),
+    };
+    name.to_owned()
+}
+
+/// One directory of content, open and by its path.
+#[derive(Debug)]
+pub struct Content {
+    /// The directory.
+    pub dir: OwnedFd,
+    /// Its path.
+    pub path: PathBuf,
+}
+
+/// Opens `diff` of a layer and its older contents, newest first.
+///
+/// # Errors
+/// `Corrupt` without a `diff`; those of opening.
+pub fn contents(home: &Home, id: &LayerId, layer: &OwnedFd) -> Result<Vec<Content>> {
+    let at = || home.show(id);
+    let mut all = vec![content(home, id, layer)?];
+    for number in 1.. {
+        let name = diff_name(number);
+        let Some(dir) = find_dir(layer.as_fd(), &name).at("open", at)? else { break };
+        all.push(Content { dir, path: home.join(&[id.bytes(), &name]) });
+    }
+    Ok(all)
+}
+
+/// Opens `diff` of a layer, which is a symlink if the content lies in an additional layer store.
+fn content(home: &Home, id: &LayerId, layer: &OwnedFd) -> Result<Content> {
+    use rustix::fs::{CWD, Mode, OFlags, openat};
+    use std::os::unix::ffi::OsStrExt;
+
+    let path = home.join(&[id.bytes(), DIFF]);
+    let missing = || Error::Corrupt {
+        what: "has no diff; lamina store check tells more".into(),
+        at: home.show(id).into(),
+    };
+    match sys::name::readlink(sys::name::At::new(layer.as_fd(), DIFF)) {
+        Ok(target) => {
+            let target = PathBuf::from(std::ffi::OsStr::from_bytes(&target));
+            if !target.is_absolute() {
+                return Err(missing());
+            }
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            let dir =
+                openat(CWD, &target, flags, Mode::empty()).at("open", || show_path(&target))?;
+            Ok(Content { dir, path: target })
+        }
+        Err(crate::error::Errno::INVAL) => {
+            let dir = sys::open::directory(layer.as_fd(), DIFF).at("open", || show_path(&path))?;
+            Ok(Content { dir, path })
+        }
+        Err(crate::error::Errno::NOENT) => Err(missing()),
+        Err(errno) => Err(Error::sys("readlinkat", show_path(&path), errno)),
+    }
+}
+
+/// Opens the empty lower of a layer that has nothing beneath it.
+///
+/// # Errors
+/// Those of opening, and of making it where it was lost.
+pub fn empty_lower(home: &Home, id: &LayerId, layer: &OwnedFd) -> Result<Content> {
+    let path = home.join(&[id.bytes(), EMPTY]);
+    let at = || show_path(&path);
+    if let Some(dir) = find_dir(layer.as_fd(), EMPTY).at("open", at)? {
+        return Ok(Content { dir, path });
+    }
+    sys::name::mkdir(sys::name::At::new(layer.as_fd(), EMPTY), 0o700).at("mkdirat", at)?;
+    let dir = sys::open::directory(layer.as_fd(), EMPTY).at("open", at)?;
+    Ok(Content { dir, path })
+}

@@ -1,0 +1,65 @@
+//! Removing a layer: out of the home by one rename, then deleted where nobody looks.
+//!
+//! Takes the layer's lock, and the store's for the rename only. A crash leaves a temporary
+//! directory that the next start deletes.
+
+use std::os::fd::AsFd;
+
+use super::layout::{ADDITIONAL, LayerId, read_small};
+use super::stage::TempDir;
+use super::{Store, lock, stage};
+use crate::error::{Context, Errno, Error, Result};
+use crate::mount::mountinfo;
+use crate::options::show_path;
+use crate::sys::lockfile::Sharing;
+
+impl Store {
+    /// Removes a layer with its content.
+    ///
+    /// # Errors
+    /// `NoSuchLayer`; `Busy` if it is mounted or another layer was made on it; `Invalid` in a store
+    /// that is only read.
+    /// # Locks
+    /// The layer's, and the store's for the rename.
+    pub fn remove(&self, id: &LayerId) -> Result<()> {
+        let found = self.get_layer(id)?;
+        if !found.is_writable {
+            return Err(Error::invalid(
+                format!("layer {id}"),
+                format!(
+                    "lies in {}, which is only read; remove it there",
+                    show_path(found.home.path())
+                ),
+            ));
+        }
+        let locked = lock::layer(found.home, id, Sharing::Exclusive)?
+            .ok_or_else(|| Error::NoSuchLayer { id: id.to_string().into() })?;
+        let merged = self.merged_path(&found, id);
+        if mountinfo::find_top(&mountinfo::load()?, &merged).is_some() {
+            return Err(Error::Busy {
+                what: format!("{id}: is mounted; unmount it first (lamina layer unmount {id})")
+                    .into(),
+            });
+        }
+        self.refuse_with_children(found.home, id, &locked.dir)?;
+        let temp = TempDir::new(found.home)?;
+        release_additional(&locked.dir, || found.home.show(id))?;
+        let held = lock::store(found.home)?;
+        stage::retire(&temp, id)?;
+        held.record_write()?;
+        drop((held, locked));
+        temp.remove()
+    }
+}
+
+/// Tells an additional layer store that a layer of it is not used any more.
+fn release_additional(layer: &std::os::fd::OwnedFd, at: impl Fn() -> String) -> Result<()> {
+    use std::os::unix::ffi::OsStrExt;
+    let Some(path) = read_small(layer.as_fd(), ADDITIONAL).at("read", &at)? else { return Ok(()) };
+    // A store that counts its users answers ENOENT and has understood.
+    match rustix::fs::rmdir(std::path::Path::new(std::ffi::OsStr::from_bytes(&path))) {
+        Err(Errno::NOENT) => (),
+        done => tracing::debug!("{}: additional layer store: {done:?}", at()),
+    }
+    Ok(())
+}
