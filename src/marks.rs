@@ -47,6 +47,41 @@ pub const REDIRECT_XATTRS: [&[u8]; 2] = [b"trusted.overlay.redirect", b"user.ove
 /// Xattrs of a file whose data lies in a lower layer.
 pub const METACOPY_XATTRS: [&[u8]; 2] = [b"trusted.overlay.metacopy", b"user.overlay.metacopy"];
 
+/// Xattrs that tell which lower object an upper one was copied from.
+pub const ORIGIN_XATTRS: [&[u8]; 2] = [b"trusted.overlay.origin", b"user.overlay.origin"];
+
+/// Xattrs of a directory of the upper layer that may hold objects with an origin.
+pub const IMPURE_XATTRS: [&[u8]; 2] = [b"trusted.overlay.impure", b"user.overlay.impure"];
+
+/// Xattrs of an upper file that stands for several lower names: their number.
+pub const NLINK_XATTRS: [&[u8]; 2] = [b"trusted.overlay.nlink", b"user.overlay.nlink"];
+
+/// Xattrs of an index directory that name the upper layer it belongs to.
+pub const UPPER_XATTRS: [&[u8]; 2] = [b"trusted.overlay.upper", b"user.overlay.upper"];
+
+/// Xattrs of the root of an upper layer that name it, as 16 bytes.
+pub const UUID_XATTRS: [&[u8]; 2] = [b"trusted.overlay.uuid", b"user.overlay.uuid"];
+
+/// Value that is written to mark a directory impure.
+pub const IMPURE_VALUE: &[u8] = b"y";
+
+/// Where a mount keeps the marks that it writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Namespace {
+    /// `trusted.overlay.`, which needs `CAP_SYS_ADMIN`.
+    Trusted,
+    /// `user.overlay.`
+    User,
+}
+
+impl Namespace {
+    /// Returns which of the names of a mark belongs to the namespace: the first, or the second.
+    pub fn of(self, names: &[&'static [u8]]) -> &'static [u8] {
+        let at = usize::from(self == Self::User);
+        names.get(at).copied().unwrap_or_default()
+    }
+}
+
 /// Value that is written to make a directory opaque.
 pub const OPAQUE_VALUE: &[u8] = b"y";
 

@@ -49,6 +49,20 @@ pub enum Transport {
     Fuser,
 }
 
+/// What a mount does with UUIDs, as the kernel's `uuid=`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Uuid {
+    /// The upper keeps its own if it has one.
+    #[default]
+    Auto,
+    /// The upper gets one of its own.
+    On,
+    /// The upper's own is not used; a FUSE mount shows none in any case.
+    Null,
+    /// Nor are those of the layers' filesystems.
+    Off,
+}
+
 /// How files are opened and read, `io=`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum IoMode {
@@ -83,6 +97,10 @@ pub struct MountOptions {
     pub sync: bool,
     /// Marks are kept in `user.overlay.*`.
     pub userxattr: bool,
+    /// Names of a lower file stay names of one file, over copy-up and remounts.
+    pub index: bool,
+    /// What is done with UUIDs.
+    pub uuid: Uuid,
     /// Files and directories of lower layers that are copied at most to rename a directory.
     pub dir_rename_entries: u64,
     /// Bytes of lower files that are copied at most to rename a directory.
@@ -117,6 +135,8 @@ pub struct MountOptions {
     pub transport: Transport,
     /// How files are opened; `None` chooses by what the server may do.
     pub io: Option<IoMode>,
+    /// The kernel collects writes.
+    pub writeback: bool,
     /// SELinux labels, as given: `context=LABEL` and its kin. They reach the kernel where it has
     /// SELinux, and change nothing elsewhere.
     pub labels: Vec<Vec<u8>>,
@@ -139,6 +159,8 @@ impl Default for MountOptions {
             volatile: false,
             sync: true,
             userxattr: false,
+            index: false,
+            uuid: Uuid::Auto,
             dir_rename_entries: DIR_RENAME_ENTRIES,
             dir_rename_size: DIR_RENAME_SIZE,
             read_only: false,
@@ -156,6 +178,7 @@ impl Default for MountOptions {
             threads: None,
             transport: Transport::default(),
             io: None,
+            writeback: false,
             labels: Vec::new(),
             fsname: None,
             subtype: None,
@@ -187,9 +210,9 @@ enum Rule {
 use Rule::{Ignored as Skip, Only, Refused as No};
 
 /// Names that act; [`MountOptions::act`] has the meaning of each.
-const ACTING: &str = "lowerdir lowerdir+ upperdir workdir volatile userxattr dir_rename_entries dir_rename_size ro rw dev nodev suid \
+const ACTING: &str = "index uuid lowerdir lowerdir+ upperdir workdir volatile userxattr dir_rename_entries dir_rename_size ro rw dev nodev suid \
      nosuid exec noexec private rprivate shared rshared slave rslave unbindable runbindable \
-     user users owner group allow_other noacl debug threads io transport fsname subtype log_level log_file context fscontext defcontext \
+     user users owner group allow_other noacl debug threads io transport writeback fsname subtype log_level log_file context fscontext defcontext \
      rootcontext uidmapping gidmapping squash_to_root squash_to_uid squash_to_gid static_nlink \
      noxattrs timeout threaded fsync";
 
@@ -224,18 +247,21 @@ const PASSIVE: &[(&str, Rule)] = &[
     // kernel overlayfs
     ("redirect_dir", Only("off nofollow", "redirects are not written", "say off or leave it out")),
     ("metacopy", Only(OFF, "files are copied up whole", "say off or leave it out")),
-    ("index", Only(OFF, "no index is kept", "say off or leave it out")),
-    ("nfs_export", Only(OFF, "no file handles are given out", "say off or leave it out")),
+    (
+        "nfs_export",
+        Only(OFF, DEFAULT, "a FUSE mount gives out no file handles that last; export the layers"),
+    ),
     ("verity", Only(OFF, "digests are not checked", "say off or leave it out")),
-    ("xino", Only("off auto", "inode numbers are unique anyway", "say auto or leave it out")),
-    ("uuid", Only("off null auto", "the mount has no uuid", "say auto or leave it out")),
+    (
+        "xino",
+        Only("off auto on", "inode numbers are unique and last anyway", "say on, off or auto"),
+    ),
     ("datadir+", No("data-only layers are not supported yet")),
     // fuse-overlayfs
     ("xattr_permissions", Only(OFF, DEFAULT, "owners and modes are those of the files themselves")),
     ("ino32_t", Only(OFF, DEFAULT, "inode numbers have 64 bits")),
     ("plugins", Only("", "names no plugin", "layers are plain directories")),
     ("fast_ino", Skip("inode numbers are those of the layers and cost nothing")),
-    ("writeback", Skip(TUNING)),
     // libfuse
     ("default_permissions", Skip("is always set")),
     ("max_idle_threads max_threads", Skip("threads= sets the number of threads")),
@@ -285,6 +311,13 @@ impl MountOptions {
         };
         flag(self.volatile, "volatile");
         flag(self.userxattr, "userxattr");
+        flag(self.index, "index=on");
+        match self.uuid {
+            Uuid::Auto => (),
+            Uuid::On => flag(true, "uuid=on"),
+            Uuid::Null => flag(true, "uuid=null"),
+            Uuid::Off => flag(true, "uuid=off"),
+        }
         flag(self.read_only, "ro");
         flag(self.dev, "dev");
         flag(!self.suid, "nosuid");
@@ -296,6 +329,7 @@ impl MountOptions {
         flag(self.static_nlink, "static_nlink");
         flag(self.ids.users.squash_to_root, "squash_to_root");
         flag(self.debug, "debug");
+        flag(self.writeback, "writeback");
         match self.propagation {
             None => (),
             Some(Propagation::Private) => flag(true, "private"),
@@ -395,6 +429,8 @@ impl MountOptions {
             }
             "log_level" => self.log_level = Some(parse_level(&text(needed(key, value)?))?),
             "transport" => self.transport = parse_transport(&text(needed(key, value)?))?,
+            "index" => self.index = parse_switch(key, value)?,
+            "uuid" => self.uuid = parse_uuid(&text(needed(key, value)?))?,
             "dir_rename_entries" => self.dir_rename_entries = parse_size(key, needed(key, value)?)?,
             "dir_rename_size" => self.dir_rename_size = parse_size(key, needed(key, value)?)?,
             "io" => self.io = parse_io(&text(needed(key, value)?))?,
@@ -406,6 +442,7 @@ impl MountOptions {
                 let on = parse_switch(key, value)?;
                 (self.ids.users.squash_to_root, self.ids.groups.squash_to_root) = (on, on);
             }
+            "writeback" => self.writeback = parse_switch(key, value)?,
             "static_nlink" => self.static_nlink = parse_switch(key, value)?,
             "noxattrs" => self.xattrs = !parse_switch(key, value)?,
             "fsync" => self.sync = parse_switch(key, value)?,
@@ -472,6 +509,17 @@ pub fn parse_level(name: &str) -> Result<LevelFilter> {
             format!("log level {other}"),
             "is none of off, error, warn, info, debug, trace",
         )),
+    }
+}
+
+/// Parses what is done with UUIDs.
+fn parse_uuid(name: &str) -> Result<Uuid> {
+    match name {
+        "auto" => Ok(Uuid::Auto),
+        "on" => Ok(Uuid::On),
+        "null" => Ok(Uuid::Null),
+        "off" => Ok(Uuid::Off),
+        other => Err(Error::invalid(format!("uuid={other}"), "is none of auto, on, null, off")),
     }
 }
 
@@ -831,8 +879,8 @@ mod tests {
     #[test]
     fn what_would_change_the_result_is_refused() {
         let options = "xattr_permissions=2 metacopy=on redirect_dir=on redirect_dir=follow \
-             index=on xino=on nfs_export=on verity=require ino32_t=1 plugins=a.so sync \
-             strictatime allow_root auto_unmount remount uuid=on";
+             xino=maybe nfs_export=on verity=require ino32_t=1 plugins=a.so sync \
+             strictatime allow_root auto_unmount remount";
         for option in options.split_whitespace() {
             let list = format!("lowerdir=/a,{option},volatile");
             let message = refusal(&list);
@@ -877,7 +925,7 @@ mod tests {
 
     #[test]
     fn values_are_checked() {
-        let lists = "upperdir= upperdir workdir= threads=0 threads=x threads=100000 log_level=loud io=fast io= \
+        let lists = "index=maybe uuid=new uuid upperdir= upperdir workdir= threads=0 threads=x threads=100000 log_level=loud io=fast io= writeback=maybe \
              volatile=1 ro= lowerdir lowerdir+= upperdir=\\ uidmapping= uidmapping=0:1 \
              gidmapping=0:1:0 squash_to_uid squash_to_gid=-1 squash_to_uid=4294967295 \
              squash_to_root=2 static_nlink=x noxattrs= timeout= timeout=x timeout=-1 timeout=1. \
@@ -888,6 +936,8 @@ mod tests {
         assert_eq!(parse("threads=3,log_level=debug").threads, Some(3));
         assert_eq!(parse("io=open").io, Some(IoMode::Open));
         assert_eq!(parse("io=open,io=auto").io, None);
+        assert!(parse("writeback").writeback && parse("writeback=1").writeback);
+        assert!(!parse("writeback,writeback=0").writeback && !parse("").writeback);
     }
 
     #[test]
@@ -967,16 +1017,27 @@ mod tests {
         let ids = (
             prop_oneof![Just("0:100000:65536"), Just("0:1:1500:1500:0:1"), Just("")],
             proptest::option::of(0..u32::MAX),
-            any::<[bool; 4]>(),
+            any::<[bool; 5]>(),
             proptest::option::of((any::<u64>(), 0..1_000_000_000_u32)),
         );
-        let all = (paths, proptest::array::uniform9(any::<bool>()), rest, ids);
+        let all = (paths, proptest::array::uniform10(any::<bool>()), rest, ids);
         all.prop_map(|(paths, flags, rest, ids)| {
-            let [volatile, userxattr, read_only, dev, suid, exec, allow_other, posix_acl, debug] =
-                flags;
+            let [
+                volatile,
+                userxattr,
+                index,
+                read_only,
+                dev,
+                suid,
+                exec,
+                allow_other,
+                posix_acl,
+                debug,
+            ] = flags;
             let (lowers, upper, work, log_file, fsname, subtype) = paths;
             let (threads, log_level, propagation, io, limits, transport) = rest;
-            let (ranges, squash, [xattrs, sync, static_nlink, squash_to_root], timeout) = ids;
+            let (ranges, squash, more_flags, timeout) = ids;
+            let [xattrs, sync, static_nlink, squash_to_root, writeback] = more_flags;
             let mut ids = Ids::default();
             ids.users.take_ranges(IdMap::parse(ranges).unwrap_or_default());
             ids.groups.squash_to = squash;
@@ -993,6 +1054,8 @@ mod tests {
                 ids,
                 timeout: timeout.map(|(secs, nanos)| Duration::new(secs, nanos)),
                 userxattr,
+                index,
+                uuid: if index { Uuid::On } else { Uuid::Off },
                 dir_rename_entries: limits.0,
                 dir_rename_size: limits.1,
                 read_only,
@@ -1006,6 +1069,7 @@ mod tests {
                 threads,
                 transport,
                 io,
+                writeback,
                 log_level,
                 log_file,
                 labels: Vec::new(),

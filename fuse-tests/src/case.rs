@@ -294,6 +294,27 @@ impl OtherFs {
         assert!(status.success());
         OtherFs { path }
     }
+
+    /// A fresh filesystem in a file, made by `mkfs.KIND`; what is missing to make one is the error.
+    pub fn image(c: &Case, name: &str, kind: &str) -> Result<OtherFs, String> {
+        let image = c.sandbox.root().join(format!("{name}.img"));
+        let file = fs::File::create(&image).unwrap();
+        // Sparse; the least that all of them take.
+        file.set_len(320 << 20).unwrap();
+        let path = c.sandbox.root().join(name);
+        fs::create_dir(&path).unwrap();
+        let run = |program: &str, arguments: &[&str], at: &[&Path]| {
+            let out = Command::new(program).args(arguments).args(at).output();
+            match out {
+                Ok(out) if out.status.success() => Ok(()),
+                Ok(out) => Err(said(&out)),
+                Err(error) => Err(format!("{program}: {error}")),
+            }
+        };
+        run(&format!("mkfs.{kind}"), &["-q"], &[&image])?;
+        run("mount", &["-t", kind, "-o", "loop"], &[&image, &path])?;
+        Ok(OtherFs { path })
+    }
 }
 
 impl Drop for OtherFs {

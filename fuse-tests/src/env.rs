@@ -360,7 +360,13 @@ fn try_overlay(dir: &Path) -> Result<(), String> {
     }
     let result = mount_overlay(&options, merged).map_err(|e| e.to_string()).and_then(|()| {
         let write = fs::write(merged.join("x"), "x").map_err(|e| e.to_string());
-        rustix::mount::unmount(merged, UnmountFlags::empty()).map_err(|e| e.to_string())?;
+        // A test beside this one may hold a descriptor between its fork and exec.
+        let mut done = Ok(());
+        wait_until("the probe to be free", Duration::from_secs(10), || {
+            done = rustix::mount::unmount(merged, UnmountFlags::empty());
+            done != Err(rustix::io::Errno::BUSY)
+        });
+        done.map_err(|e| e.to_string())?;
         write
     });
     fs::remove_dir_all(&probe).map_err(|e| e.to_string())?;

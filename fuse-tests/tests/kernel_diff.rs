@@ -61,6 +61,18 @@ fn sequences_with_hard_links_in_lower_layers() {
 }
 
 #[test]
+fn sequences_with_an_index() {
+    if !env::is_machine_root() {
+        skip!("needs root");
+    }
+    if let Some(reason) = missing() {
+        skip!("{reason}");
+    }
+    let config = Config { links: true, index: true, ..Config::default() };
+    run::run_many(seed(5), sequences(20), &config);
+}
+
+#[test]
 fn sequences_in_a_user_namespace() {
     if ran_in_user_namespace!() {
         return;
@@ -121,7 +133,7 @@ fn a_printed_case_reads_back() {
 }
 
 /// Runs the case in the file `FUSE_TESTS_REPLAY`, as it was printed; with `FUSE_TESTS_LINKS=1` as one of the hard-link test, with
-/// `FUSE_TESTS_USER=1` in a user namespace.
+/// `FUSE_TESTS_LINKS=index` of the one with an index, with `FUSE_TESTS_USER=1` in a user namespace.
 #[test]
 fn replay() {
     let Some(file) = std::env::var_os("FUSE_TESTS_REPLAY") else { return };
@@ -129,6 +141,8 @@ fn replay() {
         return;
     }
     let text = std::fs::read_to_string(file).unwrap();
-    let links = std::env::var_os("FUSE_TESTS_LINKS").is_some();
-    run::run_one(&Case::parse(&text).unwrap(), &Config { links, ..Config::default() });
+    let links = std::env::var("FUSE_TESTS_LINKS").ok();
+    let index = links.as_deref() == Some("index");
+    let config = Config { links: links.is_some(), index, ..Config::default() };
+    run::run_one(&Case::parse(&text).unwrap(), &config);
 }

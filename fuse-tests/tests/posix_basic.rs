@@ -935,8 +935,11 @@ fn inode_numbers_are_stable() {
     drop(held);
     mount = mount.remount();
     let after = numbers(mount.path());
+    // Without an index a copy of one of several lower names is a file of its own from then on, and a
+    // symlink or pipe takes no xattr of the user namespace.
+    let bare = if env::is_machine_root() { &["/h"][..] } else { &["/h", "/s", "/p"] };
     let is_kept = |(path, _): &&(String, u64)| {
-        path.starts_with("upper/") || path.ends_with("/d") || path.ends_with("/e")
+        path.starts_with("upper/") || !bare.iter().any(|name| path.ends_with(name))
     };
     let kept =
         |numbers: &[(String, u64)]| -> Vec<_> { numbers.iter().filter(is_kept).cloned().collect() };

@@ -5,7 +5,7 @@
 use std::borrow::Cow;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use parking_lot::RwLock;
@@ -51,9 +51,16 @@ pub struct Dir {
     id: u64,
     /// `None` for the root of the layer. Changed by a rename in the upper only.
     place: RwLock<Option<Place>>,
+    /// Whether the directory is marked impure, once that is known.
+    impure: AtomicU8,
     /// Set for the root, and for a directory removed while somebody still uses it.
     pinned: OnceLock<Arc<OwnedFd>>,
 }
+
+/// Values of [`Dir::impure`].
+const UNKNOWN: u8 = 0;
+const PURE: u8 = 1;
+const IMPURE: u8 = 2;
 
 /// How often a walk is begun again because a rename crossed it.
 const RENAME_TRIES: u32 = 100;
@@ -86,6 +93,7 @@ impl Dir {
             inode: stat.stx_ino,
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
             place: RwLock::new(place),
+            impure: AtomicU8::new(UNKNOWN),
             pinned: OnceLock::new(),
         }
     }
@@ -241,6 +249,27 @@ impl Dir {
             }
             Ok(opaque)
         })
+    }
+
+    /// Tells whether the directory is marked as one that may hold copies of lower objects; asked
+    /// once.
+    ///
+    /// # Errors
+    /// Those of listxattr(2).
+    pub fn is_impure(&self) -> Result<bool> {
+        let impure = self.impure.load(Ordering::Relaxed);
+        if impure == UNKNOWN {
+            let list = self.with("listxattr", |dir| xattr::list(Target::Handle(dir)))?;
+            let is_marked = marks::lists_any(&list, &marks::IMPURE_XATTRS);
+            self.set_impure(is_marked);
+            return Ok(is_marked);
+        }
+        Ok(impure == IMPURE)
+    }
+
+    /// Takes note of whether the directory is marked impure, where that is known without asking.
+    pub fn set_impure(&self, impure: bool) {
+        self.impure.store(if impure { IMPURE } else { PURE }, Ordering::Relaxed);
     }
 
     /// Calls `visit` with each name, its inode number and `d_type`.

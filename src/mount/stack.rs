@@ -19,9 +19,9 @@ use tracing::{debug, warn};
 
 use super::{MountSpec, refuse};
 use crate::error::{Context, Errno, Error, Result};
-use crate::options::show_path;
+use crate::options::{self, show_path};
 use crate::sys::mountfd::private_read_only;
-use crate::union::{Config, CopyLimit, LayerSpec, UpperSpec};
+use crate::union::{Config, CopyLimit, LayerSpec, UpperSpec, Uuid};
 
 /// Returns a lower's directory cut off from what is or will be mounted beneath it, and write
 /// protected by the kernel; as it is where the caller may not mount.
@@ -135,6 +135,12 @@ impl Stack {
             ids: spec.options().ids.clone(),
             static_nlink: spec.options().static_nlink,
             userxattr: spec.options().userxattr,
+            index: spec.options().index,
+            uuid: match spec.options().uuid {
+                options::Uuid::Auto | options::Uuid::Null => Uuid::Auto,
+                options::Uuid::On => Uuid::On,
+                options::Uuid::Off => Uuid::Off,
+            },
             copy_limit: CopyLimit {
                 entries: spec.options().dir_rename_entries,
                 bytes: spec.options().dir_rename_size,

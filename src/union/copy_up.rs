@@ -15,8 +15,10 @@ use rustix::fs::{RenameFlags, XattrFlags};
 
 use super::attr::{FileType, times_of};
 use super::file::Data;
+use super::index::Base;
 use super::node::Node;
-use super::publish::{Staged, Temp, Work};
+use super::origin::Origin;
+use super::publish::{Staged, Temp};
 use super::{Leaf, Union, Upper, lock};
 use crate::error::{Context, Errno, Error, Result};
 use crate::layer::{self, UPPER};
@@ -65,11 +67,11 @@ impl Union {
         }
         let stat = self.stat_of(node)?;
         if node.kind == FileType::Regular {
-            let staged = self.stage_copy(upper, node, &stat, extent)?;
-            self.publish_copy(upper, node, Copy::File(staged))
+            let (staged, origin) = self.stage_copy(upper, node, &stat, extent)?;
+            self.publish_copy(upper, node, Copy::File(staged), origin)
         } else {
-            let temp = self.copy_special(upper, node, &stat)?;
-            self.publish_copy(upper, node, Copy::Special(temp))
+            let (temp, origin) = self.copy_special(upper, node, &stat)?;
+            self.publish_copy(upper, node, Copy::Special(temp), origin)
         }
     }
 
@@ -80,14 +82,16 @@ impl Union {
         node: &Arc<Node>,
         stat: &Statx,
         extent: Extent,
-    ) -> Result<Staged<'a>> {
+    ) -> Result<(Staged<'a>, Origin)> {
         let source = self.readable_data(node)?;
         let staged = upper.work.stage_file(&upper.work.dir, 0o600)?;
+        let target = Target::Open(staged.file.as_fd());
+        let origin = self.set_origin(upper, (source.file.as_fd(), stat), target)?;
         fill_copy(&source, staged.file.as_fd(), stat, extent)?;
         if !self.volatile {
             staged.sync()?;
         }
-        Ok(staged)
+        Ok((staged, origin))
     }
 
     /// Prepares the copy of an object that is no directory under a name in work, not synced.
@@ -98,11 +102,12 @@ impl Union {
         stat: &Statx,
     ) -> Result<Temp<'a>> {
         if node.kind != FileType::Regular {
-            return self.copy_special(upper, node, stat);
+            return self.copy_special(upper, node, stat).map(|(temp, _)| temp);
         }
         let source = self.source_data(node)?;
         let temp = upper.work.temp();
         let file = temp.call("openat", |at| sys::open::create(at.dir, at.name, 0o600))?;
+        self.set_origin(upper, (source.file.as_fd(), stat), Target::Open(file.as_fd()))?;
         fill_copy(&source, file.as_fd(), stat, Extent::All)?;
         Ok(temp)
     }
@@ -113,7 +118,7 @@ impl Union {
         upper: &'a Upper,
         node: &Arc<Node>,
         stat: &Statx,
-    ) -> Result<Temp<'a>> {
+    ) -> Result<(Temp<'a>, Origin)> {
         let temp = upper.work.temp();
         let source = self.lower_handle(node)?;
         if node.kind == FileType::Symlink {
@@ -127,24 +132,39 @@ impl Union {
         }
         let work = upper.work.dir.handle()?;
         let to = Target::Name(At::new(work.as_fd(), &temp.name));
+        let origin = self.set_origin(upper, (source.as_fd(), stat), to)?;
         copy_attributes(Target::Handle(source.as_fd()), to, stat)?;
-        Ok(temp)
+        Ok((temp, origin))
     }
 
     /// Publishes a finished copy under the name of the node, or keeps it without one.
-    fn publish_copy(&self, upper: &Upper, node: &Arc<Node>, copy: Copy<'_>) -> Result<()> {
+    fn publish_copy(
+        &self,
+        upper: &Upper,
+        node: &Arc<Node>,
+        copy: Copy<'_>,
+        origin: Origin,
+    ) -> Result<()> {
         if let Some(links) = node.links.get()
             && !node.place.read().gone
         {
             // Names are linked to the anchor afterwards, each on its own.
-            let name = Work::anchor(node.ino);
-            let object = copy.keep_as_anchor(upper, &name)?;
-            self.numbers.keep(object.0, object.1, node.ino);
             let mut links = links.lock();
+            if let Origin::Indexed(name) = origin {
+                links.index = Some(name);
+                links.unlinked = links.count.cast_signed() - 1;
+            }
+            let (dir, name) = upper.anchor(node, &links)?;
+            let object = copy.keep_as_anchor(upper, dir, &name)?;
+            self.numbers.keep(object.0, object.1, node.ino);
             links.anchored = true;
-            self.pin_links(node, &mut links);
+            if links.index.is_some() {
+                node.place.write().found_origin = true;
+            } else {
+                self.pin_links(node, &mut links);
+            }
             drop(links);
-            self.now_upper(node, copy);
+            self.now_upper(node, copy, object);
             return Ok(());
         }
         let parent = node.place.read().parent.clone().ok_or(Errno::STALE)?;
@@ -160,10 +180,13 @@ impl Union {
             // Removed while it was copied: whoever has it open goes on with the copy.
             node.place.write().held = Some(copy.handle()?);
             self.numbers.keep(object.0, object.1, node.ino);
-            self.now_upper(node, copy);
+            self.now_upper(node, copy, object);
             return Ok(());
         };
         let to = dir.upper.get().ok_or(Errno::STALE)?;
+        if !matches!(origin, Origin::None) {
+            upper.work.set_impure(to)?;
+        }
         self.numbers.keep(object.0, object.1, node.ino);
         let published = unnoticed(to, || match copy {
             Copy::File(staged) => {
@@ -177,22 +200,26 @@ impl Union {
         if let Some(listing) = &mut names.listing {
             listing.copied_up(&name, object);
         }
-        self.set_upper(node, data);
+        self.set_upper(node, data, object);
         Ok(())
     }
 
-    fn now_upper(&self, node: &Arc<Node>, copy: Copy<'_>) {
+    fn now_upper(&self, node: &Arc<Node>, copy: Copy<'_>, object: (u64, u64)) {
         let data = match copy {
             // Its name in work, if it has one, goes with this; an anchor has its own.
             Copy::File(staged) => Some(Data::new(staged.file)),
             Copy::Special(_) => None,
         };
-        self.set_upper(node, data);
+        self.set_upper(node, data, object);
     }
 
-    /// Switches a node to its upper copy: from here on everybody reads and writes that.
-    pub(super) fn set_upper(&self, node: &Arc<Node>, data: Option<Data>) {
-        node.place.write().layer = UPPER;
+    /// Switches a node to its upper copy, (device, inode) `object`: from here on everybody reads and
+    /// writes that.
+    pub(super) fn set_upper(&self, node: &Arc<Node>, data: Option<Data>, object: (u64, u64)) {
+        let mut place = node.place.write();
+        place.layer = UPPER;
+        place.object = object;
+        drop(place);
         let data = data.map(Arc::new);
         let is_open = data.is_some();
         let old = std::mem::replace(&mut *node.data.lock(), data);
@@ -225,12 +252,16 @@ impl Union {
             // Linked, renamed or removed by another thread meanwhile.
             let Some(at) = at else { continue };
             let to = dir.upper.get().ok_or(Errno::STALE)?;
-            let work = upper.work.dir.handle()?;
-            let anchor = Work::anchor(node.ino);
-            let from = At::new(work.as_fd(), &anchor);
-            let stat =
-                upper.work.dir.call("statx", &anchor, |at| sys::stat::at(at.dir, at.name))?;
+            let (anchors, anchor) = upper.anchor(node, &links)?;
+            let handle = anchors.handle()?;
+            let from = At::new(handle.as_fd(), &anchor);
+            let stat = anchors.call("statx", &anchor, |at| sys::stat::at(at.dir, at.name))?;
+            if links.index.is_some() {
+                upper.work.set_impure(to)?;
+                upper.write_count(&links, Base::Lower)?;
+            }
             unnoticed(to, || to.call("linkat", &name, |to| sys::name::link(from, to)))?;
+            links.unlinked -= 1;
             if let Some(listing) = &mut names.listing {
                 listing.copied_up(&name, (sys::stat::device(&stat), stat.stx_ino));
             }
@@ -270,8 +301,9 @@ impl Union {
         let temp = upper.work.make_directory(0o700)?;
         let from = source.handle()?;
         let work = upper.work.dir.handle()?;
-        let made = At::new(work.as_fd(), &temp.name);
-        copy_attributes(Target::Handle(from.as_fd()), Target::Name(made), &stat)?;
+        let made = Target::Name(At::new(work.as_fd(), &temp.name));
+        self.set_origin(upper, (from.as_fd(), &stat), made)?;
+        copy_attributes(Target::Handle(from.as_fd()), made, &stat)?;
 
         let parent = node.place.read().parent.clone().ok_or(Errno::STALE)?;
         let above = lock::directory(&parent)?;
@@ -285,12 +317,15 @@ impl Union {
         };
         let to = above.upper.get().ok_or(Errno::STALE)?;
         let made = temp.call("statx", |at| sys::stat::at(at.dir, at.name))?;
+        upper.work.set_impure(to)?;
         unnoticed(to, || upper.work.publish(temp, to, &name, RenameFlags::empty()))?;
         if let Some(listing) = &mut names.listing {
             listing.copied_up(&name, (sys::stat::device(&made), made.stx_ino));
         }
         // Held back until the directory is there: set once, under Node::copy.
-        drop(dir.upper.set(to.child(&name, &made)));
+        let part = to.child(&name, &made);
+        part.set_impure(false);
+        drop(dir.upper.set(part));
         node.place.write().layer = UPPER;
         Ok(())
     }
@@ -410,15 +445,13 @@ impl Copy<'_> {
         }
     }
 
-    /// Links the copy to `name` in work; returns its device and inode number.
-    fn keep_as_anchor(&self, upper: &Upper, name: &[u8]) -> Result<(u64, u64)> {
-        match self {
-            Self::File(staged) => staged.link(&upper.work, name)?,
-            Self::Special(temp) => upper
-                .work
-                .dir
-                .call("linkat", name, |to| sys::name::link(At::new(to.dir, &temp.name), to))?,
-        }
+    /// Links the copy to `name` in `dir`; returns its device and inode number.
+    fn keep_as_anchor(&self, upper: &Upper, dir: &layer::Dir, name: &[u8]) -> Result<(u64, u64)> {
+        let work = upper.work.dir.handle()?;
+        dir.call("linkat", name, |to| match self {
+            Self::File(staged) => staged.link(work.as_fd(), to),
+            Self::Special(temp) => sys::name::link(At::new(work.as_fd(), &temp.name), to),
+        })?;
         let stat = self.stat(upper)?;
         Ok((sys::stat::device(&stat), stat.stx_ino))
     }

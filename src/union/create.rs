@@ -13,7 +13,7 @@ use rustix::fs::{OFlags, RenameFlags, XattrFlags};
 use super::acl;
 use super::attr::FileType;
 use super::file::Data;
-use super::lookup::{Entry, Found, fact_of};
+use super::lookup::{Entry, Found, Identity, fact_of};
 use super::node::{Dir, Node, NodeId, Place};
 use super::owner::Owner;
 use super::publish::Temp;
@@ -178,10 +178,15 @@ impl Union {
         let object = (sys::stat::device(&stat), stat.stx_ino);
         self.numbers.drop_kept(object.0, object.1);
         let ino = self.numbers.of(object.0, object.1);
-        let (node, _) = self.table.get_or_insert(ino, |id| {
-            let place = Place::nameless(Arc::clone(&parent), Arc::new(held));
+        let (node, new) = self.table.get_or_insert(ino, |id| {
+            let place = Place::nameless(Arc::clone(&parent), Arc::new(held), object);
             Node::new(id, ino, dress.kind, place)
         });
+        if !new {
+            // Its inode number is one that something shows which a layer lost from outside.
+            self.release(&node, 1);
+            return Err(Errno::STALE.into());
+        }
         *node.data.lock() = Some(Arc::new(Data::new(file)));
         node.opened.fetch_add(1, Ordering::AcqRel);
         self.note_data(&node);
@@ -354,10 +359,16 @@ impl Union {
         if let Some(listing) = &mut names.listing {
             listing.insert(Child { name: name.into(), kind, top: UPPER, object, parts: None });
         }
-        let parts =
-            if kind == FileType::Directory { vec![to.child(name, &stat)] } else { Vec::new() };
+        let mut parts = Vec::new();
+        if kind == FileType::Directory {
+            let part = to.child(name, &stat);
+            part.set_impure(false);
+            parts.push(part);
+        }
         let unprivileged = u32::from(stat.stx_mode) & 0o6000 == 0;
-        let entry = self.enter(parent, name, Found { stat, layer: UPPER, parts })?;
+        let identity = Identity::of(self.numbers.of(object.0, object.1));
+        let found = Found { stat, layer: UPPER, parts };
+        let entry = self.enter_as(parent, name, found, identity)?;
         let node = self.node(entry.node)?;
         if let Some(file) = file {
             *node.data.lock() = Some(Arc::new(Data::new(file)));

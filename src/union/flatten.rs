@@ -234,6 +234,7 @@ impl Union {
             let to = dir.upper.get().ok_or(Errno::STALE)?;
             // Nobody changed the directory, so its times stay.
             let before = to.stat()?;
+            upper.work.set_impure(to)?;
             let mut next = Some(first);
             while let Some(ready) = next {
                 self.publish_ready(upper, to, &mut names, ready)?;
@@ -278,7 +279,7 @@ impl Union {
         if let Some(listing) = &mut names.listing {
             listing.copied_up(&name, object);
         }
-        self.set_upper(node, data);
+        self.set_upper(node, data, object);
         Ok(())
     }
 
@@ -302,8 +303,10 @@ impl Union {
                 None => hidden.push(Arc::clone(&child.name)),
             }
         }
+        self.complete_origin(upper, node, dir)?;
         // First, so that a lookup after the mark finds the number.
         self.numbers.keep(part.device, part.inode, node.ino);
+        node.place.write().object = (part.device, part.inode);
         part.with("setxattr", |dir| upper.work.set_opaque_handle(dir))?;
         dir.seal();
         for name in hidden {

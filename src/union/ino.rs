@@ -8,10 +8,12 @@
 //! ```
 //! Filesystems are counted as layers name them, upper first; the first has index 0, so that a stack
 //! on one filesystem shows the numbers that its layers have. Index 255 marks made-up numbers: for
-//! objects whose own number needs more than 56 bits, or that lie on a 256th filesystem.
+//! objects whose own number needs more than 56 bits, that lie on a 256th filesystem, or whose number
+//! another object shows. They are hashes, so that the next mount makes up the same.
 //!
 //! A file keeps its number when it is copied up: [`Numbers::keep`] remembers, for as long as the
-//! mount lives, that an upper object shows the number of the lower one it came from.
+//! mount lives, that an upper object shows the number of the lower one it came from; `origin` finds
+//! it again at the next mount.
 //!
 //! Locks: a leaf; nothing else is taken beneath.
 
@@ -34,7 +36,15 @@ struct Memory {
     devices: Vec<u64>,
     /// Numbers that do not follow from (device, inode).
     kept: HashMap<(u64, u64), u64>,
-    made_up: u64,
+    /// Made-up numbers, and what shows them.
+    made_up: HashMap<u64, (u64, u64)>,
+}
+
+impl Memory {
+    fn own(&self, device: u64, inode: u64) -> Option<u64> {
+        let index = self.devices.iter().position(|known| *known == device)?;
+        pack(index, inode)
+    }
 }
 
 impl Numbers {
@@ -49,17 +59,20 @@ impl Numbers {
     /// Returns the number that object (device, inode) shows.
     pub(crate) fn of(&self, device: u64, inode: u64) -> u64 {
         let memory = self.memory.read();
-        if let Some(number) = memory.kept.get(&(device, inode)) {
-            return *number;
-        }
-        let index = memory.devices.iter().position(|known| *known == device);
-        match index.and_then(|index| pack(index, inode)) {
-            Some(number) => number,
-            None => {
-                drop(memory);
-                self.make_up(device, inode)
-            }
-        }
+        let known = memory.kept.get(&(device, inode)).copied();
+        let own = known.or_else(|| memory.own(device, inode));
+        drop(memory);
+        own.unwrap_or_else(|| self.make_up(device, inode, false))
+    }
+
+    /// Returns the number that was kept for object (device, inode), if one was.
+    pub(crate) fn kept(&self, device: u64, inode: u64) -> Option<u64> {
+        self.memory.read().kept.get(&(device, inode)).copied()
+    }
+
+    /// Tells whether `number` is the object's own, not that of where it was copied up from.
+    pub(crate) fn is_own(&self, device: u64, inode: u64, number: u64) -> bool {
+        self.memory.read().own(device, inode) == Some(number)
     }
 
     /// Makes the upper object (device, inode) show `number` from now on.
@@ -72,23 +85,41 @@ impl Numbers {
         self.memory.write().kept.remove(&(device, inode));
     }
 
-    fn make_up(&self, device: u64, inode: u64) -> u64 {
+    /// Returns another number for object (device, inode), because a different object shows the one
+    /// that it should have: layers that were copied or made by hand may say so.
+    pub(crate) fn another(&self, device: u64, inode: u64) -> u64 {
+        self.make_up(device, inode, true)
+    }
+
+    fn make_up(&self, device: u64, inode: u64, even_if_kept: bool) -> u64 {
         let mut memory = self.memory.write();
-        if !memory.devices.contains(&device) {
+        let index = memory.devices.iter().position(|known| *known == device).unwrap_or_else(|| {
             memory.devices.push(device);
-            let index = memory.devices.len() - 1;
-            if let Some(number) = pack(index, inode) {
+            memory.devices.len() - 1
+        });
+        if !even_if_kept {
+            let known = memory.kept.get(&(device, inode)).copied();
+            if let Some(number) = known.or_else(|| pack(index, inode)) {
                 return number;
             }
         }
-        if let Some(number) = memory.kept.get(&(device, inode)) {
-            return *number;
+        let mut number = MADE_UP << SHIFT | hash(index, inode);
+        while memory.made_up.get(&number).is_some_and(|shows| *shows != (device, inode)) {
+            number = MADE_UP << SHIFT | hash(index, number);
         }
-        memory.made_up += 1;
-        let number = MADE_UP << SHIFT | memory.made_up;
+        memory.made_up.insert(number, (device, inode));
         memory.kept.insert((device, inode), number);
         number
     }
+}
+
+/// Mixes index and inode number to 56 bits (SplitMix64).
+fn hash(index: usize, inode: u64) -> u64 {
+    let index = u64::try_from(index).unwrap_or(u64::MAX);
+    let z = inode.wrapping_add(index.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    (z ^ (z >> 31)) >> (64 - SHIFT)
 }
 
 /// Packs index and inode number; `None` where they do not fit, or would be 0 or the FUSE root's 1.
@@ -127,6 +158,26 @@ mod tests {
             assert_eq!(number >> 56, 255);
             assert_eq!(numbers.of(7, inode), number);
         }
+    }
+
+    #[test]
+    fn made_up_numbers_are_the_same_at_the_next_mount() {
+        let (first, second) = (Numbers::default(), Numbers::default());
+        for (numbers, device) in [(&first, 7), (&second, 9)] {
+            numbers.register(device);
+        }
+        assert_eq!(first.of(7, 1 << 60), second.of(9, 1 << 60));
+        assert_ne!(first.of(7, 1 << 60), first.of(7, 1 << 61));
+    }
+
+    #[test]
+    fn an_object_whose_number_is_taken_shows_another_one() {
+        let numbers = Numbers::default();
+        numbers.register(7);
+        let other = numbers.another(7, 42);
+        assert_ne!(other, 42);
+        assert_eq!(numbers.of(7, 42), other);
+        assert!(numbers.is_own(7, 42, 42) && !numbers.is_own(7, 42, other));
     }
 
     #[test]

@@ -44,6 +44,8 @@ impl Union {
             return Err(Errno::NOENT.into());
         }
         let to = dir.upper.get().ok_or(Errno::STALE)?;
+        self.pass_on_origin(upper, &node, to)?;
+        self.before_count_changes(upper, &node)?;
         if self.in_the_way(dir, &mut names, to, new_name)? {
             let temp = upper.work.temp();
             temp.call("linkat", |at| sys::name::link_handle(object.as_fd(), at))?;

@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 
 use super::Union;
 use super::attr::{Attr, FileType};
+use super::index::Indexed;
 use super::lock;
 use super::node::{Dir, Links, Node, NodeId, Place};
 use super::readdir::{Child, Names};
@@ -38,10 +39,38 @@ pub(super) struct Found {
     pub(super) parts: Vec<Arc<layer::Dir>>,
 }
 
+/// What is known of an object by its number.
+pub(super) struct Identity {
+    /// The number that it shows.
+    pub(super) number: u64,
+    /// The number was found by marks on the disk, and can be found there again.
+    pub(super) on_disk: bool,
+    /// What the index has of it.
+    pub(super) indexed: Option<Indexed>,
+}
+
+impl Identity {
+    /// What shows a number and nothing else is known of.
+    pub(super) fn of(number: u64) -> Self {
+        Self { number, on_disk: false, indexed: None }
+    }
+}
+
 impl Found {
     /// Tells whether other names of a lower layer lead to the same object.
     pub(super) fn is_alias(&self) -> bool {
         self.layer != UPPER && self.parts.is_empty() && self.stat.stx_nlink > 1
+    }
+
+    /// The topmost lower part of a directory, which copy-up does not change.
+    fn lower_part(&self) -> Option<&Arc<layer::Dir>> {
+        self.parts.iter().find(|part| part.layer.index != UPPER)
+    }
+
+    /// Returns device and inode number of what is shown, see [`Place::object`].
+    fn object(&self) -> (u64, u64) {
+        self.lower_part()
+            .map_or((stat::device(&self.stat), self.stat.stx_ino), |part| (part.device, part.inode))
     }
 }
 
@@ -75,7 +104,8 @@ impl Union {
         let Some(links) = node.links.get() else { return };
         let is_pending = {
             let links = links.lock();
-            links.anchored && !links.pending.is_empty()
+            // With an index a lower name leads to the copy anyway.
+            links.anchored && links.index.is_none() && !links.pending.is_empty()
         };
         if is_pending && let Err(error) = self.copy_up(&node, super::copy_up::Extent::All) {
             tracing::warn!("a further name of a copied-up file stays a lower one: {error}");
@@ -143,51 +173,110 @@ impl Union {
         Ok(Some(found))
     }
 
-    /// The number of a directory is that of its topmost lower part, which copy-up does not change.
-    pub(super) fn number_of(&self, found: &Found) -> u64 {
-        let lower = found.parts.iter().find(|part| part.layer.index != UPPER);
-        match lower.or_else(|| found.parts.first()) {
-            Some(part) => self.numbers.of(part.device, part.inode),
-            None => self.numbers.of(stat::device(&found.stat), found.stat.stx_ino),
+    /// Tells what `name` shows in `dir` by its number: that of the lower object that was or would be
+    /// copied up, so that copy-up does not change it.
+    ///
+    /// # Errors
+    /// Those of [`Union::identity_by_origin`].
+    pub(super) fn identity(&self, dir: &Dir, name: &[u8], found: &Found) -> Result<Identity> {
+        let (device, inode) = found.object();
+        if found.layer == UPPER && found.lower_part().is_none() {
+            if let Some(number) = self.numbers.kept(device, inode) {
+                return Ok(Identity::of(number));
+            }
+            if let Some(identity) = self.identity_by_origin(dir, name, found)? {
+                return Ok(identity);
+            }
         }
+        let number = self.numbers.of(device, inode);
+        if found.is_alias() && self.index().is_some() && self.table.by_ino(number).is_none() {
+            let part = dir.part(found.layer).ok_or(Errno::STALE)?;
+            let indexed = self.find_indexed(part, name, &found.stat)?;
+            return Ok(Identity { number, on_disk: indexed.is_some(), indexed });
+        }
+        Ok(Identity::of(number))
     }
 
     /// Returns the entry of what was found under (parent, name), whose names are locked.
     pub(super) fn enter(&self, parent: &Arc<Node>, name: &[u8], found: Found) -> Result<Entry> {
-        let ino = self.number_of(&found);
+        let identity = self.identity(lock::directory(parent)?, name, &found)?;
+        self.enter_as(parent, name, found, identity)
+    }
+
+    /// Does what [`Union::enter`] does for an object of which it is known what it is.
+    pub(super) fn enter_as(
+        &self,
+        parent: &Arc<Node>,
+        name: &[u8],
+        found: Found,
+        identity: Identity,
+    ) -> Result<Entry> {
+        let Identity { number: mut ino, on_disk, mut indexed } = identity;
+        let mut object = found.object();
         let several = found.is_alias();
-        let Found { stat, layer, parts } = found;
+        let Found { mut stat, mut layer, mut parts } = found;
+        let lower_links = stat.stx_nlink;
+        if let Some(indexed) = &indexed {
+            // A lower name of it, or an upper one.
+            stat = indexed.stat;
+            layer = UPPER;
+            object = (stat::device(&stat), stat.stx_ino);
+        }
         let kind = FileType::of_mode(u32::from(stat.stx_mode));
-        let (node, new) = self.table.get_or_insert(ino, |id| {
-            let place = Place::new(Some(Arc::clone(parent)), name, layer);
-            let node = Node::new(id, ino, kind, place);
-            if several {
-                let links = Links { count: stat.stx_nlink, ..Links::default() };
-                // Empty until now, so it cannot fail.
-                drop(node.links.set(Box::new(Mutex::new(links))));
+        let upper_part = parts.first().filter(|part| part.layer.index == UPPER);
+        let upper_part = upper_part.map(|part| (part.device, part.inode));
+        let mut tries = 0;
+        let (node, new) = loop {
+            let (node, new) = self.table.get_or_insert(ino, |id| {
+                let place = Place::new(Some(Arc::clone(parent)), name, layer, object);
+                let node = Node::new(id, ino, kind, place);
+                let links = match indexed.take() {
+                    Some(indexed) => Some(indexed.links()),
+                    None => several.then(|| Links { count: lower_links, ..Links::default() }),
+                };
+                if let Some(links) = links {
+                    // Empty until now, so it cannot fail.
+                    drop(node.links.set(Box::new(Mutex::new(links))));
+                }
+                if kind != FileType::Directory {
+                    return node;
+                }
+                let mut parts = std::mem::take(&mut parts);
+                let upper = (layer == UPPER && !parts.is_empty()).then(|| parts.remove(0));
+                node.with_dir(Dir::new(upper, parts))
+            });
+            let is_alias = several && node.links.get().is_some();
+            let is_same = || node.place.read().object == object || node.has_upper(upper_part);
+            if new || is_alias || is_same() {
+                break (node, new);
             }
-            if kind != FileType::Directory {
-                return node;
+            // An origin that is not true, or the same directory in the stack twice.
+            self.release(&node, 1);
+            if tries == 2 {
+                return Err(Errno::STALE.into());
             }
-            let mut parts = parts;
-            let upper = (layer == UPPER && !parts.is_empty()).then(|| parts.remove(0));
-            node.with_dir(Dir::new(upper, parts))
-        });
+            tries += 1;
+            ino = self.numbers.another(object.0, object.1);
+        };
+        if new && on_disk && tries == 0 {
+            self.numbers.keep(object.0, object.1, ino);
+            node.place.write().found_origin = true;
+        }
         if node.kind != kind {
             // A layer was changed from outside; the kernel still knows what was there before.
             self.release(&node, 1);
             return Err(Errno::STALE.into());
         }
         if several {
-            self.note_alias(&node, parent, name);
+            self.note_alias(&node, parent, name, lower_links);
         }
         let attr = if new || node.dir.is_some() {
             self.attr_from(&node, &stat)
         } else {
-            if layer == UPPER {
+            if layer == UPPER && !several {
                 self.settle(&node, parent, name);
             }
-            if layer != UPPER && node.is_upper() {
+            if several && node.is_upper() {
                 // Another name of a lower object that was copied up under the first.
                 self.attr_of(&node).inspect_err(|_| self.release(&node, 1))?
             } else {
@@ -198,9 +287,10 @@ impl Union {
     }
 
     /// Remembers a name of a lower object with several, for its copy-up.
-    fn note_alias(&self, node: &Arc<Node>, parent: &Arc<Node>, name: &[u8]) {
+    fn note_alias(&self, node: &Arc<Node>, parent: &Arc<Node>, name: &[u8], lower: u32) {
         let Some(links) = node.links.get() else { return };
         let mut links = links.lock();
+        links.lower = lower;
         let known =
             |(at, known): &(Arc<Node>, Box<[u8]>)| Arc::ptr_eq(at, parent) && **known == *name;
         if !links.pending.iter().any(known) {

@@ -11,17 +11,19 @@ mod copy_up;
 mod create;
 mod file;
 mod flatten;
+mod index;
 mod ino;
 mod link;
 mod lock;
 mod lookup;
 mod node;
+mod origin;
 mod owner;
 mod publish;
 mod readdir;
 mod remove;
 mod rename;
-mod resolve;
+pub(crate) mod resolve;
 mod xattr;
 
 use std::num::NonZeroUsize;
@@ -38,10 +40,12 @@ pub use self::attr::{Attr, FileType, SetAttr, SetTime, Time};
 pub use self::create::Caller;
 pub use self::file::{Whence, Written};
 pub use self::flatten::CopyLimit;
+use self::index::Index;
 use self::ino::Numbers;
 pub use self::lookup::Entry;
 pub use self::node::NodeId;
 use self::node::{Dir, Node, Place, Table};
+use self::origin::Origins;
 use self::publish::Work;
 pub use self::readdir::{DirEntry, Visit};
 use crate::error::{Context, Errno, Error, Result};
@@ -77,8 +81,24 @@ pub struct Config {
     pub static_nlink: bool,
     /// Opaque marks are written as `user.overlay.`, even where `trusted.overlay.` could be.
     pub userxattr: bool,
+    /// Names of a lower file stay names of one file, over copy-up and remounts.
+    pub index: bool,
+    /// What the mount does with the UUIDs of filesystems and of its own.
+    pub uuid: Uuid,
     /// How much is copied to rename a directory that has lower parts.
     pub copy_limit: CopyLimit,
+}
+
+/// What a mount does with UUIDs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Uuid {
+    /// Origins hold those of the filesystems; the upper keeps its own if it has one.
+    #[default]
+    Auto,
+    /// The same, and the upper gets one.
+    On,
+    /// Origins are written and read without, for layers that move to another filesystem.
+    Off,
 }
 
 /// A layer that is only read.
@@ -108,6 +128,7 @@ pub struct UpperSpec {
 pub struct Union {
     table: Table,
     numbers: Numbers,
+    origins: Origins,
     upper: Option<Upper>,
     volatile: bool,
     volatile_mark: bool,
@@ -133,6 +154,7 @@ pub struct Union {
 struct Upper {
     root: Arc<layer::Dir>,
     work: Work,
+    index: Option<Index>,
 }
 
 /// Where the object of a node that is no directory is reached.
@@ -154,16 +176,18 @@ impl Union {
         let files = descriptor_limit();
         let handles = Arc::new(HandleCache::new((files / 2).min(HANDLES_MAX)));
         let numbers = Numbers::default();
-        let upper = match config.upper {
+        let mut workdir = None;
+        let mut upper = match config.upper {
             Some(upper) => {
                 let root = layer::Dir::root(UPPER, upper.dir, upper.path, &handles)?;
                 numbers.register(root.device);
-                let work = open_work(upper.work, upper.work_path, &handles)?;
-                let work = Work::open(work, config.userxattr)?;
+                let dir = layer::Dir::root(UPPER, upper.work, upper.work_path, &handles)?;
+                let work = Work::open(open_work(&dir)?, config.userxattr)?;
+                workdir = Some(dir);
                 if config.volatile_mark {
                     mark_volatile(&work.dir)?;
                 }
-                Some(Upper { root, work })
+                Some(Upper { root, work, index: None })
             }
             None => None,
         };
@@ -173,10 +197,21 @@ impl Union {
             numbers.register(root.device);
             lowers.push(root);
         }
+        let origins = Origins::new(&lowers, config.uuid == Uuid::Off);
+        if let (Some(upper), Some(workdir)) = (&mut upper, &workdir) {
+            if config.index {
+                let index = Index::open(workdir, &upper.work, &upper.root, &lowers, &origins)?;
+                upper.index = Some(index);
+            }
+            if config.uuid == Uuid::On {
+                origin::give_uuid(&upper.work, &upper.root)?;
+            }
+        }
         let idle = NonZeroUsize::new((files / 4).min(IDLE_MAX)).unwrap_or(NonZeroUsize::MIN);
         let union = Self {
             table: Table::default(),
             numbers,
+            origins,
             upper,
             volatile: config.volatile,
             volatile_mark: config.volatile_mark,
@@ -215,7 +250,7 @@ impl Union {
         let top = lowers.first().or(upper.as_ref()).ok_or(Errno::STALE)?;
         let ino = self.numbers.of(top.device, top.inode);
         let layer = if upper.is_some() { UPPER } else { 1 };
-        let place = Place::new(None, b"", layer);
+        let place = Place::new(None, b"", layer, (top.device, top.inode));
         let dir = Dir::new(upper, lowers);
         Ok(Node::new(NodeId::ROOT, ino, FileType::Directory, place).with_dir(dir))
     }
@@ -277,16 +312,17 @@ impl Union {
                 let listing = names.as_ref().and_then(|names| names.listing.as_ref());
                 self.unlisted(listing.map_or(0, readdir::Listing::len));
             }
-            let held = {
+            let (held, object) = {
                 let mut place = freed.place.write();
-                if place.gone { place.held.take() } else { None }
+                let held = if place.gone { place.held.take() } else { None };
+                let object = (held.is_some() || place.found_origin).then_some(place.object);
+                (held, object)
             };
             // The inode number is free to be used again once we let go.
-            if let Some(held) = held
-                && let Ok(stat) = sys::stat::of(&held)
-            {
-                self.numbers.drop_kept(sys::stat::device(&stat), stat.stx_ino);
+            if let Some((device, inode)) = object {
+                self.numbers.drop_kept(device, inode);
             }
+            drop(held);
         }
     }
 
@@ -306,9 +342,14 @@ impl Union {
         op: &'static str,
         mut call: impl FnMut(Leaf<'_>) -> std::result::Result<T, Errno>,
     ) -> Result<T> {
-        if node.links.get().is_some_and(|links| links.lock().anchored) {
-            let upper = self.upper.as_ref().ok_or(Errno::ROFS)?;
-            return upper.work.dir.call(op, &Work::anchor(node.ino), |at| call(Leaf::Name(at)));
+        if let Some(links) = node.links.get() {
+            let links = links.lock();
+            if links.anchored {
+                let upper = self.upper.as_ref().ok_or(Errno::ROFS)?;
+                let (dir, name) = upper.anchor(node, &links)?;
+                drop(links);
+                return dir.call(op, &name, |at| call(Leaf::Name(at)));
+            }
         }
         loop {
             let (held, parent) = {
@@ -393,18 +434,12 @@ fn descriptor_limit() -> usize {
     limit.and_then(|limit| usize::try_from(limit).ok()).map_or(1 << 16, |limit| limit.min(1 << 16))
 }
 
-/// Makes `work` in the workdir, as the kernel does, and refuses what a volatile mount left.
-fn open_work(
-    workdir: OwnedFd,
-    path: PathBuf,
-    handles: &Arc<HandleCache>,
-) -> Result<Arc<layer::Dir>> {
-    const WORK: &[u8] = b"work";
-    let dir = layer::Dir::root(UPPER, workdir, path.clone(), handles)?;
-    if dir.find(WORK)?.is_none() {
-        dir.call("mkdirat", WORK, |at| sys::name::mkdir(at, 0o700))?;
+/// Makes directory `name` in the workdir, if it is not there, and one in which we may work.
+fn open_within(workdir: &Arc<layer::Dir>, name: &[u8]) -> Result<Arc<layer::Dir>> {
+    if workdir.find(name)?.is_none() {
+        workdir.call("mkdirat", name, |at| sys::name::mkdir(at, 0o700))?;
     }
-    let handle = dir.call("openat", WORK, |at| {
+    let stat = workdir.call("openat", name, |at| {
         // The kernel makes it without permissions, which not every owner may ignore.
         let handle = sys::open::handle(at.dir, at.name)?;
         sys::name::chmod_handle(&handle, 0o700)?;
@@ -415,9 +450,16 @@ fn open_work(
                 Err(errno) => return Err(errno),
             }
         }
-        sys::open::directory(at.dir, at.name)
+        sys::stat::of(&handle)
     })?;
-    let work = layer::Dir::root(UPPER, handle, path.join("work"), handles)?;
+    Ok(workdir.child(name, &stat))
+}
+
+/// Makes `work` in the workdir, as the kernel does, and refuses what a volatile mount left.
+fn open_work(workdir: &Arc<layer::Dir>) -> Result<Arc<layer::Dir>> {
+    let work = open_within(workdir, b"work")?;
+    // Its handle is needed again and again.
+    work.pin()?;
     let marker = work.with("statx", |work| match sys::open::directory(work, MARKER_DIR) {
         Ok(incompat) => sys::stat::find(incompat.as_fd(), MARKER),
         Err(Errno::NOENT) => Ok(None),
@@ -429,7 +471,7 @@ fn open_work(
                 "workdir: {} exists: the last mount was volatile, so its upper layer may be \
                  incomplete; discard upperdir and workdir, or remove that directory to use them \
                  all the same",
-                path.join("work").join("incompat").join("volatile").display()
+                workdir.layer.path.join("work").join("incompat").join("volatile").display()
             )
             .into(),
         });

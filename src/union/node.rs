@@ -98,6 +98,11 @@ pub(crate) struct Place {
     pub(crate) name: Box<[u8]>,
     /// The layer that holds the object. For directories: of the topmost part.
     pub(crate) layer: layer::Index,
+    /// Device and inode number of what the node shows; of a directory those of its topmost lower
+    /// part, else of its upper one. Two objects are never one node, whatever layers say.
+    pub(crate) object: (u64, u64),
+    /// Its number was found by an origin on the disk, and can be found there again.
+    pub(crate) found_origin: bool,
     /// No name leads to the object any more, or none has yet.
     pub(crate) gone: bool,
     /// No name has ever led to the object, and one may (`O_TMPFILE`).
@@ -110,11 +115,18 @@ pub(crate) struct Place {
 
 impl Place {
     /// A place with one name.
-    pub(crate) fn new(parent: Option<Arc<Node>>, name: &[u8], layer: layer::Index) -> Self {
+    pub(crate) fn new(
+        parent: Option<Arc<Node>>,
+        name: &[u8],
+        layer: layer::Index,
+        object: (u64, u64),
+    ) -> Self {
         Self {
             parent,
             name: name.into(),
             layer,
+            object,
+            found_origin: false,
             gone: false,
             nameless: false,
             held: None,
@@ -123,8 +135,8 @@ impl Place {
     }
 
     /// A place in upper without a name, beneath the directory that one may be given in.
-    pub(crate) fn nameless(parent: Arc<Node>, held: Arc<OwnedFd>) -> Self {
-        let place = Self::new(Some(parent), b"", UPPER);
+    pub(crate) fn nameless(parent: Arc<Node>, held: Arc<OwnedFd>, object: (u64, u64)) -> Self {
+        let place = Self::new(Some(parent), b"", UPPER, object);
         Self { gone: true, nameless: true, held: Some(held), ..place }
     }
 
@@ -152,6 +164,13 @@ pub(crate) struct Links {
     pub(crate) pending: Vec<(Arc<Node>, Box<[u8]>)>,
     /// The node is kept for the life of the mount, because a lookup would not find all this.
     pub(crate) pinned: bool,
+    /// With an index: the entry that is the anchor.
+    pub(crate) index: Option<Box<[u8]>>,
+    /// With an index: `count` minus the link count of the upper file, which is below 0 by the entry
+    /// alone and above by each lower name without an upper one.
+    pub(crate) unlinked: i32,
+    /// Link count of the lower file; 0 until a lower name was seen.
+    pub(crate) lower: u32,
 }
 
 /// What a node has if it is a directory.
@@ -248,6 +267,13 @@ impl Node {
             Some(dir) => dir.upper.get().is_some(),
             None => self.place.read().layer == UPPER,
         }
+    }
+
+    /// Tells whether the node is a directory with the upper part (device, inode): that one may have
+    /// just lost its lower parts.
+    pub(crate) fn has_upper(&self, part: Option<(u64, u64)>) -> bool {
+        let own = self.dir.as_ref().and_then(|dir| dir.upper.get());
+        own.is_some_and(|own| part == Some((own.device, own.inode)))
     }
 
     pub(crate) fn is_opened(&self) -> bool {
@@ -435,7 +461,7 @@ mod tests {
     use super::*;
 
     fn file(id: NodeId, ino: u64, parent: Option<Arc<Node>>) -> Node {
-        Node::new(id, ino, FileType::Regular, Place::new(parent, b"f", 1))
+        Node::new(id, ino, FileType::Regular, Place::new(parent, b"f", 1, (7, ino)))
     }
 
     #[test]

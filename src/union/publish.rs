@@ -12,7 +12,7 @@ use rustix::fs::{FileType, RenameFlags, XattrFlags};
 
 use crate::error::{Context, Errno, Error, Result};
 use crate::layer;
-use crate::marks;
+use crate::marks::{self, Namespace};
 use crate::sys;
 use crate::sys::name::At;
 use crate::sys::xattr::{self, Target};
@@ -23,8 +23,8 @@ const WHITEOUT: &[u8] = b"whiteout";
 #[derive(Debug)]
 pub(crate) struct Work {
     pub(crate) dir: Arc<layer::Dir>,
-    /// Name of the opaque xattr that this mount writes.
-    opaque: &'static [u8],
+    /// Where this mount keeps its marks.
+    pub(crate) namespace: Namespace,
     has_unnamed: AtomicBool,
     /// The system gives each new file xattrs, such as a label.
     pub(crate) new_files_have_xattrs: bool,
@@ -71,32 +71,34 @@ impl Work {
     /// # Errors
     /// `Unsupported` where the upper's filesystem cannot hold the format, naming what it lacks.
     pub(crate) fn open(dir: Arc<layer::Dir>, userxattr: bool) -> Result<Self> {
+        let namespace = if userxattr { Namespace::User } else { Namespace::Trusted };
         let mut work = Self {
             dir,
-            opaque: b"",
+            namespace,
             has_unnamed: AtomicBool::new(true),
             new_files_have_xattrs: true,
             next: AtomicU64::new(0),
         };
         work.empty_but(b"")?;
-        work.opaque = work.probe_opaque(userxattr)?;
+        work.namespace = work.probe_namespace(userxattr)?;
         work.probe_whiteout()?;
         work.new_files_have_xattrs = work.probe_new_xattrs()?;
         Ok(work)
     }
 
-    /// Finds the xattr namespace that opaque marks can be written in.
-    fn probe_opaque(&self, userxattr: bool) -> Result<&'static [u8]> {
+    /// Finds the xattr namespace that marks can be written in.
+    fn probe_namespace(&self, userxattr: bool) -> Result<Namespace> {
         let probe = self.make_directory(0o700)?;
-        let [trusted, user, _] = marks::OPAQUE_XATTRS;
-        let candidates = [trusted, user];
         let mut refused = Errno::OPNOTSUPP;
-        for name in candidates.into_iter().skip(usize::from(userxattr)) {
+        for namespace in
+            [Namespace::Trusted, Namespace::User].into_iter().skip(usize::from(userxattr))
+        {
+            let name = namespace.of(&marks::OPAQUE_XATTRS);
             let set = probe.call("setxattr", |at| {
                 Ok(xattr::set(Target::Name(at), name, marks::OPAQUE_VALUE, XattrFlags::empty()))
             })?;
             match set {
-                Ok(()) => return Ok(name),
+                Ok(()) => return Ok(namespace),
                 Err(errno) => refused = errno,
             }
         }
@@ -202,12 +204,38 @@ impl Work {
 
     /// Marks a directory opaque.
     pub(crate) fn set_opaque(&self, at: At<'_>) -> std::result::Result<(), Errno> {
-        xattr::set(Target::Name(at), self.opaque, marks::OPAQUE_VALUE, XattrFlags::empty())
+        let name = self.namespace.of(&marks::OPAQUE_XATTRS);
+        xattr::set(Target::Name(at), name, marks::OPAQUE_VALUE, XattrFlags::empty())
+    }
+
+    /// Marks the upper directory `dir` as one that may hold objects with an origin, unless it is.
+    ///
+    /// # Errors
+    /// `ENOSPC`, `EDQUOT` and the like; not that such xattrs cannot be had there.
+    pub(crate) fn set_impure(&self, dir: &layer::Dir) -> Result<()> {
+        if dir.is_impure()? {
+            return Ok(());
+        }
+        let name = self.namespace.of(&marks::IMPURE_XATTRS);
+        dir.with("setxattr", |handle| {
+            let set = || {
+                let dir = Target::Handle(handle);
+                xattr::set(dir, name, marks::IMPURE_VALUE, XattrFlags::empty())
+            };
+            match set().or_else(|errno| if_writable(errno, At::new(handle, b"."), set)) {
+                // Then numbers change with the next mount, and nothing else.
+                Ok(()) | Err(Errno::OPNOTSUPP | Errno::PERM | Errno::ACCESS) => Ok(()),
+                Err(errno) => Err(errno),
+            }
+        })?;
+        dir.set_impure(true);
+        Ok(())
     }
 
     /// Marks an open directory opaque.
     pub(crate) fn set_opaque_handle(&self, dir: BorrowedFd<'_>) -> std::result::Result<(), Errno> {
-        xattr::set(Target::Handle(dir), self.opaque, marks::OPAQUE_VALUE, XattrFlags::empty())
+        let name = self.namespace.of(&marks::OPAQUE_XATTRS);
+        xattr::set(Target::Handle(dir), name, marks::OPAQUE_VALUE, XattrFlags::empty())
     }
 
     /// Name of the anchor of the object with inode number `ino`.
@@ -324,55 +352,60 @@ impl Work {
 
     /// Removes a name in work with all beneath; one that does not exist is no error.
     pub(crate) fn remove_tree(&self, name: &[u8]) -> Result<()> {
-        let first = self.dir.call("unlinkat", name, |at| Ok(sys::name::unlink(at)))?;
-        match first {
-            Ok(()) | Err(Errno::NOENT) => return Ok(()),
-            // A directory; some filesystems say EPERM.
-            Err(Errno::ISDIR | Errno::PERM) => {}
-            Err(errno) => return Err(Error::sys("unlinkat", self.dir.describe(name), errno)),
-        }
-        match self.dir.call("unlinkat", name, |at| Ok(sys::name::rmdir(at)))? {
-            Ok(()) => return Ok(()),
-            Err(Errno::NOTEMPTY | Errno::EXIST) => {}
-            Err(errno) => return Err(Error::sys("unlinkat", self.dir.describe(name), errno)),
-        }
-        // The way down is kept here, not on the thread's stack.
-        let Some(top) = self.descend(&self.dir, name)? else { return Ok(()) };
-        let mut way = vec![(top, name.to_vec())];
-        while let Some((dir, _)) = way.last() {
-            let dir = Arc::clone(dir);
-            let mut deeper = None;
-            for name in names(&dir)? {
-                if let Some(below) = self.descend(&dir, &name)? {
-                    deeper = Some((below, name));
-                    break;
-                }
-                dir.call("unlinkat", &name, sys::name::unlink)?;
-            }
-            if let Some(below) = deeper {
-                way.push(below);
-            } else if let Some((_, name)) = way.pop() {
-                let above = way.last().map_or(&self.dir, |(above, _)| above);
-                above.call("unlinkat", &name, sys::name::rmdir)?;
-            }
-        }
-        Ok(())
+        remove_tree(&self.dir, name)
     }
+}
 
-    /// Returns directory `name` of `dir`, made accessible; `None` if it is no directory.
-    fn descend(&self, dir: &Arc<layer::Dir>, name: &[u8]) -> Result<Option<Arc<layer::Dir>>> {
-        let Some(stat) = dir.find(name)? else { return Ok(None) };
-        if FileType::from_raw_mode(u32::from(stat.stx_mode)) != FileType::Directory {
-            return Ok(None);
-        }
-        if u32::from(stat.stx_mode) & 0o700 != 0o700 {
-            dir.call("chmod", name, |at| {
-                let handle = sys::open::handle(at.dir, at.name)?;
-                sys::name::chmod_handle(&handle, 0o700)
-            })?;
-        }
-        Ok(Some(dir.child(name, &stat)))
+/// Removes a name in `dir` with all beneath; one that does not exist is no error.
+pub(super) fn remove_tree(work: &Arc<layer::Dir>, name: &[u8]) -> Result<()> {
+    let first = work.call("unlinkat", name, |at| Ok(sys::name::unlink(at)))?;
+    match first {
+        Ok(()) | Err(Errno::NOENT) => return Ok(()),
+        // A directory; some filesystems say EPERM.
+        Err(Errno::ISDIR | Errno::PERM) => {}
+        Err(errno) => return Err(Error::sys("unlinkat", work.describe(name), errno)),
     }
+    match work.call("unlinkat", name, |at| Ok(sys::name::rmdir(at)))? {
+        Ok(()) => return Ok(()),
+        Err(Errno::NOTEMPTY | Errno::EXIST) => {}
+        Err(errno) => return Err(Error::sys("unlinkat", work.describe(name), errno)),
+    }
+    // The way down is kept here, not on the thread's stack.
+    let Some(top) = descend(work, name)? else { return Ok(()) };
+    let mut way = vec![(top, name.to_vec())];
+    while let Some((dir, _)) = way.last() {
+        let dir = Arc::clone(dir);
+        let mut deeper = None;
+        for name in names(&dir)? {
+            if let Some(below) = descend(&dir, &name)? {
+                deeper = Some((below, name));
+                break;
+            }
+            dir.call("unlinkat", &name, sys::name::unlink)?;
+        }
+        if let Some(below) = deeper {
+            way.push(below);
+        } else if let Some((_, name)) = way.pop() {
+            let above = way.last().map_or(work, |(above, _)| above);
+            above.call("unlinkat", &name, sys::name::rmdir)?;
+        }
+    }
+    Ok(())
+}
+
+/// Returns directory `name` of `dir`, made accessible; `None` if it is no directory.
+fn descend(dir: &Arc<layer::Dir>, name: &[u8]) -> Result<Option<Arc<layer::Dir>>> {
+    let Some(stat) = dir.find(name)? else { return Ok(None) };
+    if FileType::from_raw_mode(u32::from(stat.stx_mode)) != FileType::Directory {
+        return Ok(None);
+    }
+    if u32::from(stat.stx_mode) & 0o700 != 0o700 {
+        dir.call("chmod", name, |at| {
+            let handle = sys::open::handle(at.dir, at.name)?;
+            sys::name::chmod_handle(&handle, 0o700)
+        })?;
+    }
+    Ok(Some(dir.child(name, &stat)))
 }
 
 /// A directory made writable for its owner, who is not privileged; anything else is left alone.
@@ -410,7 +443,7 @@ fn if_writable<T>(
     done
 }
 
-fn names(dir: &layer::Dir) -> Result<Vec<Vec<u8>>> {
+pub(super) fn names(dir: &layer::Dir) -> Result<Vec<Vec<u8>>> {
     let mut names = Vec::new();
     dir.list(|name, _, _| {
         names.push(name.to_vec());
@@ -420,12 +453,12 @@ fn names(dir: &layer::Dir) -> Result<Vec<Vec<u8>>> {
 }
 
 impl Staged<'_> {
-    /// Gives the file one more name, in work.
-    pub(crate) fn link(&self, work: &Work, name: &[u8]) -> Result<()> {
-        work.dir.call("linkat", name, |to| match &self.name {
+    /// Gives the file one more name; `work` is where it may have one.
+    pub(crate) fn link(&self, work: BorrowedFd<'_>, to: At<'_>) -> std::result::Result<(), Errno> {
+        match &self.name {
             None => sys::name::link_handle(&self.file, to),
-            Some(temp) => sys::name::link(At::new(to.dir, &temp.name), to),
-        })
+            Some(temp) => sys::name::link(At::new(work, &temp.name), to),
+        }
     }
 
     /// Makes data and attributes durable.

@@ -464,12 +464,18 @@ impl Union {
     ///
     /// A child that cannot be looked at shows some number: its name is no secret.
     fn child_ino(&self, dir: &Dir, child: &Child) -> u64 {
-        if child.parts.is_some()
+        let (device, inode) = child.object;
+        let may_have_origin = || {
+            let upper = dir.upper.get().is_some_and(|upper| upper.is_impure().unwrap_or(true));
+            child.top == UPPER && upper && self.numbers.kept(device, inode).is_none()
+        };
+        if (child.parts.is_some() || may_have_origin())
             && let Ok(Some(found)) = self.find_child(dir, child)
+            && let Ok(identity) = self.identity(dir, &child.name, &found)
         {
-            return self.number_of(&found);
+            return identity.number;
         }
-        self.numbers.of(child.object.0, child.object.1)
+        self.numbers.of(device, inode)
     }
 
     /// Makes the changes of a directory durable.

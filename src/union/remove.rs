@@ -13,7 +13,6 @@ use rustix::fs::RenameFlags;
 use super::copy_up::Extent;
 use super::create::check_name;
 use super::node::{Dir, Node, NodeId};
-use super::publish::Work;
 use super::readdir::{Names, shows_nothing};
 use super::{Union, Upper, lock};
 use crate::error::{Context, Errno, Result};
@@ -32,12 +31,19 @@ impl Union {
         let (upper, parent) = self.for_removal(parent, name)?;
         let dir = lock::directory(&parent)?;
         let mut names = dir.names.write();
-        let victim = self.victim(&parent, dir, &mut names, name)?;
+        let mut victim = self.victim(&parent, dir, &mut names, name)?;
         if victim.node.dir.is_some() {
             return Err(Errno::ISDIR.into());
         }
+        while self.needs_index(&victim) {
+            drop(names);
+            self.copy_up(&victim.node, Extent::All)?;
+            names = dir.names.write();
+            victim = self.victim(&parent, dir, &mut names, name)?;
+        }
         let to = dir.upper.get().ok_or(Errno::STALE)?;
         let kept = self.before_removal(&parent, to, name, &victim)?;
+        self.before_count_changes(upper, &victim.node)?;
         if !victim.below {
             to.call("unlinkat", name, sys::name::unlink)?;
         } else if victim.layer == UPPER {
@@ -180,12 +186,13 @@ impl Union {
             links.pending.retain(|(at, pending)| !(Arc::ptr_eq(at, parent) && **pending == *name));
             let released = before - links.pending.len();
             if links.anchored && last {
-                let anchor = Work::anchor(node.ino);
-                let handle =
-                    upper.work.dir.call("openat", &anchor, |at| sys::open::handle(at.dir, at.name));
-                match handle.and_then(|handle| {
-                    upper.work.dir.call("unlinkat", &anchor, sys::name::unlink).map(|()| handle)
-                }) {
+                let removed = upper.anchor(node, &links).and_then(|(dir, anchor)| {
+                    let handle =
+                        dir.call("openat", &anchor, |at| sys::open::handle(at.dir, at.name))?;
+                    dir.call("unlinkat", &anchor, sys::name::unlink)?;
+                    Ok(handle)
+                });
+                match removed {
                     Ok(handle) => node.place.write().held = Some(Arc::new(handle)),
                     Err(error) => tracing::warn!("cannot remove an anchor: {error}"),
                 }
@@ -197,7 +204,7 @@ impl Union {
                     drop(links);
                     self.release(node, 1);
                 }
-            } else {
+            } else if links.index.is_none() {
                 self.pin_links(node, &mut links);
                 drop(links);
             }

@@ -196,9 +196,15 @@ impl Union {
                     continue;
                 }
             }
-            self.bring_up(&from, name)?;
+            self.bring_up(&from, name, |_| true)?;
             if flags.contains(RenameFlags::EXCHANGE) {
-                self.bring_up(&to, new_name)?;
+                self.bring_up(&to, new_name, |_| true)?;
+            } else if self.index().is_some() {
+                match self.bring_up(&to, new_name, |node| node.links.get().is_some()) {
+                    // Nothing that is replaced.
+                    Err(Error::Refused(Errno::NOENT)) => {}
+                    done => done?,
+                }
             }
             self.copy_up(&from, Extent::All)?;
             self.copy_up(&to, Extent::All)?;
@@ -206,15 +212,16 @@ impl Union {
         Err(Errno::BUSY.into())
     }
 
-    /// Copies up what a name shows, unless it is a directory.
-    fn bring_up(&self, parent: &Arc<Node>, name: &[u8]) -> Result<()> {
+    /// Copies up what a name shows, unless it is a directory or not `wanted`.
+    fn bring_up(&self, parent: &Arc<Node>, name: &[u8], wanted: fn(&Node) -> bool) -> Result<()> {
         let dir = lock::directory(parent)?;
         let names = self.names(dir)?;
         let found = self.find(dir, &names, name)?.ok_or(Errno::NOENT)?;
         let entry = self.enter(parent, name, found)?;
         drop(names);
         let node = self.node(entry.node)?;
-        let done = if node.dir.is_some() { Ok(()) } else { self.copy_up(&node, Extent::All) };
+        let is_wanted = node.dir.is_none() && wanted(&node);
+        let done = if is_wanted { self.copy_up(&node, Extent::All) } else { Ok(()) };
         self.release(&node, 1);
         done
     }
@@ -280,13 +287,22 @@ impl Union {
         let (Some(old), Some(new)) = (from_dir.upper.get(), to_dir.upper.get()) else {
             return Ok(Tried::CopyUp);
         };
-        if lower(&source) || exchange && target.as_ref().is_some_and(lower) {
+        let must_be_upper = |target: &Victim<'_>| {
+            if exchange { lower(target) } else { self.needs_index(target) }
+        };
+        if lower(&source) || target.as_ref().is_some_and(must_be_upper) {
             return Ok(Tried::CopyUp);
         }
         let old = End { parent: from, upper: old, name };
         let new = End { parent: to, upper: new, name: new_name };
+        if apart {
+            self.pass_on_origin(upper, &source.node, new.upper)?;
+            if let Some(target) = target.as_ref().filter(|_| exchange) {
+                self.pass_on_origin(upper, &target.node, old.upper)?;
+            }
+        }
         let kept = match &target {
-            Some(target) if !exchange => self.before_replacing(&new, target)?,
+            Some(target) if !exchange => self.before_replacing(upper, &new, target)?,
             _ => None,
         };
         self.publish_rename(upper, &plan, &old, &new)?;
@@ -334,6 +350,7 @@ impl Union {
     /// Readies an object that the rename replaces.
     fn before_replacing(
         &self,
+        upper: &Upper,
         at: &End<'_>,
         target: &Victim<'_>,
     ) -> Result<Option<std::os::fd::OwnedFd>> {
@@ -342,7 +359,9 @@ impl Union {
         {
             part.pin()?;
         }
-        self.before_removal(at.parent, at.upper, at.name, target)
+        let kept = self.before_removal(at.parent, at.upper, at.name, target)?;
+        self.before_count_changes(upper, &target.node)?;
+        Ok(kept)
     }
 
     fn publish_rename(

@@ -97,6 +97,7 @@ pub(super) mod init {
     pub(in super::super) const DO_READDIRPLUS: u64 = 1 << 13;
     pub(in super::super) const READDIRPLUS_AUTO: u64 = 1 << 14;
     pub(in super::super) const ASYNC_DIO: u64 = 1 << 15;
+    pub(in super::super) const WRITEBACK_CACHE: u64 = 1 << 16;
     pub(in super::super) const PARALLEL_DIROPS: u64 = 1 << 18;
     pub(in super::super) const POSIX_ACL: u64 = 1 << 20;
     pub(in super::super) const MAX_PAGES: u64 = 1 << 22;

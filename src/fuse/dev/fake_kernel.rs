@@ -247,6 +247,8 @@ fn open_union(at: &std::path::Path) -> union::Union {
         volatile: true,
         volatile_mark: false,
         userxattr: true,
+        index: false,
+        uuid: union::Uuid::Auto,
         copy_limit,
         ids: Ids::default(),
         static_nlink: false,
@@ -263,8 +265,7 @@ fn served() -> Served {
     let dir = tempfile::tempdir().unwrap();
     let union = open_union(dir.path());
     let offer = Offer { major: 7, minor: 45, max_readahead: 0, flags: u64::MAX };
-    let Ok(Answer::Agree(terms, _)) = handshake::negotiate(&offer, &Wishes { posix_acl: true })
-    else {
+    let Ok(Answer::Agree(terms, _)) = handshake::negotiate(&offer, &Wishes::default()) else {
         panic!("a kernel that offers all");
     };
     let (device, kernel) = sockets();
@@ -423,6 +424,7 @@ fn options() -> ServeOptions {
         timeout: None,
         allow_other: true,
         io: IoMode::Open,
+        writeback: false,
         volatile: true,
         transport: Transport::Dev,
         counts: Arc::default(),

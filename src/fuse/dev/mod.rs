@@ -51,7 +51,8 @@ pub(super) fn serve(
     on_ready: impl FnOnce() + Send,
 ) -> Result<()> {
     let device = Arc::new(device);
-    let terms = shake_hands(&device, &Wishes { posix_acl: options.posix_acl })?;
+    let wishes = Wishes { posix_acl: options.posix_acl, writeback: options.writeback };
+    let terms = shake_hands(&device, &wishes)?;
     if options.posix_acl && !terms.has(abi::init::POSIX_ACL) {
         tracing::warn!("this kernel does not check POSIX ACLs on FUSE mounts");
     }
