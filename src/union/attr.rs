@@ -187,6 +187,14 @@ pub(super) fn times_of(stat: &Statx) -> Timestamps {
     Timestamps { last_access: time(stat.stx_atime), last_modification: time(stat.stx_mtime) }
 }
 
+/// Makes what statx(2) says of the object of `node` what users see of it.
+pub(super) fn show(node: &Node, stat: &mut Statx) {
+    let kind = FileType::of_mode(u32::from(stat.stx_mode));
+    if node.kind == FileType::CharDevice && kind == FileType::Regular {
+        sys::stat::show_as_whiteout(stat);
+    }
+}
+
 impl Union {
     /// Returns the permission bits without setgid, if they have it and the object is of another group.
     fn without_foreign_setgid(&self, stat: &Statx, gid: OuterId) -> Option<u32> {
@@ -221,10 +229,12 @@ impl Union {
         if let Some(data) = data {
             return sys::stat::of(&data.file).at("statx", || "an open file");
         }
-        self.with_leaf(node, "statx", |leaf| match leaf {
+        let mut stat = self.with_leaf(node, "statx", |leaf| match leaf {
             super::Leaf::Handle(fd) => sys::stat::of(fd),
             super::Leaf::Name(at) => sys::stat::at(at.dir, at.name),
-        })
+        })?;
+        show(node, &mut stat);
+        Ok(stat)
     }
 
     /// Completes what statx(2) says of the object of `node`.

@@ -51,6 +51,8 @@ enum What<'a> {
         kind: u32,
         rdev: (u32, u32),
     },
+    /// A whiteout for an overlay nested in the mount.
+    Whiteout,
 }
 
 impl What<'_> {
@@ -60,6 +62,7 @@ impl What<'_> {
             Self::Directory => FileType::Directory,
             Self::Symlink(_) => FileType::Symlink,
             Self::Special { kind, .. } => FileType::of_mode(*kind),
+            Self::Whiteout => FileType::CharDevice,
         }
     }
 
@@ -70,6 +73,7 @@ impl What<'_> {
             Self::Directory => sys::name::mkdir(at, mode)?,
             Self::Symlink(target) => sys::name::symlink(target, at)?,
             Self::Special { kind, rdev } => sys::name::mknod(at, kind | mode & 0o7777, rdev)?,
+            Self::Whiteout => return Err(Errno::INVAL),
         }
         Ok(None)
     }
@@ -106,7 +110,7 @@ impl Union {
         let kind = mode & libc::S_IFMT;
         let what = match kind {
             0 | libc::S_IFREG => What::File,
-            libc::S_IFCHR if rdev == (0, 0) => return Err(Errno::PERM.into()),
+            libc::S_IFCHR if rdev == (0, 0) => What::Whiteout,
             libc::S_IFCHR | libc::S_IFBLK | libc::S_IFIFO | libc::S_IFSOCK => {
                 What::Special { kind, rdev }
             }
@@ -168,6 +172,8 @@ impl Union {
         let to = dir.upper.get().ok_or(Errno::STALE)?;
         let is_ours = owner.to_store() == (Some(self.uid), Some(self.gid));
         let new = New { umask: caller.umask, owner, dir, to, name, mode, what };
+        let is_nested = matches!(what, What::Whiteout);
+        let is_ours = is_ours && !is_nested;
         if is_ours && names.listing.is_none() && !dir.is_merged() {
             // Nothing is hidden, and most often nothing is there: the call that makes it tells.
             match self.make_in_place(&new) {
@@ -226,8 +232,10 @@ impl Union {
         }
         match to.find(name)? {
             None => Ok(false),
-            Some(stat) if fact_of(to, name, &stat)? == Fact::Whiteout => Ok(true),
-            Some(_) => Err(Errno::EXIST.into()),
+            Some(mut stat) => match fact_of(to, name, &mut stat)? {
+                Fact::Whiteout => Ok(true),
+                _ => Err(Errno::EXIST.into()),
+            },
         }
     }
 
@@ -271,6 +279,17 @@ impl Union {
             acl: self.default_acl(dir)?,
             kind: what.kind(),
         };
+        if let What::Whiteout = what {
+            upper.work.set_nested(to)?;
+            let staged = upper.work.stage_nested_whiteout()?;
+            let owner = owner.to_store();
+            sys::name::chown_handle(&staged.file, owner.0, owner.1)
+                .at("fchownat", || "a whiteout in work")?;
+            let file = upper.work.publish_file(staged, to, name, way.whiteout)?;
+            let mut stat = sys::stat::of(&file).at("statx", || to.describe(name))?;
+            sys::stat::show_as_whiteout(&mut stat);
+            return Ok((None, stat));
+        }
         if let What::File = what {
             let staged = upper.work.stage_file(&upper.work.dir, mode & 0o700)?;
             dress.put_on(staged.file.as_fd())?;
@@ -316,7 +335,7 @@ impl Union {
         let mut parts = Vec::new();
         if kind == FileType::Directory {
             let part = to.child(name, &stat);
-            part.set_impure(false);
+            part.now_unmarked();
             parts.push(part);
         }
         let unprivileged = u32::from(stat.stx_mode) & 0o6000 == 0;
