@@ -1,9 +1,10 @@
 //! laminafs: a union (overlay) filesystem that needs no root.
 //!
-//! Modules from bottom to top; imports point down only: [`sys`], [`layer`], [`union`], [`fuse`],
-//! [`mount`], [`store`], [`cli`]. [`error`], [`idmap`], [`marks`] and [`options`] are leaves that all
-//! may use.
+//! Modules from bottom to top; imports point down only: [`sys`], [`layer`], [`union`], [`archive`],
+//! [`fuse`], [`mount`], [`store`], [`cli`]. [`error`], [`idmap`], [`marks`] and [`options`] are leaves
+//! that all may use.
 
+pub mod archive;
 pub mod cli;
 pub mod error;
 pub mod fuse;

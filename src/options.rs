@@ -123,6 +123,8 @@ pub struct MountOptions {
     pub threads: Option<usize>,
     /// How files are opened; `None` chooses by what the server may do.
     pub io: Option<IoMode>,
+    /// The kernel collects writes.
+    pub writeback: bool,
     /// SELinux labels, as given: `context=LABEL` and its kin. They reach the kernel where it has
     /// SELinux, and change nothing elsewhere.
     pub labels: Vec<Vec<u8>>,
@@ -163,6 +165,7 @@ impl Default for MountOptions {
             debug: false,
             threads: None,
             io: None,
+            writeback: false,
             labels: Vec::new(),
             fsname: None,
             subtype: None,
@@ -196,7 +199,7 @@ use Rule::{Ignored as Skip, Only, Refused as No};
 /// Names that act; [`MountOptions::act`] has the meaning of each.
 const ACTING: &str = "index uuid lowerdir lowerdir+ upperdir workdir volatile userxattr dir_rename_entries dir_rename_size ro rw dev nodev suid \
      nosuid exec noexec private rprivate shared rshared slave rslave unbindable runbindable \
-     user users owner group allow_other noacl debug threads io fsname subtype log_level log_file context fscontext defcontext \
+     user users owner group allow_other noacl debug threads io writeback fsname subtype log_level log_file context fscontext defcontext \
      rootcontext uidmapping gidmapping squash_to_root squash_to_uid squash_to_gid static_nlink \
      noxattrs timeout threaded fsync";
 
@@ -246,7 +249,6 @@ const PASSIVE: &[(&str, Rule)] = &[
     ("ino32_t", Only(OFF, DEFAULT, "inode numbers have 64 bits")),
     ("plugins", Only("", "names no plugin", "layers are plain directories")),
     ("fast_ino", Skip("inode numbers are those of the layers and cost nothing")),
-    ("writeback", Skip(TUNING)),
     // libfuse
     ("default_permissions", Skip("is always set")),
     ("max_idle_threads max_threads", Skip("threads= sets the number of threads")),
@@ -314,6 +316,7 @@ impl MountOptions {
         flag(self.static_nlink, "static_nlink");
         flag(self.ids.users.squash_to_root, "squash_to_root");
         flag(self.debug, "debug");
+        flag(self.writeback, "writeback");
         match self.propagation {
             None => (),
             Some(Propagation::Private) => flag(true, "private"),
@@ -422,6 +425,7 @@ impl MountOptions {
                 let on = parse_switch(key, value)?;
                 (self.ids.users.squash_to_root, self.ids.groups.squash_to_root) = (on, on);
             }
+            "writeback" => self.writeback = parse_switch(key, value)?,
             "static_nlink" => self.static_nlink = parse_switch(key, value)?,
             "noxattrs" => self.xattrs = !parse_switch(key, value)?,
             "fsync" => self.sync = parse_switch(key, value)?,
@@ -892,7 +896,7 @@ mod tests {
 
     #[test]
     fn values_are_checked() {
-        let lists = "index=maybe uuid=new uuid upperdir= upperdir workdir= threads=0 threads=x threads=100000 log_level=loud io=fast io= \
+        let lists = "index=maybe uuid=new uuid upperdir= upperdir workdir= threads=0 threads=x threads=100000 log_level=loud io=fast io= writeback=maybe \
              volatile=1 ro= lowerdir lowerdir+= upperdir=\\ uidmapping= uidmapping=0:1 \
              gidmapping=0:1:0 squash_to_uid squash_to_gid=-1 squash_to_uid=4294967295 \
              squash_to_root=2 static_nlink=x noxattrs= timeout= timeout=x timeout=-1 timeout=1. \
@@ -903,6 +907,8 @@ mod tests {
         assert_eq!(parse("threads=3,log_level=debug").threads, Some(3));
         assert_eq!(parse("io=open").io, Some(IoMode::Open));
         assert_eq!(parse("io=open,io=auto").io, None);
+        assert!(parse("writeback").writeback && parse("writeback=1").writeback);
+        assert!(!parse("writeback,writeback=0").writeback && !parse("").writeback);
     }
 
     #[test]
@@ -980,7 +986,7 @@ mod tests {
         let ids = (
             prop_oneof![Just("0:100000:65536"), Just("0:1:1500:1500:0:1"), Just("")],
             proptest::option::of(0..u32::MAX),
-            any::<[bool; 4]>(),
+            any::<[bool; 5]>(),
             proptest::option::of((any::<u64>(), 0..1_000_000_000_u32)),
         );
         let all = (paths, proptest::array::uniform10(any::<bool>()), rest, ids);
@@ -999,7 +1005,8 @@ mod tests {
             ] = flags;
             let (lowers, upper, work, log_file, fsname, subtype) = paths;
             let (threads, log_level, propagation, io, limits) = rest;
-            let (ranges, squash, [xattrs, sync, static_nlink, squash_to_root], timeout) = ids;
+            let (ranges, squash, more_flags, timeout) = ids;
+            let [xattrs, sync, static_nlink, squash_to_root, writeback] = more_flags;
             let mut ids = Ids::default();
             ids.users.take_ranges(IdMap::parse(ranges).unwrap_or_default());
             ids.groups.squash_to = squash;
@@ -1030,6 +1037,7 @@ mod tests {
                 debug,
                 threads,
                 io,
+                writeback,
                 log_level,
                 log_file,
                 labels: Vec::new(),

@@ -8,5 +8,6 @@ pub mod ops;
 pub mod run;
 pub mod same;
 pub mod store;
+pub mod tarball;
 pub mod trace;
 pub mod tree;

@@ -95,10 +95,12 @@ pub fn count(pid: Pid, log: &Path, work: impl FnOnce()) -> Counts {
 /// `/dev/fuse`, as strace shows the path of a descriptor.
 const DEVICE: &str = r"<\x2f\x64\x65\x76\x2f\x66\x75\x73\x65>";
 
-/// Calls that wait for other threads or signals, or get memory.
-const OWN_AFFAIRS: [&str; 13] = [
+/// Calls that wait for other threads or signals, get memory, or give back what an earlier one got: the kernel may
+/// forget a file, and the server close it, at any time.
+const OWN_AFFAIRS: [&str; 14] = [
     "brk",
     "clock_nanosleep",
+    "close",
     "exit",
     "futex",
     "madvise",

@@ -15,9 +15,11 @@ use fuse_tests::{needs_root, skip};
 use rustix::io::Errno;
 
 /// How the server runs: its options, and what a shell does before it starts.
-const MODES: [(&str, &str); 4] = [
+const MODES: [(&str, &str); 6] = [
     ("io=noopen", ":"),
     ("io=open", ":"),
+    ("io=noopen,writeback", ":"),
+    ("io=open,writeback", ":"),
     // So few that hardly any file keeps its data handle from one request to the next.
     ("io=noopen", "ulimit -n 64"),
     ("io=noopen", "ulimit -n 256"),
@@ -363,6 +365,7 @@ fn files_without_a_name_keep_all_their_operations() {
             assert_eq!(reader.metadata().unwrap().len(), 201, "{name}");
             file.sync_all().unwrap();
             if by_rename {
+                drop_pages();
                 assert_eq!(text(&path), "new content");
                 assert_eq!(text(c.u(name)), "new content");
             } else {
@@ -494,6 +497,16 @@ impl Drop for Image {
     }
 }
 
+/// What tells that a filesystem is full or a quota spent: the write that meets it, or the sync after it where the
+/// kernel collects writes.
+fn told(options: &str, file: &File, write: std::io::Result<usize>) -> Option<i32> {
+    if options.contains("writeback") {
+        assert_eq!(os_error(write), None);
+        return os_error(file.sync_all());
+    }
+    os_error(write)
+}
+
 /// Writes until it fails; gives how much went in, and the errno.
 fn fill_up(file: &File, most: usize) -> (usize, Option<i32>) {
     let chunk = [7u8; 4096];
@@ -524,20 +537,27 @@ fn a_full_upper_is_reported_by_the_write() {
         let no_space = Some(libc_errno(Errno::NOSPC));
         // A copy-up that does not fit: at the first write, and the lower file is what it was.
         let large = OpenOptions::new().read(true).write(true).open(c.m("large")).unwrap();
-        assert_eq!(os_error(large.write_at(b"x", 0)), no_space);
+        assert_eq!(told(options, &large, large.write_at(b"x", 0)), no_space);
+        drop_pages();
         let mut byte = [0; 1];
         large.read_exact_at(&mut byte, 0).unwrap();
         assert_eq!(byte[0], pattern(1, 1)[0]);
         drop(large);
         let file = File::create(c.m("new")).unwrap();
         let (written, errno) = fill_up(&file, 20 << 20);
-        assert_eq!(errno, no_space);
-        assert!(written > 4 << 20, "{written} bytes only");
-        file.sync_all().unwrap();
-        drop(file);
-        drop_pages();
-        assert_eq!(fs::metadata(c.m("new")).unwrap().len(), written as u64);
-        assert!(fs::read(c.m("new")).unwrap().iter().all(|byte| *byte == 7));
+        if options.contains("writeback") {
+            assert_eq!((written, errno), (20 << 20, None));
+            assert_eq!(os_error(file.sync_all()), no_space);
+            drop(file);
+        } else {
+            assert_eq!(errno, no_space);
+            assert!(written > 4 << 20, "{written} bytes only");
+            file.sync_all().unwrap();
+            drop(file);
+            drop_pages();
+            assert_eq!(fs::metadata(c.m("new")).unwrap().len(), written as u64);
+            assert!(fs::read(c.m("new")).unwrap().iter().all(|byte| *byte == 7));
+        }
         // By mapping: msync says it.
         let script = r#"
 import errno, mmap, os, sys
@@ -581,18 +601,23 @@ fn a_spent_quota_is_reported_by_the_write() {
         c.mount_by_hand(after(setup, &spec.command()));
         let spent = Some(libc_errno(Errno::DQUOT));
         let large = OpenOptions::new().read(true).write(true).open(c.m("large")).unwrap();
-        assert_eq!(os_error(large.write_at(b"x", 0)), spent);
+        assert_eq!(told(options, &large, large.write_at(b"x", 0)), spent);
         drop(large);
         let file = File::create(c.m("new")).unwrap();
         let (written, errno) = fill_up(&file, 8 << 20);
-        assert_eq!(errno, spent);
-        assert!(written > 1 << 20, "{written} bytes only");
         assert_eq!(file.metadata().unwrap().len(), written as u64);
-        let allocated =
-            rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, 6 << 20);
-        assert_eq!(allocated, Err(Errno::DQUOT));
-        assert_eq!(file.metadata().unwrap().len(), written as u64);
-        file.sync_all().unwrap();
+        if options.contains("writeback") {
+            assert_eq!((written, errno), (8 << 20, None));
+            assert_eq!(os_error(file.sync_all()), spent);
+        } else {
+            assert_eq!(errno, spent);
+            assert!(written > 1 << 20, "{written} bytes only");
+            let allocated =
+                rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, 6 << 20);
+            assert_eq!(allocated, Err(Errno::DQUOT));
+            assert_eq!(file.metadata().unwrap().len(), written as u64);
+            file.sync_all().unwrap();
+        }
         // Room again, and all goes on.
         drop(file);
         sh(&image.path, "btrfs qgroup limit none 0/5 .");
@@ -601,6 +626,57 @@ fn a_spent_quota_is_reported_by_the_write() {
         c.unmount();
         drop(image);
     }
+}
+
+// The kernel tells times of its own accord where it collects writes: after UNLINK, too, of a file that nobody changed.
+#[test]
+fn what_is_only_unlinked_is_not_copied() {
+    needs_root!();
+    const SIZE: usize = 4 << 20;
+    each(
+        |c| put(c.l(1, "large"), pattern(SIZE, 5)),
+        |c| {
+            let file = File::open(c.m("large")).unwrap();
+            let before = c.server_io();
+            fs::remove_file(c.m("large")).unwrap();
+            rustix::fs::sync();
+            drop(file);
+            let moved = c.server_io() - before;
+            assert!(moved < SIZE as u64 / 4, "{moved} bytes");
+        },
+    );
+}
+
+// Data that the server may not have seen yet is found by lseek, and its time is what the upper layer has in the end.
+#[test]
+fn fresh_data_is_found_and_keeps_its_time() {
+    needs_root!();
+    each(
+        |c| put(c.l(1, "lower"), "content"),
+        |c| {
+            for name in ["lower", "new"] {
+                let script = r#"
+import os, sys
+fd = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT, 0o644)
+os.ftruncate(fd, 1 << 20)
+os.pwrite(fd, b"data", 700000)
+at = 0
+while True:
+    at = os.lseek(fd, at, os.SEEK_DATA)
+    hole = os.lseek(fd, at, os.SEEK_HOLE)
+    if at <= 700000 < hole:
+        break
+    at = hole
+"#;
+                python(script, &[c.m(name).to_str().unwrap()]);
+                let seen = fs::metadata(c.m(name)).unwrap().modified().unwrap();
+                rustix::fs::sync();
+                assert_eq!(fs::metadata(c.u(name)).unwrap().modified().unwrap(), seen, "{name}");
+                c.remount();
+                assert_eq!(fs::metadata(c.m(name)).unwrap().modified().unwrap(), seen, "{name}");
+            }
+        },
+    );
 }
 
 // More files than the server may have descriptors, each open and written in turn.
@@ -612,7 +688,7 @@ fn more_open_files_than_descriptors() {
             put(c.l(n % 2, &format!("d{}/f{n}", n % 7)), format!("{n}"));
         }
     };
-    for (options, setup) in MODES.into_iter().filter(|(options, _)| *options == "io=noopen") {
+    for (options, setup) in MODES.into_iter().filter(|(options, _)| !options.contains("io=open")) {
         println!("mode: {options}, after: {setup}");
         let mut c = Case::new(2);
         prepare(&c);
@@ -658,11 +734,13 @@ fn without_the_right_to_open_again_opens_are_requests() {
         command.arg(own.get_program()).args(own.get_args());
         command
     };
-    let out = bare(&c, "io=noopen").output().unwrap();
-    assert_eq!(out.status.code(), Some(1));
-    let said = String::from_utf8(out.stderr).unwrap();
-    assert!(said.starts_with("lamina: io=noopen: needs CAP_DAC_OVERRIDE; "), "{said}");
-    assert!(!fuse_tests::case::is_mounted(&c.m("")));
+    for option in ["io=noopen", "writeback"] {
+        let out = bare(&c, option).output().unwrap();
+        assert_eq!(out.status.code(), Some(1));
+        let said = String::from_utf8(out.stderr).unwrap();
+        assert!(said.starts_with(&format!("lamina: {option}: needs CAP_DAC_OVERRIDE; ")), "{said}");
+        assert!(!fuse_tests::case::is_mounted(&c.m("")));
+    }
     c.sandbox.seal();
     c.mount_by_hand(bare(&c, "io=auto"));
     assert_eq!(text(c.m("f")), "content");

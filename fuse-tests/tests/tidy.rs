@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 
 /// Modules from the bottom up; a module imports only what stands before it. The first four are leaves.
 const ORDER: &[&str] = &[
-    "error", "idmap", "options", "marks", "sys", "layer", "union", "fuse", "mount", "store", "cli",
+    "error", "idmap", "options", "marks", "sys", "layer", "union", "archive", "fuse", "mount",
+    "store", "cli",
 ];
 const LEAVES: usize = 4;
 

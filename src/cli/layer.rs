@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::store::{StoreArgs, failure};
-use super::{Failure, print};
+use super::{Failure, apply, diff, print};
 use crate::options::show_path;
 use crate::store::{CreateOptions, LayerId, Store};
 
@@ -26,6 +26,14 @@ enum LayerCommand {
     Exists(OneLayer),
     /// Print the directories of a layer
     Metadata(OneLayer),
+    /// Unpack an archive to a layer
+    Apply(apply::ApplyArgs),
+    /// Write what a layer changes as an archive
+    Diff(diff::LayerDiffArgs),
+    /// List what a layer changes: A added, C changed, D deleted
+    Changes(diff::LayerListArgs),
+    /// Print the size of the files that a layer has, in bytes
+    DiffSize(diff::LayerListArgs),
 }
 
 #[derive(clap::Args, Debug)]
@@ -68,6 +76,10 @@ pub fn run(args: LayerCommandArgs) -> Result<(), Failure> {
     match args.command {
         LayerCommand::Create(args) => create(&args, false),
         LayerCommand::CreateRw(args) => create(&args, true),
+        LayerCommand::Apply(args) => apply::run_apply(args),
+        LayerCommand::Diff(args) => diff::run_layer_diff(args),
+        LayerCommand::Changes(args) => diff::run_layer_changes(args),
+        LayerCommand::DiffSize(args) => diff::run_layer_diff_size(args),
         LayerCommand::Remove(args) => {
             let (store, id) = args.open()?;
             store.remove(&id).map_err(failure)

@@ -3,6 +3,8 @@
 //! Under its own name the command has subcommands; without one, and under any other name, it is
 //! a mount program ([`program`]). Exit codes: 0 done, 1 failed, 2 called wrongly.
 
+mod apply;
+pub mod diff;
 pub mod layer;
 pub mod mount;
 pub mod program;
@@ -22,7 +24,7 @@ use crate::sys::process::Inherited;
 const NAME: &str = "lamina";
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// First words that make a call one of the subcommand form.
-const COMMANDS: [&str; 6] = ["mount", "unmount", "umount", "layer", "store", "help"];
+const COMMANDS: [&str; 7] = ["mount", "unmount", "umount", "layer", "store", "diff", "help"];
 
 const PROGRAM_HELP: &str = "\
 usage: lamina [-f] [-d] -o OPTS MERGED
@@ -49,6 +51,7 @@ mount options:
   dir_rename_entries=N, dir_rename_size=BYTES
                          how much is copied to rename a directory with lower parts
   noacl                  do without POSIX ACLs
+  writeback              let the kernel collect small writes; errors come late
   io=auto|noopen|open    whether opening a file is a request; auto: only where the server needs it
   threads=N, fsname=NAME, log_level=LEVEL, log_file=FILE
 ";
@@ -85,7 +88,10 @@ enum Command {
         /// The directory it is mounted on
         merged: PathBuf,
     },
-    /// Keep one layer of a store: create, remove, ...
+    /// List or write how directories differ
+    #[command(after_help = diff::EXAMPLES)]
+    Diff(diff::DiffArgs),
+    /// Keep one layer of a store: create, remove, ...; layers from archives and back
     Layer(layer::LayerCommandArgs),
     /// Keep a store of layers: init, list, ...
     Store(store::StoreCommandArgs),
@@ -109,6 +115,10 @@ impl Failure {
 
     fn sentence(sentence: String) -> Self {
         Self { sentence, code: 1 }
+    }
+
+    fn with_code(sentence: String, code: u8) -> Self {
+        Self { sentence, code }
     }
 
     /// An answer of "no" that the exit code says.
@@ -183,6 +193,7 @@ fn run_command(arguments: &[OsString], inherited: Inherited) -> Result<(), Failu
         Ok(Cli { command: Command::Unmount { lazy, merged } }) => {
             crate::mount::unmount::unmount(&merged, lazy).map_err(Failure::run)
         }
+        Ok(Cli { command: Command::Diff(args) }) => diff::run_diff(args),
         Ok(Cli { command: Command::Layer(args) }) => layer::run(args),
         Ok(Cli { command: Command::Store(args) }) => store::run(args),
         Err(error)
@@ -208,8 +219,12 @@ fn usage_sentence(error: &clap::Error) -> String {
 }
 
 fn print(text: &str) -> Result<(), Failure> {
+    print_bytes(text.as_bytes())
+}
+
+fn print_bytes(bytes: &[u8]) -> Result<(), Failure> {
     let mut out = std::io::stdout().lock();
-    out.write_all(text.as_bytes())
+    out.write_all(bytes)
         .and_then(|()| out.flush())
         .map_err(|error| Failure::sentence(format!("stdout: write: {error}; check where it goes")))
 }

@@ -7,7 +7,8 @@
 //!
 //! What the kernel shall do without us is answered `ENOSYS` here and nowhere else: FLUSH always, since
 //! nothing is held back; OPEN, OPENDIR and CREATE where opens are no requests ([`IoMode::NoOpen`]; the
-//! kernel then makes files by MKNOD); syncs on a volatile mount; xattrs where none are served.
+//! kernel then makes files by MKNOD); syncs on a volatile mount; LSEEK with a
+//! writeback cache; xattrs where none are served.
 //!
 //! Only we change the tree, and the kernel sees each change that it asked for. So whatever it has
 //! learned stays true: entries, absences and attributes are given for ever (unless `timeout` says how long), pages and listings are
@@ -18,8 +19,8 @@ use crate::error::{Errno, Error, Result};
 use crate::idmap::OuterId;
 use crate::options::IoMode;
 use crate::union::{
-    Attr, Caller, DirEntry, Entry, NodeId, RenameFlags, SetAttr, StatVfs, Union, Visit, Whence,
-    Written, XattrFlags,
+    Attr, Caller, DirEntry, Entry, NodeId, RenameFlags, SetAttr, SetTime, StatVfs, Union, Visit,
+    Whence, Written, XattrFlags,
 };
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -80,6 +81,9 @@ pub(super) struct Dispatcher {
     /// Whether opens are requests. If not there is no state per open, even for what is opened all
     /// the same (TMPFILE): whether its RELEASE comes is up to the kernel.
     io: IoMode,
+    /// Whether the kernel collects writes. It then tells modification times whenever it likes, and
+    /// knows of data that we have not seen yet.
+    writeback: bool,
     /// Whether extended attributes are served.
     xattrs: bool,
     /// How long the kernel may keep what it is told of a name.
@@ -93,6 +97,7 @@ impl Dispatcher {
             union,
             volatile: options.volatile,
             io: options.io,
+            writeback: options.writeback,
             xattrs: options.xattrs,
             valid: match options.timeout {
                 Some(timeout) => timeout,
@@ -158,8 +163,21 @@ impl Dispatcher {
             && set.size.is_none()
             && set.atime.is_none()
             && set.mtime.is_none();
-        self.run("setattr", node, b"", || {
-            if nothing { self.union.getattr(node) } else { self.union.setattr(node, set) }
+        self.run("setattr", node, b"", || match set {
+            _ if nothing => self.union.getattr(node),
+            // What UNLINK, RENAME, LINK and SETXATTR are each followed by.
+            SetAttr {
+                mode: None,
+                uid: None,
+                gid: None,
+                size: None,
+                atime: None,
+                mtime: Some(SetTime::At(time)),
+                ..
+            } if self.writeback && self.union.is_modified_at(node, *time)? => {
+                self.union.getattr(node)
+            }
+            set => self.union.setattr(node, set),
         })
     }
 
@@ -329,8 +347,12 @@ impl Dispatcher {
     /// Finds the next data or hole, as lseek(2).
     ///
     /// # Errors
-    /// `ENXIO` beyond the end; `EINVAL` for another `whence`, which the kernel never sends.
+    /// `ENOSYS` where the kernel may have data that we have not seen: it then takes all of a file for
+    /// data. `ENXIO` beyond the end; `EINVAL` for another `whence`, which the kernel never sends.
     pub(super) fn lseek(&self, node: NodeId, offset: i64, whence: i32) -> Answer<i64> {
+        if self.writeback {
+            return Err(Errno::NOSYS);
+        }
         self.run("lseek", node, b"", || {
             let whence = match whence {
                 libc::SEEK_DATA => Whence::Data,

@@ -35,6 +35,8 @@ pub struct ServeOptions {
     pub allow_other: bool,
     /// Whether opens are requests.
     pub io: IoMode,
+    /// Whether the kernel collects writes, and keeps sizes and modification times meanwhile.
+    pub writeback: bool,
     /// Whether the kernel is told not to send syncs, since nobody wants them.
     pub volatile: bool,
 }

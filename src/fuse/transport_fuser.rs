@@ -62,7 +62,7 @@ const GENERATION: Generation = Generation(0);
 
 /// Capabilities to ask for, each only if offered.
 ///
-/// Not among them, on purpose: `ATOMIC_O_TRUNC` (truncation must come as SETATTR), `WRITEBACK_CACHE`,
+/// Not among them, on purpose: `ATOMIC_O_TRUNC` (truncation must come as SETATTR),
 /// `AUTO_INVAL_DATA` (the opposite of what we promise), locks (the kernel's local ones are right),
 /// and those that `fuser` accepts but cannot parse: `SETXATTR_EXT`, `OVER_IO_URING`.
 const CAPABILITIES: [InitFlags; 9] = [
@@ -103,6 +103,7 @@ pub(super) fn serve(
     let server = Server {
         dispatch: Dispatcher::new(union, options),
         posix_acl: options.posix_acl,
+        writeback: options.writeback,
         notifier: Arc::clone(&notifier),
         kernel_masks: true,
     };
@@ -152,6 +153,8 @@ struct Server {
     dispatch: Dispatcher,
     /// Whether to ask for POSIX ACLs.
     posix_acl: bool,
+    /// Whether to ask for a writeback cache.
+    writeback: bool,
     /// Sends what the kernel must know without being asked; set before the first request.
     notifier: Arc<OnceLock<Notifier>>,
     /// Whether the kernel applies the umask before it sends a mode; settled by INIT, then immutable.
@@ -274,7 +277,8 @@ impl Filesystem for Server {
         let offered = config.capabilities();
         let mut granted = InitFlags::empty();
         let acl = self.posix_acl.then_some(InitFlags::FUSE_POSIX_ACL);
-        for capability in CAPABILITIES.into_iter().chain(acl) {
+        let writeback = self.writeback.then_some(InitFlags::FUSE_WRITEBACK_CACHE);
+        for capability in CAPABILITIES.into_iter().chain(acl).chain(writeback) {
             match config.add_capabilities(capability) {
                 Ok(()) => granted |= capability,
                 Err(missing) => tracing::debug!(?missing, "capability not offered"),

@@ -24,7 +24,7 @@ use super::stack::Stack;
 use super::{MountSpec, refuse, unmount};
 use crate::error::{Context, Errno, Error, Result};
 use crate::fuse::{self, ServeOptions};
-use crate::options::{IoMode, show_path};
+use crate::options::{IoMode, MountOptions, show_path};
 use crate::sys::process::{EndSignals, Fork, Inherited, fork, overrides_permissions};
 use crate::union::Union;
 
@@ -197,7 +197,7 @@ fn serve(spec: &MountSpec, inherited: Inherited, parent: Option<UnixStream>) -> 
     let locks = stack.lock()?;
     let device = Device::open()?;
     let options = spec.options();
-    let io = io_mode(options.io)?;
+    let io = io_mode(options)?;
     let (config, merged) = stack.into_config(spec);
     let union = Arc::new(Union::open(config).map_err(with_cure)?);
     let NewMount { device, mounted, allow_other } = fuse_mount::mount(device, &merged.path, spec)?;
@@ -215,6 +215,7 @@ fn serve(spec: &MountSpec, inherited: Inherited, parent: Option<UnixStream>) -> 
         timeout: options.timeout,
         allow_other,
         io,
+        writeback: options.writeback,
         volatile: options.volatile || !options.sync,
     };
     let on_ready = || info!("{}: serving", show_path(mounted.path()));
@@ -331,19 +332,23 @@ fn with_cure(error: Error) -> Error {
 }
 
 /// Chooses the I/O mode: without opens the server must be able to open a file again at any time,
-/// whatever its mode has become.
+/// whatever its mode has become; and to read one that is only written, where the kernel fills pages.
 ///
 /// # Errors
 /// `Invalid` where that was asked for and cannot be.
-fn io_mode(asked: Option<IoMode>) -> Result<IoMode> {
-    match (asked, overrides_permissions()) {
-        (None, true) => Ok(IoMode::NoOpen),
-        (None, false) => Ok(IoMode::Open),
-        (Some(IoMode::NoOpen), false) => Err(Error::invalid(
-            "io=noopen",
+fn io_mode(options: &MountOptions) -> Result<IoMode> {
+    let may = overrides_permissions();
+    let needs = match options.io {
+        _ if may => None,
+        Some(IoMode::NoOpen) => Some("io=noopen"),
+        _ => options.writeback.then_some("writeback"),
+    };
+    match needs {
+        Some(option) => Err(Error::invalid(
+            option,
             "needs CAP_DAC_OVERRIDE; be root, also of a user namespace (unshare -Urm), or leave it out",
         )),
-        (Some(mode), _) => Ok(mode),
+        None => Ok(options.io.unwrap_or(if may { IoMode::NoOpen } else { IoMode::Open })),
     }
 }
 

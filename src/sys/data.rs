@@ -173,3 +173,11 @@ pub fn sync(file: BorrowedFd<'_>, data_only: bool) -> Result<(), Errno> {
     }
     retry_on_intr(|| rustix::fs::fsync(file))
 }
+
+/// syncfs(2): makes all of the filesystem that holds `file` durable.
+///
+/// # Errors
+/// Those of the call.
+pub fn sync_filesystem(file: BorrowedFd<'_>) -> Result<(), Errno> {
+    retry_on_intr(|| rustix::fs::syncfs(file))
+}

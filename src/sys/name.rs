@@ -153,6 +153,22 @@ pub fn chmod_handle(handle: impl AsFd, mode: u32) -> Result<(), Errno> {
     retry_on_intr(|| rustix::fs::chmod(path.bytes(), Mode::from_raw_mode(mode & 0o7777)))
 }
 
+/// fchmod(2) by a descriptor open for I/O.
+///
+/// # Errors
+/// Those of the call.
+pub fn chmod_open(file: impl AsFd, mode: u32) -> Result<(), Errno> {
+    retry_on_intr(|| rustix::fs::fchmod(&file, Mode::from_raw_mode(mode & 0o7777)))
+}
+
+/// futimens(3) by a descriptor open for I/O.
+///
+/// # Errors
+/// Those of utimensat(2).
+pub fn set_times_open(file: impl AsFd, times: &Timestamps) -> Result<(), Errno> {
+    retry_on_intr(|| rustix::fs::futimens(&file, times))
+}
+
 /// utimensat(2) of a name, not following a symlink.
 ///
 /// # Errors

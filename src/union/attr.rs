@@ -270,6 +270,23 @@ impl Union {
         self.attr_of(&node)
     }
 
+    /// Tells whether to set this modification time would be of no use: the object is a lower one that
+    /// has it, or that has no name, so that only whoever asks knows of that time.
+    ///
+    /// # Errors
+    /// `ESTALE` for an unknown node; those of statx(2).
+    pub fn is_modified_at(&self, node: NodeId, time: Time) -> Result<bool> {
+        let node = self.node(node)?;
+        if node.is_upper() {
+            return Ok(false);
+        }
+        if node.place.read().gone {
+            return Ok(true);
+        }
+        let stat = self.stat_of(&node)?;
+        Ok((stat.stx_mtime.tv_sec, stat.stx_mtime.tv_nsec) == (time.sec, time.nsec))
+    }
+
     fn apply(&self, node: &Arc<Node>, set: &SetAttr, owner: Owner) -> Result<()> {
         self.with_upper_handle(node, "setattr", |handle, is_symlink| {
             if owner != Owner::default() {

@@ -23,7 +23,7 @@ mod publish;
 mod readdir;
 mod remove;
 mod rename;
-mod resolve;
+pub(crate) mod resolve;
 mod xattr;
 
 use std::num::NonZeroUsize;

@@ -1,6 +1,6 @@
 //! What a name shows, given what each layer holds: the merge rule, pure.
 //!
-//! Lookup, listing, removal and rename all ask [`Merge`]; no other place reasons about whiteouts.
+//! Lookup, listing, removal, rename and the diff of layers all ask [`Merge`]; no other place reasons about whiteouts.
 //! Facts are given from the topmost layer down, only of layers in which the parent directory
 //! takes part.
 //!
@@ -10,7 +10,7 @@
 
 /// What one layer holds under a name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Fact {
+pub(crate) enum Fact {
     /// Nothing.
     Absent,
     /// A whiteout in any of its forms, and no object.
@@ -27,7 +27,7 @@ pub(super) enum Fact {
 
 /// Whether layers further down can still matter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Next {
+pub(crate) enum Next {
     /// Ask the next layer.
     Deeper,
     /// The answer is complete.
@@ -36,7 +36,7 @@ pub(super) enum Next {
 
 /// The answer as far as the layers asked so far tell it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub(super) enum Merge {
+pub(crate) enum Merge {
     /// Nothing found, nothing hidden.
     #[default]
     Open,
@@ -50,7 +50,7 @@ pub(super) enum Merge {
 
 impl Merge {
     /// Takes in what `layer` holds.
-    pub(super) fn push(&mut self, layer: u16, fact: Fact) -> Next {
+    pub(crate) fn push(&mut self, layer: u16, fact: Fact) -> Next {
         match (&mut *self, fact) {
             (Self::Hidden | Self::Leaf(_), _) => return Next::Done,
             (_, Fact::Absent) => return Next::Deeper,
@@ -75,7 +75,7 @@ impl Merge {
     }
 
     /// Tells whether the name exists.
-    pub(super) fn exists(&self) -> bool {
+    pub(crate) fn exists(&self) -> bool {
         matches!(self, Self::Leaf(_) | Self::Directory(_))
     }
 }
