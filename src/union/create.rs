@@ -234,7 +234,7 @@ impl Union {
             None => Ok(false),
             Some(mut stat) => match fact_of(to, name, &mut stat)? {
                 Fact::Whiteout => Ok(true),
-                _ => Err(Errno::EXIST.into()),
+                Fact::Absent | Fact::Leaf | Fact::Directory { .. } => Err(Errno::EXIST.into()),
             },
         }
     }
