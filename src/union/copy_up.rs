@@ -188,9 +188,7 @@ impl Union {
             return Ok(());
         };
         let to = dir.upper.get().ok_or(Errno::STALE)?;
-        if node.kind == FileType::CharDevice {
-            self.pass_on_whiteout(upper, &shown, to)?;
-        }
+        self.pass_on_whiteout(upper, &shown, to)?;
         if !matches!(origin, Origin::None) {
             upper.work.set_impure(to)?;
         }
@@ -262,7 +260,9 @@ impl Union {
             let (anchors, anchor) = upper.anchor(node, &links)?;
             let handle = anchors.handle()?;
             let from = At::new(handle.as_fd(), &anchor);
-            let stat = anchors.call("statx", &anchor, |at| sys::stat::at(at.dir, at.name))?;
+            let mut stat = anchors.call("statx", &anchor, |at| sys::stat::at(at.dir, at.name))?;
+            super::attr::show(node, &mut stat);
+            self.pass_on_whiteout(upper, &stat, to)?;
             if links.index.is_some() {
                 upper.work.set_impure(to)?;
                 upper.write_count(&links, Base::Lower)?;
