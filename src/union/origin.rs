@@ -375,7 +375,9 @@ impl Union {
         stat: &Statx,
         to: &layer::Dir,
     ) -> Result<()> {
-        if sys::stat::is_whiteout(stat) { upper.work.set_nested(to) } else { Ok(()) }
+        // Where files stand for devices, an empty one need not be a whiteout.
+        let is_nested = upper.carrier.is_none() && sys::stat::is_whiteout(stat);
+        if is_nested { upper.work.set_nested(to) } else { Ok(()) }
     }
 }
 
