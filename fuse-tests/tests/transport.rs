@@ -156,7 +156,7 @@ fn the_server_tells_what_it_was_asked() {
     let mut c = Case::new(1);
     put(c.l(0, "file"), "x");
     let log = c.sandbox.root().join("log");
-    c.mount_with(&format!("log_file={}", log.display()));
+    c.mount_with(&format!("log_level=info,log_file={}", log.display()));
     let ask = |lines: usize| -> String {
         kill_process(c.server(), Signal::USR1).unwrap();
         let mut found = String::new();
