@@ -53,6 +53,16 @@ pub enum Uuid {
     Off,
 }
 
+/// What carries the kernel's requests to the server.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Transport {
+    /// Our own, straight from the device.
+    #[default]
+    Dev,
+    /// The `fuser` crate.
+    Fuser,
+}
+
 /// How files are opened and read, `io=`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum IoMode {
@@ -60,6 +70,9 @@ pub enum IoMode {
     NoOpen,
     /// Each open and its end is a request.
     Open,
+    /// As `Open`, and the kernel reads and writes files of the upper, or of a mount without one, by
+    /// itself.
+    Passthrough,
 }
 
 impl IoMode {
@@ -68,6 +81,7 @@ impl IoMode {
         match self {
             Self::NoOpen => "noopen",
             Self::Open => "open",
+            Self::Passthrough => "passthrough",
         }
     }
 }
@@ -121,6 +135,8 @@ pub struct MountOptions {
     pub debug: bool,
     /// Worker threads, when a number was asked for.
     pub threads: Option<usize>,
+    /// What carries requests.
+    pub transport: Transport,
     /// How files are opened; `None` chooses by what the server may do.
     pub io: Option<IoMode>,
     /// The kernel collects writes.
@@ -164,6 +180,7 @@ impl Default for MountOptions {
             timeout: None,
             debug: false,
             threads: None,
+            transport: Transport::default(),
             io: None,
             writeback: false,
             labels: Vec::new(),
@@ -199,7 +216,7 @@ use Rule::{Ignored as Skip, Only, Refused as No};
 /// Names that act; [`MountOptions::act`] has the meaning of each.
 const ACTING: &str = "index uuid lowerdir lowerdir+ upperdir workdir volatile userxattr dir_rename_entries dir_rename_size ro rw dev nodev suid \
      nosuid exec noexec private rprivate shared rshared slave rslave unbindable runbindable \
-     user users owner group allow_other noacl debug threads io writeback fsname subtype log_level log_file context fscontext defcontext \
+     user users owner group allow_other noacl debug threads io writeback transport fsname subtype log_level log_file context fscontext defcontext \
      rootcontext uidmapping gidmapping squash_to_root squash_to_uid squash_to_gid static_nlink \
      noxattrs timeout threaded fsync";
 
@@ -328,6 +345,9 @@ impl MountOptions {
         if let Some(threads) = self.threads {
             items.push(format!("threads={threads}").into_bytes());
         }
+        if self.transport == Transport::Fuser {
+            items.push(b"transport=fuser".to_vec());
+        }
         if let Some(timeout) = self.timeout {
             let (whole, rest) = (timeout.as_secs(), timeout.subsec_nanos());
             items.push(format!("timeout={whole}.{rest:09}").into_bytes());
@@ -414,6 +434,7 @@ impl MountOptions {
             "log_level" => self.log_level = Some(parse_level(&text(needed(key, value)?))?),
             "index" => self.index = parse_switch(key, value)?,
             "uuid" => self.uuid = parse_uuid(&text(needed(key, value)?))?,
+            "transport" => self.transport = parse_transport(&text(needed(key, value)?))?,
             "dir_rename_entries" => self.dir_rename_entries = parse_size(key, needed(key, value)?)?,
             "dir_rename_size" => self.dir_rename_size = parse_size(key, needed(key, value)?)?,
             "io" => self.io = parse_io(&text(needed(key, value)?))?,
@@ -512,7 +533,10 @@ fn parse_io(name: &str) -> Result<Option<IoMode>> {
         "auto" => Ok(None),
         "noopen" => Ok(Some(IoMode::NoOpen)),
         "open" => Ok(Some(IoMode::Open)),
-        other => Err(Error::invalid(format!("io={other}"), "is none of auto, noopen, open")),
+        "passthrough" => Ok(Some(IoMode::Passthrough)),
+        other => {
+            Err(Error::invalid(format!("io={other}"), "is none of auto, noopen, open, passthrough"))
+        }
     }
 }
 
@@ -526,6 +550,18 @@ pub fn parse_threads(number: &str) -> Result<usize> {
         _ => Err(Error::invalid(
             format!("threads={number}"),
             format!("is no number of threads; use 1 to {THREADS_MAX}"),
+        )),
+    }
+}
+
+/// Parses the name of a transport.
+fn parse_transport(name: &str) -> Result<Transport> {
+    match name {
+        "dev" => Ok(Transport::Dev),
+        "fuser" => Ok(Transport::Fuser),
+        other => Err(Error::invalid(
+            format!("transport={other}"),
+            "is no transport; use dev (the default) or fuser",
         )),
     }
 }
@@ -980,9 +1016,15 @@ mod tests {
             Just(Propagation::Slave),
             Just(Propagation::Unbindable)
         ]);
-        let io = proptest::option::of(prop_oneof![Just(IoMode::NoOpen), Just(IoMode::Open)]);
+        let transport = prop_oneof![Just(Transport::Dev), Just(Transport::Fuser)];
+        let io = proptest::option::of(prop_oneof![
+            Just(IoMode::NoOpen),
+            Just(IoMode::Open),
+            Just(IoMode::Passthrough)
+        ]);
         let limits = (any::<u64>(), any::<u64>());
-        let rest = (proptest::option::of(1..=THREADS_MAX), levels, propagation, io, limits);
+        let rest =
+            (proptest::option::of(1..=THREADS_MAX), levels, propagation, io, limits, transport);
         let ids = (
             prop_oneof![Just("0:100000:65536"), Just("0:1:1500:1500:0:1"), Just("")],
             proptest::option::of(0..u32::MAX),
@@ -1004,7 +1046,7 @@ mod tests {
                 debug,
             ] = flags;
             let (lowers, upper, work, log_file, fsname, subtype) = paths;
-            let (threads, log_level, propagation, io, limits) = rest;
+            let (threads, log_level, propagation, io, limits, transport) = rest;
             let (ranges, squash, more_flags, timeout) = ids;
             let [xattrs, sync, static_nlink, squash_to_root, writeback] = more_flags;
             let mut ids = Ids::default();
@@ -1036,6 +1078,7 @@ mod tests {
                 posix_acl,
                 debug,
                 threads,
+                transport,
                 io,
                 writeback,
                 log_level,

@@ -8,13 +8,13 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use rustix::fs::{RenameFlags, XattrFlags};
+use rustix::fs::{OFlags, RenameFlags, XattrFlags};
 
 use super::acl;
 use super::attr::FileType;
 use super::file::Data;
 use super::lookup::{Entry, Found, Identity, fact_of};
-use super::node::{Dir, Node, NodeId};
+use super::node::{Dir, Node, NodeId, Place};
 use super::owner::Owner;
 use super::publish::Temp;
 use super::readdir::{Child, Names};
@@ -145,6 +145,47 @@ impl Union {
         let (entry, node) = self.make(caller, parent, name, mode, What::File)?;
         node.opened.fetch_add(1, Ordering::AcqRel);
         Ok(entry)
+    }
+
+    /// Makes a regular file without a name and opens it, as [`Union::create`] does. It owes owner,
+    /// mode and ACL to its maker and to `parent`; [`Union::link`] may name it anywhere.
+    ///
+    /// # Errors
+    /// `EROFS` without an upper; `EOPNOTSUPP` if its filesystem has no unnamed files; those of the
+    /// calls there.
+    /// # Source
+    /// open(2), `O_TMPFILE`. Differs: `parent` is not copied up.
+    pub fn tmpfile(&self, caller: &Caller, parent: NodeId, mode: u32) -> Result<Entry> {
+        let upper = self.writable()?;
+        let parent = self.node(parent)?;
+        let dir = lock::directory(&parent)?;
+        if parent.place.read().gone {
+            return Err(Errno::NOENT.into());
+        }
+        let dress = Dress {
+            owner: self.owner_of(caller)?,
+            umask: caller.umask,
+            mode,
+            parent: dir.top().ok_or(Errno::STALE)?.stat()?,
+            acl: self.default_acl(dir)?,
+            kind: FileType::Regular,
+        };
+        let file = upper.work.unnamed(&upper.work.dir, mode & 0o700)?.ok_or(Errno::OPNOTSUPP)?;
+        dress.put_on(file.as_fd())?;
+        let at = || "a new object in work";
+        let stat = sys::stat::of(&file).at("statx", at)?;
+        let held = sys::open::reopen(file.as_fd(), OFlags::PATH).at("open", at)?;
+        let object = (sys::stat::device(&stat), stat.stx_ino);
+        self.numbers.drop_kept(object.0, object.1);
+        let ino = self.numbers.of(object.0, object.1);
+        let (node, _) = self.table.get_or_insert(ino, |id| {
+            let place = Place::nameless(Arc::clone(&parent), Arc::new(held), object);
+            Node::new(id, ino, dress.kind, place)
+        });
+        *node.data.lock() = Some(Arc::new(Data::new(file)));
+        node.opened.fetch_add(1, Ordering::AcqRel);
+        self.note_data(&node);
+        Ok(Entry { node: node.id, attr: self.attr_from(&node, &stat) })
     }
 
     fn make(

@@ -8,7 +8,7 @@ use rustix::fs::{OFlags, RenameFlags};
 use super::copy_up::Extent;
 use super::create::check_name;
 use super::lookup::Entry;
-use super::node::{Links, Node, NodeId};
+use super::node::{Links, Node, NodeId, Place};
 use super::readdir::Child;
 use super::{Leaf, Union, lock};
 use crate::error::{Context, Errno, Result};
@@ -19,7 +19,7 @@ impl Union {
     /// Gives `node` one more name.
     ///
     /// # Errors
-    /// `EROFS` without an upper; `EPERM` for a directory; `ENOENT` for an object without a name;
+    /// `EROFS` without an upper; `EPERM` for a directory; `ENOENT` for an object that lost its name;
     /// `EEXIST`; those of the copy-up and of linkat(2).
     pub fn link(&self, node: NodeId, new_parent: NodeId, new_name: &[u8]) -> Result<Entry> {
         let upper = self.writable()?;
@@ -28,7 +28,8 @@ impl Union {
         if node.dir.is_some() {
             return Err(Errno::PERM.into());
         }
-        if node.place.read().gone {
+        let lost = |place: &Place| place.gone && !place.nameless;
+        if lost(&node.place.read()) {
             return Err(Errno::NOENT.into());
         }
         let dir = lock::directory(&parent)?;

@@ -318,6 +318,7 @@ impl Union {
         place.name = name.into();
         place.layer = UPPER;
         place.gone = false;
+        place.nameless = false;
         place.held = None;
         drop(place);
         if let Some(old) = old {

@@ -166,15 +166,8 @@ impl Work {
     /// Makes an empty regular file that no name leads to. It inherits from `parent` what a file
     /// made there does (group, ACL), if the filesystem has unnamed files.
     pub(crate) fn stage_file(&self, parent: &layer::Dir, mode: u32) -> Result<Staged<'_>> {
-        if self.has_unnamed.load(Ordering::Relaxed) {
-            let staged = parent.with("openat", |dir| Ok(sys::open::unnamed(dir, mode)))?;
-            match staged {
-                Ok(file) => return Ok(Staged { file, name: None }),
-                Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL | Errno::NOSYS) => {
-                    self.has_unnamed.store(false, Ordering::Relaxed);
-                }
-                Err(errno) => return Err(Error::sys("openat", parent.describe(b""), errno)),
-            }
+        if let Some(file) = self.unnamed(parent, mode)? {
+            return Ok(Staged { file, name: None });
         }
         let temp = self.temp();
         let file = temp.call("openat", |at| sys::open::create(at.dir, at.name, mode))?;
@@ -299,6 +292,24 @@ impl Work {
             moving.restore()?;
             done
         })
+    }
+
+    /// Makes a regular file without a name, where the filesystem has such files.
+    ///
+    /// # Errors
+    /// Those of openat(2) but for what tells that it has not.
+    pub(crate) fn unnamed(&self, parent: &layer::Dir, mode: u32) -> Result<Option<OwnedFd>> {
+        if !self.has_unnamed.load(Ordering::Relaxed) {
+            return Ok(None);
+        }
+        match parent.with("openat", |dir| Ok(sys::open::unnamed(dir, mode)))? {
+            Ok(file) => Ok(Some(file)),
+            Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL | Errno::NOSYS) => {
+                self.has_unnamed.store(false, Ordering::Relaxed);
+                Ok(None)
+            }
+            Err(errno) => Err(Error::sys("openat", parent.describe(b""), errno)),
+        }
     }
 
     /// Publishes a staged file as `name` in `to`; over what is there only if `replace`.
