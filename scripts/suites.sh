@@ -11,7 +11,7 @@ Runs test suites of others on mounts of lamina, as root; all of them unless some
          mode, the file beginning in the upper and in a lower layer (cargo install fsx)
 
 Environment: LAMINA_BIN, the binary to test instead of building one; FSX_OPERATIONS, how many each
-(100000); FSX_MODES (noopen open, each with and without writeback) and FSX_STARTS (upper lower whole), which of them; FSX_OPTIONS, more
+(100000); FSX_MODES (noopen, open, passthrough, and the first two with writeback) and FSX_STARTS (upper lower whole), which of them; FSX_OPTIONS, more
 mount options; FSX_SEED.
 END
 }
@@ -110,7 +110,7 @@ END
 suite_fsx() {
     local io start
     command -v fsx >/dev/null || die "fsx is missing: cargo install fsx"
-    for io in ${FSX_MODES:-noopen open noopen,writeback open,writeback}; do
+    for io in ${FSX_MODES:-noopen open passthrough noopen,writeback open,writeback}; do
         for start in ${FSX_STARTS:-upper lower whole}; do
             fsx_once "io=$io" "$start"
         done

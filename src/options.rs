@@ -39,6 +39,16 @@ pub enum Propagation {
     Unbindable,
 }
 
+/// What carries the kernel's requests to the server.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Transport {
+    /// Our own, straight from the device.
+    #[default]
+    Dev,
+    /// The `fuser` crate.
+    Fuser,
+}
+
 /// What a mount does with UUIDs, as the kernel's `uuid=`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Uuid {
@@ -51,16 +61,6 @@ pub enum Uuid {
     Null,
     /// Nor are those of the layers' filesystems.
     Off,
-}
-
-/// What carries the kernel's requests to the server.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub enum Transport {
-    /// Our own, straight from the device.
-    #[default]
-    Dev,
-    /// The `fuser` crate.
-    Fuser,
 }
 
 /// How files are opened and read, `io=`.
@@ -216,7 +216,7 @@ use Rule::{Ignored as Skip, Only, Refused as No};
 /// Names that act; [`MountOptions::act`] has the meaning of each.
 const ACTING: &str = "index uuid lowerdir lowerdir+ upperdir workdir volatile userxattr dir_rename_entries dir_rename_size ro rw dev nodev suid \
      nosuid exec noexec private rprivate shared rshared slave rslave unbindable runbindable \
-     user users owner group allow_other noacl debug threads io writeback transport fsname subtype log_level log_file context fscontext defcontext \
+     user users owner group allow_other noacl debug threads io transport writeback fsname subtype log_level log_file context fscontext defcontext \
      rootcontext uidmapping gidmapping squash_to_root squash_to_uid squash_to_gid static_nlink \
      noxattrs timeout threaded fsync";
 
@@ -432,9 +432,9 @@ impl MountOptions {
                 self.labels.push([key.as_bytes(), b"=", label].concat());
             }
             "log_level" => self.log_level = Some(parse_level(&text(needed(key, value)?))?),
+            "transport" => self.transport = parse_transport(&text(needed(key, value)?))?,
             "index" => self.index = parse_switch(key, value)?,
             "uuid" => self.uuid = parse_uuid(&text(needed(key, value)?))?,
-            "transport" => self.transport = parse_transport(&text(needed(key, value)?))?,
             "dir_rename_entries" => self.dir_rename_entries = parse_size(key, needed(key, value)?)?,
             "dir_rename_size" => self.dir_rename_size = parse_size(key, needed(key, value)?)?,
             "io" => self.io = parse_io(&text(needed(key, value)?))?,

@@ -8,16 +8,19 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use fuse_tests::case::{
-    Case, forget_all, gone, ino, mode, names, put, python, sh, text, user_command,
+    BOUND, Case, forget_all, gone, ino, mode, names, put, python, sh, text, user_command,
 };
-use fuse_tests::fixture::pattern;
-use fuse_tests::{needs_root, skip};
+use fuse_tests::env::wait_until;
+use fuse_tests::fixture::{Kind, pattern};
+use fuse_tests::trace::{count, no_strace};
+use fuse_tests::{needs_kernel_overlay, needs_root, skip};
 use rustix::io::Errno;
 
 /// How the server runs: its options, and what a shell does before it starts.
-const MODES: [(&str, &str); 6] = [
+const MODES: [(&str, &str); 7] = [
     ("io=noopen", ":"),
     ("io=open", ":"),
+    ("io=passthrough", ":"),
     ("io=noopen,writeback", ":"),
     ("io=open,writeback", ":"),
     // So few that hardly any file keeps its data handle from one request to the next.
@@ -688,7 +691,7 @@ fn more_open_files_than_descriptors() {
             put(c.l(n % 2, &format!("d{}/f{n}", n % 7)), format!("{n}"));
         }
     };
-    for (options, setup) in MODES.into_iter().filter(|(options, _)| !options.contains("io=open")) {
+    for (options, setup) in MODES.into_iter().filter(|(options, _)| options.contains("noopen")) {
         println!("mode: {options}, after: {setup}");
         let mut c = Case::new(2);
         prepare(&c);
@@ -719,6 +722,94 @@ fn more_open_files_than_descriptors() {
         gone(path(&c, 40));
         c.unmount();
     }
+}
+
+// What the kernel serves by itself costs no request, and is never a lower file that may be copied up.
+#[test]
+fn passthrough_serves_the_upper_and_no_lower_beneath_it() {
+    needs_root!();
+    if let Some(reason) = no_strace() {
+        skip!("{reason}");
+    }
+    let content = pattern(1 << 20, 9);
+    let mut c = Case::new(1);
+    put(c.l(0, "lower"), &content);
+    put(c.u("upper"), &content);
+    for options in ["io=passthrough", "io=passthrough,volatile"] {
+        c.mount_with(options);
+        let log = c.sandbox.root().join("strace");
+        let requests = |c: &Case, name: &str| {
+            drop_pages();
+            let counts =
+                count(c.server(), &log, || assert!(fs::read(c.m(name)).unwrap() == content));
+            ["READ", "WRITE"].map(|kind| counts.requests.get(kind).copied().unwrap_or(0))
+        };
+        fs::metadata(c.m("upper")).unwrap();
+        assert_eq!(requests(&c, "upper"), [0, 0], "{options}");
+        assert!(requests(&c, "lower")[0] > 0, "{options}");
+        // Written while a reader has it open and mapped: through the server, whoever opens it.
+        let script = r#"
+import mmap, os, sys
+reader = os.open(sys.argv[1], os.O_RDONLY)
+m = mmap.mmap(reader, 1 << 20, mmap.MAP_SHARED, mmap.PROT_READ)
+first = m[0:4]
+writer = os.open(sys.argv[1], os.O_RDWR)
+assert os.pwrite(writer, b"anew", 0) == 4
+assert m[0:4] == b"anew" and os.pread(reader, 4, 0) == b"anew"
+late = os.open(sys.argv[1], os.O_RDWR)
+assert os.pread(late, 4, 0) == b"anew"
+assert os.pwrite(late, first, 0) == 4
+assert m[0:4] == first
+"#;
+        python(script, &[c.m("lower").to_str().unwrap()]);
+        assert!(fs::read(c.u("lower")).unwrap() == content);
+        // Nobody has it open any more: now the kernel serves the copy.
+        wait_until("the release of all opens", BOUND, || requests(&c, "lower") == [0, 0]);
+        let mapped = r#"
+import mmap, os, sys, time
+path = sys.argv[1]
+os.utime(path, (1, 1))
+fd = os.open(path, os.O_RDWR)
+m = mmap.mmap(fd, 1 << 20, mmap.MAP_SHARED)
+first = m[0:1]
+m[0:1] = b"!"
+assert os.pread(os.open(path, os.O_RDONLY), 1, 0) == b"!"
+m[0:1] = first
+m.flush()
+"#;
+        python(mapped, &[c.m("upper").to_str().unwrap()]);
+        wait_until("the time of a store", BOUND, || {
+            fs::metadata(c.m("upper")).unwrap().mtime() > 1
+        });
+        if options.contains("volatile") {
+            break;
+        }
+        // Without an upper, lower files are served too.
+        c.unmount();
+        c.mount = Some(c.spec().option(options).read_only().mount());
+        assert_eq!(requests(&c, "lower"), [0, 0], "read-only");
+        c.unmount();
+        fs::remove_file(c.u("lower")).unwrap();
+    }
+}
+
+// An overlay of the kernel takes the mount for a layer.
+#[test]
+fn kernel_overlay_mounts_on_passthrough() {
+    needs_root!();
+    needs_kernel_overlay!();
+    let mut c = Case::new(1);
+    put(c.l(0, "f"), "lower");
+    put(c.u("g"), "upper");
+    c.mount_with("io=passthrough");
+    assert_eq!(text(c.m("g")), "upper");
+    let mut above = c.sandbox.side(Kind::Kernel, "above");
+    above.lowers = vec![c.m("")];
+    let above = above.mount();
+    assert_eq!(text(above.path().join("g")), "upper");
+    put(above.path().join("g"), "changed");
+    assert_eq!((text(above.path().join("f")), text(c.m("g"))), ("lower".into(), "upper".into()));
+    above.unmount();
 }
 
 // What the server cannot keep it does not promise.

@@ -178,10 +178,15 @@ impl Union {
         let object = (sys::stat::device(&stat), stat.stx_ino);
         self.numbers.drop_kept(object.0, object.1);
         let ino = self.numbers.of(object.0, object.1);
-        let (node, _) = self.table.get_or_insert(ino, |id| {
+        let (node, new) = self.table.get_or_insert(ino, |id| {
             let place = Place::nameless(Arc::clone(&parent), Arc::new(held), object);
             Node::new(id, ino, dress.kind, place)
         });
+        if !new {
+            // Its inode number is one that something shows which a layer lost from outside.
+            self.release(&node, 1);
+            return Err(Errno::STALE.into());
+        }
         *node.data.lock() = Some(Arc::new(Data::new(file)));
         node.opened.fetch_add(1, Ordering::AcqRel);
         self.note_data(&node);

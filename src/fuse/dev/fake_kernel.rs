@@ -247,6 +247,8 @@ fn open_union(at: &std::path::Path) -> union::Union {
         volatile: true,
         volatile_mark: false,
         userxattr: true,
+        index: false,
+        uuid: union::Uuid::Auto,
         copy_limit,
         ids: Ids::default(),
         static_nlink: false,
@@ -263,14 +265,14 @@ fn served() -> Served {
     let dir = tempfile::tempdir().unwrap();
     let union = open_union(dir.path());
     let offer = Offer { major: 7, minor: 45, max_readahead: 0, flags: u64::MAX };
-    let wishes = Wishes { posix_acl: true, ..Wishes::default() };
-    let Ok(Answer::Agree(terms, _)) = handshake::negotiate(&offer, &wishes) else {
+    let Ok(Answer::Agree(terms, _)) = handshake::negotiate(&offer, &Wishes::default()) else {
         panic!("a kernel that offers all");
     };
     let (device, kernel) = sockets();
     let session = Session {
         dispatch: Dispatcher::new(Arc::new(union), &options()),
         terms,
+        passthrough: None,
         notifier: Notifier::new(Arc::new(device)),
         counts: Arc::new(RequestCounts::default()),
     };
@@ -423,6 +425,7 @@ fn options() -> ServeOptions {
         timeout: None,
         allow_other: true,
         io: IoMode::Open,
+        writeback: false,
         volatile: true,
         transport: Transport::Dev,
         counts: Arc::default(),

@@ -129,14 +129,15 @@ pub(super) fn negotiate(offer: &Offer, wishes: &Wishes) -> Result<Answer, Errno>
         return Err(Errno::PROTO);
     }
     let mut wanted = ALWAYS;
-    if wishes.posix_acl {
-        wanted |= init::POSIX_ACL;
-    }
-    if wishes.writeback {
-        wanted |= init::WRITEBACK_CACHE;
-    }
-    if wishes.passthrough_depth > 0 {
-        wanted |= init::PASSTHROUGH;
+    let passthrough = wishes.passthrough_depth > 0;
+    for (wish, flag) in [
+        (wishes.posix_acl, init::POSIX_ACL),
+        (wishes.writeback, init::WRITEBACK_CACHE),
+        (passthrough, init::PASSTHROUGH),
+    ] {
+        if wish {
+            wanted |= flag;
+        }
     }
     let flags = offer.flags & wanted;
     let kib = if flags & init::MAX_PAGES != 0 { TRANSFER_MAX } else { TRANSFER_OLD };
@@ -170,6 +171,8 @@ mod tests {
     const KERNEL_6_18: Offer =
         Offer { major: 7, minor: 45, max_readahead: 128 << 10, flags: 0x7fd_73ff_fffb };
 
+    const ACL: Wishes = Wishes { posix_acl: true, writeback: false, passthrough_depth: 0 };
+
     fn agree(offer: &Offer, wishes: &Wishes) -> (Terms, abi::InitOut) {
         match negotiate(offer, wishes) {
             Ok(Answer::Agree(terms, reply)) => (terms, reply),
@@ -181,8 +184,7 @@ mod tests {
     fn nothing_is_asked_for_that_is_not_offered() {
         for shift in 0..64 {
             let offer = Offer { flags: 1 << shift, ..KERNEL_6_18 };
-            let wishes = Wishes { posix_acl: true, writeback: true, passthrough_depth: 1 };
-            let (terms, reply) = agree(&offer, &wishes);
+            let (terms, reply) = agree(&offer, &ACL);
             let asked = u64::from(reply.flags) | u64::from(reply.flags2) << 32;
             assert_eq!(asked & !offer.flags, 0, "bit {shift}");
             assert_eq!(terms.flags, asked);
@@ -192,7 +194,7 @@ mod tests {
     #[test]
     fn dangerous_flags_are_never_asked_for() {
         let offer = Offer { flags: u64::MAX, ..KERNEL_6_18 };
-        let (terms, _) = agree(&offer, &Wishes { posix_acl: true, ..Wishes::default() });
+        let (terms, _) = agree(&offer, &ACL);
         // ATOMIC_O_TRUNC, locks, EXPORT_SUPPORT, AUTO_INVAL_DATA, WRITEBACK_CACHE, the first
         // HANDLE_KILLPRIV, SECURITY_CTX, ALLOW_IDMAP, OVER_IO_URING.
         for bit in [3, 1, 10, 4, 12, 16, 19, 32, 40, 41] {
@@ -201,10 +203,13 @@ mod tests {
     }
 
     #[test]
-    fn acls_are_asked_for_when_wished() {
-        let wishes = Wishes { posix_acl: true, ..Wishes::default() };
-        assert!(agree(&KERNEL_6_18, &wishes).0.has(init::POSIX_ACL));
-        assert!(!agree(&KERNEL_6_18, &Wishes::default()).0.has(init::POSIX_ACL));
+    fn wishes_are_asked_for() {
+        let wishes = |posix_acl, writeback| Wishes { posix_acl, writeback, ..Wishes::default() };
+        for (posix_acl, writeback) in [(false, false), (true, false), (false, true), (true, true)] {
+            let (terms, _) = agree(&KERNEL_6_18, &wishes(posix_acl, writeback));
+            assert_eq!(terms.has(init::POSIX_ACL), posix_acl);
+            assert_eq!(terms.has(init::WRITEBACK_CACHE), writeback);
+        }
     }
 
     #[test]
