@@ -1,8 +1,8 @@
 //! laminafs: a union (overlay) filesystem that needs no root.
 //!
 //! Modules from bottom to top; imports point down only: [`sys`], [`layer`], [`union`], [`archive`],
-//! [`fuse`], [`mount`], [`store`], [`cli`]. [`error`], [`idmap`], [`marks`] and [`options`] are leaves
-//! that all may use.
+//! [`fuse`], [`mount`], [`store`], [`cli`]. [`error`], [`idmap`], [`marks`], [`options`] and
+//! [`overrides`] are leaves that all may use.
 
 pub mod archive;
 pub mod cli;
@@ -13,6 +13,7 @@ pub mod layer;
 pub mod marks;
 pub mod mount;
 pub mod options;
+pub mod overrides;
 pub mod store;
 pub mod sys;
 pub mod union;

@@ -15,6 +15,7 @@ use tracing::level_filters::LevelFilter;
 
 use crate::error::{Error, Result};
 use crate::idmap::{IdMap, Ids};
+use crate::overrides::Form;
 
 /// Most lowers of one mount, the kernel's `OVL_MAX_STACK`.
 pub const LOWERS_MAX: usize = 500;
@@ -127,6 +128,8 @@ pub struct MountOptions {
     pub xattrs: bool,
     /// Which ids of the layers are shown as which.
     pub ids: Ids,
+    /// Owner, mode and type of upper objects are kept in an xattr of this form.
+    pub overrides: Option<Form>,
     /// Every directory shows a link count of 1.
     pub static_nlink: bool,
     /// How long the kernel may keep what it was told; for ever unless given.
@@ -176,6 +179,7 @@ impl Default for MountOptions {
             posix_acl: true,
             xattrs: true,
             ids: Ids::default(),
+            overrides: None,
             static_nlink: false,
             timeout: None,
             debug: false,
@@ -218,7 +222,7 @@ const ACTING: &str = "index uuid lowerdir lowerdir+ upperdir workdir volatile us
      nosuid exec noexec private rprivate shared rshared slave rslave unbindable runbindable \
      user users owner group allow_other noacl debug threads io transport writeback fsname subtype log_level log_file context fscontext defcontext \
      rootcontext uidmapping gidmapping squash_to_root squash_to_uid squash_to_gid static_nlink \
-     noxattrs timeout threaded fsync";
+     noxattrs timeout threaded fsync xattr_permissions";
 
 /// Values that turn something off.
 const OFF: &str = "0 off no false";
@@ -262,7 +266,6 @@ const PASSIVE: &[(&str, Rule)] = &[
     ),
     ("datadir+", No("data-only layers are not supported yet")),
     // fuse-overlayfs
-    ("xattr_permissions", Only(OFF, DEFAULT, "owners and modes are those of the files themselves")),
     ("ino32_t", Only(OFF, DEFAULT, "inode numbers have 64 bits")),
     ("plugins", Only("", "names no plugin", "layers are plain directories")),
     ("fast_ino", Skip("inode numbers are those of the layers and cost nothing")),
@@ -331,6 +334,8 @@ impl MountOptions {
         flag(!self.xattrs, "noxattrs");
         flag(!self.sync, "fsync=0");
         flag(self.static_nlink, "static_nlink");
+        flag(self.overrides == Some(Form::Privileged), "xattr_permissions=1");
+        flag(self.overrides == Some(Form::Containers), "xattr_permissions=2");
         flag(self.ids.users.squash_to_root, "squash_to_root");
         flag(self.debug, "debug");
         flag(self.writeback, "writeback");
@@ -445,6 +450,17 @@ impl MountOptions {
             "squash_to_root" => {
                 let on = parse_switch(key, value)?;
                 (self.ids.users.squash_to_root, self.ids.groups.squash_to_root) = (on, on);
+            }
+            "xattr_permissions" => {
+                self.overrides = match needed(key, value)? {
+                    b"0" => None,
+                    b"1" => Some(Form::Privileged),
+                    b"2" => Some(Form::Containers),
+                    other => {
+                        let option = format!("{key}={}", text(other));
+                        return Err(Error::invalid(option, "is none of 0, 1, 2"));
+                    }
+                };
             }
             "writeback" => self.writeback = parse_switch(key, value)?,
             "static_nlink" => self.static_nlink = parse_switch(key, value)?,
@@ -885,7 +901,7 @@ mod tests {
 
     #[test]
     fn what_would_change_the_result_is_refused() {
-        let options = "xattr_permissions=2 metacopy=on redirect_dir=on redirect_dir=follow \
+        let options = "metacopy=on redirect_dir=on redirect_dir=follow \
              xino=maybe nfs_export=on verity=require ino32_t=1 plugins=a.so sync \
              strictatime allow_root auto_unmount remount";
         for option in options.split_whitespace() {
@@ -935,7 +951,7 @@ mod tests {
         let lists = "index=maybe uuid=new uuid upperdir= upperdir workdir= threads=0 threads=x threads=100000 log_level=loud io=fast io= writeback=maybe \
              volatile=1 ro= lowerdir lowerdir+= upperdir=\\ uidmapping= uidmapping=0:1 \
              gidmapping=0:1:0 squash_to_uid squash_to_gid=-1 squash_to_uid=4294967295 \
-             squash_to_root=2 static_nlink=x noxattrs= timeout= timeout=x timeout=-1 timeout=1. \
+             squash_to_root=2 xattr_permissions xattr_permissions=3 static_nlink=x noxattrs= timeout= timeout=x timeout=-1 timeout=1. \
              timeout=.5 timeout=1e3 threaded=9 fsync=maybe";
         for list in lists.split_whitespace() {
             assert!(MountOptions::parse(&[list]).is_err(), "{list}");
@@ -956,6 +972,12 @@ mod tests {
         assert_eq!(options.ids.groups.squash_to, Some(9));
         assert!(parse("squash_to_root,squash_to_root=0").ids.is_identity());
         assert!(parse("squash_to_root=1,gidmapping=0:1:1").ids.groups.squash_to_root);
+        assert_eq!(parse("xattr_permissions=1").overrides, Some(Form::Privileged));
+        assert_eq!(
+            parse("xattr_permissions=1,xattr_permissions=2").overrides,
+            Some(Form::Containers)
+        );
+        assert_eq!(parse("xattr_permissions=2,xattr_permissions=0").overrides, None);
         let options = parse("static_nlink,noxattrs=1,fsync=0,threaded=0,timeout=1.25");
         assert!(options.static_nlink && !options.xattrs && !options.sync);
         assert_eq!(options.threads, Some(1));
@@ -1030,6 +1052,7 @@ mod tests {
             proptest::option::of(0..u32::MAX),
             any::<[bool; 5]>(),
             proptest::option::of((any::<u64>(), 0..1_000_000_000_u32)),
+            proptest::option::of(prop_oneof![Just(Form::Privileged), Just(Form::Containers)]),
         );
         let all = (paths, proptest::array::uniform10(any::<bool>()), rest, ids);
         all.prop_map(|(paths, flags, rest, ids)| {
@@ -1047,7 +1070,7 @@ mod tests {
             ] = flags;
             let (lowers, upper, work, log_file, fsname, subtype) = paths;
             let (threads, log_level, propagation, io, limits, transport) = rest;
-            let (ranges, squash, more_flags, timeout) = ids;
+            let (ranges, squash, more_flags, timeout, overrides) = ids;
             let [xattrs, sync, static_nlink, squash_to_root, writeback] = more_flags;
             let mut ids = Ids::default();
             ids.users.take_ranges(IdMap::parse(ranges).unwrap_or_default());
@@ -1062,6 +1085,7 @@ mod tests {
                 sync,
                 xattrs,
                 static_nlink,
+                overrides,
                 ids,
                 timeout: timeout.map(|(secs, nanos)| Duration::new(secs, nanos)),
                 userxattr,

@@ -150,7 +150,7 @@ impl TestStore {
             let letter = |n: usize| char::from(b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"[n % 32]);
             let digits: String =
                 [number / 1024, number / 32, number].into_iter().map(letter).collect();
-            let hash = name.bytes().fold(0usize, |sum, b| sum * 31 + usize::from(b));
+            let hash = name.bytes().fold(0, |sum, b| sum ^ usize::from(b));
             let link = format!("{}{digits}", String::from(letter(hash)).repeat(23));
             std::os::unix::fs::symlink(
                 format!("../{name}{number}/diff"),
@@ -214,4 +214,19 @@ impl Default for TestStore {
 pub fn stat_of(path: &Path) -> (u32, u32, u32) {
     let stat = fs::symlink_metadata(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     (stat.mode() & 0o7777, stat.uid(), stat.gid())
+}
+
+/// Takes the lock of a file in the way of programs in Go, for writing; it ends when the file is closed.
+///
+/// # Panics
+/// If somebody else has it.
+pub fn lock_classically(file: &fs::File) {
+    let whole = nix::libc::flock {
+        l_type: i16::try_from(nix::libc::F_WRLCK).unwrap(),
+        l_whence: i16::try_from(nix::libc::SEEK_SET).unwrap(),
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
+    };
+    nix::fcntl::fcntl(file, nix::fcntl::FcntlArg::F_SETLK(&whole)).unwrap();
 }

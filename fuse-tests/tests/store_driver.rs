@@ -5,7 +5,7 @@ use std::os::unix::fs::{PermissionsExt, chown, symlink};
 
 use fuse_tests::both;
 use fuse_tests::case::{said, text};
-use fuse_tests::store::{TestStore, stat_of};
+use fuse_tests::store::{TestStore, lock_classically, stat_of};
 
 // Other programs read the same directories: every name, text and mode counts.
 both!(the_layout_is_that_of_containers_storage);
@@ -198,24 +198,13 @@ fn stale_temporary_directories_go_and_others_stay() {
     store.check_no_leftovers();
     let living = stage("LIVING");
     let lock = File::create(temps.join("lock-LIVING")).unwrap();
-    let whole = whole_file();
     // The classic kind, which other programs take.
-    nix::fcntl::fcntl(&lock, nix::fcntl::FcntlArg::F_SETLK(&whole)).unwrap();
+    lock_classically(&lock);
     assert_eq!(store.ok(&["store", "list"]), "kept\n");
     assert!(living.join("diff/d").is_dir());
     drop(lock);
     store.ok(&["store", "list"]);
     store.check_no_leftovers();
-}
-
-fn whole_file() -> nix::libc::flock {
-    nix::libc::flock {
-        l_type: i16::try_from(nix::libc::F_WRLCK).unwrap(),
-        l_whence: i16::try_from(nix::libc::SEEK_SET).unwrap(),
-        l_start: 0,
-        l_len: 0,
-        l_pid: 0,
-    }
 }
 
 // Image layers and containers on two disks; and stores of others that are only read.

@@ -47,7 +47,7 @@ impl Target {
     /// Those of statx(2).
     pub(super) fn new(root: OwnedFd, path: PathBuf) -> Result<Self> {
         let handles = Arc::new(HandleCache::new(HANDLES));
-        let root = Dir::root(UPPER, root, path, &handles)?;
+        let root = Dir::root(UPPER, root, path, None, &handles)?;
         Ok(Self { root, at: Vec::new(), way: Vec::new() })
     }
 

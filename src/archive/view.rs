@@ -85,7 +85,7 @@ impl Stack {
             // 0 stands for an upper in messages, and each of these is read only.
             let index = Index::try_from(number + 1)
                 .map_err(|_many| Error::invalid("layers", "are more than 65534; give fewer"))?;
-            roots.push(Dir::root(index, handle, path, &handles)?);
+            roots.push(Dir::root(index, handle, path, None, &handles)?);
         }
         Ok(Self { roots: roots.into() })
     }

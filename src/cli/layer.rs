@@ -4,8 +4,10 @@ use serde_json::json;
 
 use super::store::{StoreArgs, failure};
 use super::{Failure, apply, diff, print};
+use crate::error::Error;
 use crate::options::show_path;
-use crate::store::{CreateOptions, LayerId, Store};
+use crate::store::{Backend, CreateOptions, LayerId, MountRequest, Store};
+use crate::sys::userns::Maps;
 
 /// Arguments of `lamina layer`.
 #[derive(clap::Args, Debug)]
@@ -26,6 +28,11 @@ enum LayerCommand {
     Exists(OneLayer),
     /// Print the directories of a layer
     Metadata(OneLayer),
+    /// Mount a layer, or count once more that it is, and print where
+    Mount(MountArgs),
+    /// Give a mount back; the last one takes it down
+    #[command(alias = "umount")]
+    Unmount(OneLayer),
     /// Unpack an archive to a layer
     Apply(apply::ApplyArgs),
     /// Write what a layer changes as an archive
@@ -34,6 +41,33 @@ enum LayerCommand {
     Changes(diff::LayerListArgs),
     /// Print the size of the files that a layer has, in bytes
     DiffSize(diff::LayerListArgs),
+}
+
+#[derive(clap::Args, Debug)]
+struct MountArgs {
+    #[command(flatten)]
+    layer: OneLayer,
+    /// Nothing may be changed through the mount
+    #[arg(long)]
+    read_only: bool,
+    /// Skip syncs; contents may be lost in a crash of the machine
+    #[arg(long)]
+    volatile: bool,
+    /// Mount options instead of those of the driver
+    #[arg(short = 'o', value_name = "OPTS")]
+    options: Vec<String>,
+    /// SELinux label of the mount
+    #[arg(long, value_name = "LABEL")]
+    label: Option<String>,
+    /// kernel or fuse, whatever the probe says
+    #[arg(long, value_name = "NAME")]
+    backend: Option<String>,
+    /// Users that the mount shows: INSIDE:OUTSIDE:COUNT, as for a user namespace
+    #[arg(long, value_name = "MAP", requires = "gidmap")]
+    uidmap: Vec<String>,
+    /// Groups that the mount shows
+    #[arg(long, value_name = "MAP", requires = "uidmap")]
+    gidmap: Vec<String>,
 }
 
 #[derive(clap::Args, Debug)]
@@ -91,6 +125,11 @@ pub fn run(args: LayerCommandArgs) -> Result<(), Failure> {
                 false => Err(Failure::silent()),
             }
         }
+        LayerCommand::Mount(args) => mount(&args),
+        LayerCommand::Unmount(args) => {
+            let (store, id) = args.open()?;
+            store.unmount(&id).map_err(failure)
+        }
         LayerCommand::Metadata(args) => {
             let (store, id) = args.open()?;
             let metadata = store.metadata(&id).map_err(failure)?;
@@ -128,4 +167,59 @@ fn create(args: &CreateArgs, read_write: bool) -> Result<(), Failure> {
         return print(&format!("{}\n", json!({ "id": id.as_str() })));
     }
     Ok(())
+}
+
+fn mount(args: &MountArgs) -> Result<(), Failure> {
+    let (store, id) = args.layer.open()?;
+    let request = MountRequest {
+        read_only: args.read_only,
+        volatile: args.volatile,
+        options: args
+            .options
+            .iter()
+            .flat_map(|list| list.split(','))
+            .filter(|word| !word.is_empty())
+            .map(str::to_owned)
+            .collect(),
+        label: args.label.clone(),
+        maps: maps(&args.uidmap, &args.gidmap)?,
+        backend: args.backend.as_deref().map(backend).transpose()?,
+    };
+    let merged = store.mount(&id, &request).map_err(failure)?;
+    if args.layer.store.json {
+        return print(&format!("{}\n", json!({ "merged": show_path(&merged) })));
+    }
+    print(&format!("{}\n", merged.display()))
+}
+
+fn backend(name: &str) -> Result<Backend, Failure> {
+    match name {
+        "kernel" => Ok(Backend::Kernel),
+        "fuse" => Ok(Backend::Fuse),
+        _ => Err(Failure::usage(Error::invalid(
+            format!("--backend {name}"),
+            "is not known; use kernel or fuse",
+        ))),
+    }
+}
+
+/// Parses `INSIDE:OUTSIDE:COUNT` maps; none at all is no map.
+pub(super) fn maps(uids: &[String], gids: &[String]) -> Result<Option<Maps>, Failure> {
+    let parse = |map: &String| {
+        let mut numbers = map.split(':').map(|number| number.parse::<u32>().ok());
+        match (numbers.next(), numbers.next(), numbers.next(), numbers.next()) {
+            (Some(Some(inside)), Some(Some(outside)), Some(Some(count)), None) if count > 0 => {
+                Ok((inside, outside, count))
+            }
+            _ => Err(Failure::usage(Error::invalid(
+                format!("map {map}"),
+                "is not INSIDE:OUTSIDE:COUNT; write three numbers",
+            ))),
+        }
+    };
+    if uids.is_empty() && gids.is_empty() {
+        return Ok(None);
+    }
+    let all = |list: &[String]| list.iter().map(parse).collect::<Result<Vec<_>, _>>();
+    Ok(Some(Maps { uids: all(uids)?, gids: all(gids)? }))
 }

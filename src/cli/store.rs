@@ -6,7 +6,8 @@ use serde_json::json;
 
 use super::{Failure, print};
 use crate::error::{Error, Result};
-use crate::store::{Store, StoreConfig, Variant};
+use crate::store::check::Finding;
+use crate::store::{Backend, Store, StoreConfig, Variant};
 
 /// Where the store is; the same for all commands that work on one.
 #[derive(clap::Args, Debug)]
@@ -100,6 +101,32 @@ enum StoreCommand {
     Status(StoreArgs),
     /// List the layers
     List(StoreArgs),
+    /// Try what kernel and filesystem can do, and tell who mounts, why, and how to change it
+    Probe(StoreArgs),
+    /// Look for what is wrong; code 1 if something is
+    Check(CheckArgs),
+    /// Give back what killed processes left
+    Gc(GcArgs),
+    /// Tell what the space is used for
+    Df(StoreArgs),
+}
+
+#[derive(clap::Args, Debug)]
+struct CheckArgs {
+    #[command(flatten)]
+    store: StoreArgs,
+    /// Mend what can be mended; a layer that has its content is never removed
+    #[arg(long)]
+    repair: bool,
+}
+
+#[derive(clap::Args, Debug)]
+struct GcArgs {
+    #[command(flatten)]
+    store: StoreArgs,
+    /// Also remove layers that no image and no container of the engine knows
+    #[arg(long)]
+    orphans: bool,
 }
 
 /// Runs `lamina store`.
@@ -124,6 +151,42 @@ pub fn run(args: StoreCommandArgs) -> std::result::Result<(), Failure> {
                 facts.iter().map(|(name, value)| format!("{name}: {value}\n")).collect();
             print(&lines)
         }
+        StoreCommand::Probe(args) => {
+            let store = args.open()?;
+            let probe = store.probe(true).map_err(failure)?;
+            let choice = store.choose(&probe, None).map_err(failure)?;
+            let backend = choice.backend.as_ref().map_or("none", Backend::name);
+            if args.json {
+                let value = json!({
+                    "filesystem": probe.filesystem,
+                    "facts": probe.facts,
+                    "backend": backend,
+                    "reason": choice.reason,
+                    "cure": choice.cure,
+                });
+                return print(&format!("{value}\n"));
+            }
+            let mut text = format!("filesystem: {}\n", probe.filesystem);
+            for fact in &probe.facts {
+                let holds = if fact.holds { "yes" } else { "no" };
+                let reason = match fact.reason.as_str() {
+                    "" => String::new(),
+                    reason => format!(" ({reason})"),
+                };
+                text.push_str(&format!("{}: {holds}{reason}\n", fact.name));
+            }
+            text.push_str(&format!("backend: {backend}\nreason: {}\n", choice.reason));
+            if !choice.cure.is_empty() {
+                text.push_str(&format!("cure: {}\n", choice.cure));
+            }
+            print(&text)
+        }
+        StoreCommand::Check(args) => check(&args),
+        StoreCommand::Gc(args) => {
+            let done = args.store.open()?.collect(args.orphans).map_err(failure)?;
+            print(&findings(&done, args.store.json))
+        }
+        StoreCommand::Df(args) => df(&args),
         StoreCommand::List(args) => {
             let layers = args.open()?.list().map_err(failure)?;
             if args.json {
@@ -133,4 +196,57 @@ pub fn run(args: StoreCommandArgs) -> std::result::Result<(), Failure> {
             print(&layers.iter().map(|id| format!("{id}\n")).collect::<String>())
         }
     }
+}
+
+fn check(args: &CheckArgs) -> std::result::Result<(), Failure> {
+    let config = args.store.config().map_err(Failure::usage)?;
+    // Opening recovers, and so would hide what is to be told.
+    let store = Store::open_as_it_is(&config).map_err(failure)?;
+    if args.repair {
+        let mended = store.repair().map_err(failure)?;
+        print(&findings(&mended, args.store.json))?;
+    }
+    let found = store.check().map_err(failure)?;
+    if !args.repair {
+        print(&findings(&found, args.store.json))?;
+    }
+    if found.is_empty() {
+        return Ok(());
+    }
+    let mendable = found.iter().filter(|finding| finding.kind.can_be_mended()).count();
+    let cure = match (args.repair, mendable) {
+        (false, 1..) => "lamina store check --repair mends what it can",
+        _ => "nothing can be made of what is left; what is said above tells what to do",
+    };
+    Err(Failure::sentence(format!("{} things are wrong; {cure}", found.len())))
+}
+
+fn findings(found: &[Finding], json: bool) -> String {
+    if json {
+        return format!("{}\n", json!(found));
+    }
+    let line = |finding: &Finding| {
+        let kind = json!(finding.kind);
+        format!("{}: {}: {}\n", kind.as_str().unwrap_or_default(), finding.what, finding.detail)
+    };
+    found.iter().map(line).collect()
+}
+
+fn df(args: &StoreArgs) -> std::result::Result<(), Failure> {
+    let items = args.open()?.usage().map_err(failure)?;
+    if args.json {
+        return print(&format!("{}\n", json!(items)));
+    }
+    let mut text = String::from("       BYTES      CONTENT         WORK  WHAT\n");
+    for item in &items {
+        let unknown =
+            if item.known == Some(false) { " (no image or container knows it)" } else { "" };
+        text.push_str(&format!(
+            "{:12} {:12} {:12}  {} {}{unknown}\n",
+            item.bytes, item.content, item.work, item.kind, item.name
+        ));
+    }
+    let sum: u64 = items.iter().map(|item| item.bytes).sum();
+    text.push_str(&format!("{sum:12}                            all\n"));
+    print(&text)
 }

@@ -15,6 +15,7 @@ use super::Index;
 use super::cache::HandleCache;
 use crate::error::{Context, Errno, Error, Result};
 use crate::marks;
+use crate::overrides::Form;
 use crate::sys::name::At;
 use crate::sys::stat::Statx;
 use crate::sys::xattr::{self, Target};
@@ -27,6 +28,8 @@ pub struct Layer {
     pub index: Index,
     /// How the user named it; for messages only.
     pub path: PathBuf,
+    /// By which xattr its objects are what their inodes are not.
+    pub form: Option<Form>,
     handles: Arc<HandleCache>,
 }
 
@@ -76,10 +79,11 @@ impl Dir {
         index: Index,
         handle: OwnedFd,
         path: PathBuf,
+        form: Option<Form>,
         handles: &Arc<HandleCache>,
     ) -> Result<Arc<Self>> {
         let stat = sys::stat::of(&handle).at("statx", || path.display().to_string())?;
-        let layer = Arc::new(Layer { index, path, handles: Arc::clone(handles) });
+        let layer = Arc::new(Layer { index, path, form, handles: Arc::clone(handles) });
         let dir = Self::new(layer, &stat, None);
         // Empty until now, so it cannot fail.
         drop(dir.pinned.set(Arc::new(handle)));
@@ -204,13 +208,25 @@ impl Dir {
         format!("{which} layer, {path}").into()
     }
 
+    /// Completes what statx(2) says by what the layer says.
+    fn seen(&self, target: Target<'_>, stat: Statx) -> std::result::Result<Statx, Errno> {
+        match self.layer.form {
+            Some(form) => super::seen::seen(form, target, stat),
+            None => Ok(stat),
+        }
+    }
+
     /// Returns the attributes of `name`, or `None` if there is no such name.
     ///
     /// # Errors
     /// Those of statx(2) but `ENOENT`.
     pub fn find(&self, name: &[u8]) -> Result<Option<Statx>> {
         let handle = self.handle()?;
-        sys::stat::find(handle.as_fd(), name).at("statx", || self.describe(name))
+        let found = sys::stat::find(handle.as_fd(), name).and_then(|found| match found {
+            Some(stat) => self.seen(Target::Name(At::new(handle.as_fd(), name)), stat).map(Some),
+            None => Ok(None),
+        });
+        found.at("statx", || self.describe(name))
     }
 
     /// Returns the attributes of the directory itself.
@@ -219,7 +235,9 @@ impl Dir {
     /// Those of statx(2).
     pub fn stat(&self) -> Result<Statx> {
         let handle = self.handle()?;
-        sys::stat::of(&handle).at("statx", || self.describe(b""))
+        sys::stat::of(&handle)
+            .and_then(|stat| self.seen(Target::Handle(handle.as_fd()), stat))
+            .at("statx", || self.describe(b""))
     }
 
     /// Tells what the opaque mark of the directory says, in whichever namespace it stands.

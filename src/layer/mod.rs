@@ -6,8 +6,10 @@
 
 pub mod cache;
 mod dir;
+mod seen;
 
 pub use dir::{Dir, Layer, Place};
+pub use seen::{form_of, overridden, seen};
 
 /// Position of a layer in the stack: 0 is the upper, 1 the topmost lower.
 pub type Index = u16;

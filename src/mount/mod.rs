@@ -7,7 +7,9 @@
 //! A crash leaves a mount that answers `ENOTCONN`; `lamina unmount` removes it.
 
 pub mod fuse_mount;
+pub mod kernel;
 pub mod mountinfo;
+pub mod program;
 pub mod server;
 pub mod stack;
 pub mod unmount;

@@ -134,6 +134,7 @@ impl Stack {
             volatile_mark: spec.options().volatile,
             ids: spec.options().ids.clone(),
             static_nlink: spec.options().static_nlink,
+            overrides: spec.options().overrides,
             userxattr: spec.options().userxattr,
             index: spec.options().index,
             uuid: match spec.options().uuid {

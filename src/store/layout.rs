@@ -345,12 +345,16 @@ pub fn find_dir(dir: BorrowedFd<'_>, name: &[u8]) -> std::result::Result<Option<
     }
 }
 
-/// Returns whether `dir` has `name`, of whatever type.
+/// Returns whether `dir` has `name`, of whatever type; a mountpoint whose server is gone counts.
 ///
 /// # Errors
 /// Those of statx(2), `ENOENT` aside.
 pub fn has(dir: BorrowedFd<'_>, name: &[u8]) -> std::result::Result<bool, Errno> {
-    Ok(stat::find(dir, name)?.is_some())
+    match stat::find(dir, name) {
+        Ok(found) => Ok(found.is_some()),
+        Err(Errno::NOTCONN | Errno::CONNABORTED) => Ok(true),
+        Err(errno) => Err(errno),
+    }
 }
 
 /// Reads a small file whole; `None` if it is absent.

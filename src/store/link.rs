@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, OwnedFd};
 
 use super::layout::{
-    Home, LINK, LINK_DIR, LayerId, LinkId, link_target, parse_link_target, read_small,
+    DIFF, Home, LINK, LINK_DIR, LayerId, LinkId, has, link_target, parse_link_target, read_small,
     replace_small,
 };
 use super::{lock, stage};
@@ -63,8 +63,10 @@ impl Farm {
     pub fn load(home: &Home) -> Result<Self> {
         let mut farm = Self::default();
         for id in home.list()? {
-            // One that is gone since the listing is no layer.
-            if let Some(layer) = home.layer(&id)? {
+            // One that is gone since the listing is no layer, nor is one without content.
+            if let Some(layer) = home.layer(&id)?
+                && has(layer.as_fd(), DIFF).at("statx", || home.show(&id))?
+            {
                 let link = of_layer(&layer, &home.show(&id))?;
                 farm.files.insert(id, link);
             }

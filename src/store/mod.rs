@@ -7,15 +7,19 @@
 //! Every change is made aside and published by one rename ([`stage`]). A killed process leaves a
 //! temporary directory, which the next [`Store::open`] finishes or undoes.
 
+pub mod check;
 pub mod config;
 pub mod create;
 pub mod layout;
 pub mod link;
 pub mod lock;
 pub mod lower;
+pub mod mounts;
 pub mod options;
+pub mod probe;
 pub mod remove;
 pub mod stage;
+pub mod usage;
 
 use std::collections::HashSet;
 use std::os::fd::{AsFd, OwnedFd};
@@ -23,7 +27,9 @@ use std::path::{Path, PathBuf};
 
 pub use create::{CreateOptions, StagedLayer};
 pub use layout::{Home, LayerId, Variant};
+pub use mounts::MountRequest;
 pub use options::DriverOptions;
+pub use probe::{Backend, Choice, Probe};
 
 use crate::error::{Context, Error, Result};
 use crate::options::show_path;
@@ -125,7 +131,11 @@ impl Store {
     /// # Errors
     /// `Invalid` for options, or without a store there; those of opening directories.
     pub fn open(config: &StoreConfig) -> Result<Self> {
-        let home = Home::open(&config.root, config.variant)?.ok_or_else(|| {
+        Self::with_home(Self::existing(config)?, config)
+    }
+
+    fn existing(config: &StoreConfig) -> Result<Home> {
+        Home::open(&config.root, config.variant)?.ok_or_else(|| {
             Error::invalid(
                 format!("root {}", show_path(&config.root)),
                 format!(
@@ -134,8 +144,15 @@ impl Store {
                     config.variant.name()
                 ),
             )
-        })?;
-        Self::with_home(home, config)
+        })
+    }
+
+    /// Opens a store that exists, and leaves it as it is.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub fn open_as_it_is(config: &StoreConfig) -> Result<Self> {
+        Self::assemble(Self::existing(config)?, config)
     }
 
     /// Opens a store, making it where there is none.
@@ -155,6 +172,14 @@ impl Store {
     }
 
     fn with_home(home: Home, config: &StoreConfig) -> Result<Self> {
+        let store = Self::assemble(home, config)?;
+        for home in store.writable_homes() {
+            stage::recover(home)?;
+        }
+        Ok(store)
+    }
+
+    fn assemble(home: Home, config: &StoreConfig) -> Result<Self> {
         let options = DriverOptions::parse(&config.options)?;
         let mut homes = vec![home];
         if let Some(root) = &config.image_store {
@@ -166,11 +191,7 @@ impl Store {
             homes.extend(Home::open(root, config.variant)?);
         }
         let run_home = config.run_root.join(config.variant.name());
-        let store = Self { homes, writable, run_home, options };
-        for home in store.writable_homes() {
-            stage::recover(home)?;
-        }
-        Ok(store)
+        Ok(Self { homes, writable, run_home, options })
     }
 
     /// Returns the store's own home.
@@ -303,15 +324,39 @@ impl Store {
     /// Returns what engines show of a driver: names and values.
     ///
     /// # Errors
-    /// Those of statfs(2).
+    /// As [`Store::probe`].
     pub fn status(&self) -> Result<Vec<(String, String)>> {
         let home = self.home();
-        let fs = rustix::fs::fstatfs(home.dir()).at("fstatfs", || show_path(home.path()))?;
-        Ok(vec![
-            ("Driver".into(), home.variant().name().into()),
-            ("Home".into(), show_path(home.path())),
-            ("Backing Filesystem".into(), fs_name(fs.f_type)),
-        ])
+        let probe = self.probe(false)?;
+        let choice = self.choose(&probe, None)?;
+        let kernel = choice.backend == Some(Backend::Kernel);
+        let truth = |truth: bool| truth.to_string();
+        Ok([
+            ("Driver", home.variant().name().to_owned()),
+            ("Home", show_path(home.path())),
+            ("Backing Filesystem", probe.filesystem.clone()),
+            ("Mounts By", choice.backend.as_ref().map_or("nobody", Backend::name).to_owned()),
+            ("Supports d_type", truth(!kernel || probe.holds("d_type"))),
+            ("Native Overlay Diff", truth(kernel && probe.holds("native-diff"))),
+            ("Using metacopy", truth(kernel && probe.holds("metacopy"))),
+            ("Supports shifting", truth(self.supports_shifting(&probe, &choice))),
+            ("Supports volatile", truth(!kernel || probe.holds("volatile"))),
+        ]
+        .map(|(name, value)| (name.to_owned(), value))
+        .to_vec())
+    }
+
+    /// Returns whether a mount can show other ids than the layers have.
+    pub fn supports_shifting(&self, probe: &Probe, choice: &Choice) -> bool {
+        let disabled = std::env::var_os("_CONTAINERS_OVERLAY_DISABLE_IDMAP");
+        if disabled.is_some_and(|value| value == "yes") {
+            return false;
+        }
+        match choice.backend {
+            Some(Backend::Kernel) => probe.holds("idmapped-lowers"),
+            Some(Backend::Fuse | Backend::Program(_)) => true,
+            None => false,
+        }
     }
 
     /// Returns the paths of a layer.

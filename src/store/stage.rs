@@ -217,7 +217,7 @@ pub fn find_stale(home: &Home) -> Result<Vec<String>> {
         return Ok(Vec::new());
     };
     let mut names = Vec::new();
-    sys::name::list(temps.as_fd(), |name, _, _| {
+    let listed = sys::name::list(temps.as_fd(), |name, _, _| {
         if let Ok(name) = std::str::from_utf8(name)
             && let Some(name) =
                 name.strip_prefix(LOCK_PREFIX).or_else(|| name.strip_prefix(DIR_PREFIX))
@@ -225,8 +225,12 @@ pub fn find_stale(home: &Home) -> Result<Vec<String>> {
             names.push(name.to_owned());
         }
         Ok(())
-    })
-    .at("getdents64", shown)?;
+    });
+    match listed {
+        // Its last user has just removed it.
+        Ok(()) | Err(Errno::NOENT) => (),
+        Err(errno) => return Err(Error::sys("getdents64", shown(), errno)),
+    }
     names.sort();
     names.dedup();
     let mut stale = Vec::new();

@@ -2,7 +2,7 @@
 
 #![allow(unsafe_code, reason = "mount_setattr has no wrapper")]
 
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use rustix::io::Errno;
 use rustix::mount::{OpenTreeFlags, open_tree};
@@ -26,22 +26,37 @@ const NOATIME: u64 = 0x10;
 /// `EPERM` without `CAP_SYS_ADMIN` over the mount namespace; `EINVAL` where mounts beneath `dir`
 /// must not be uncovered; `ENOSYS` before Linux 5.12.
 pub fn private_read_only(dir: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE
-        | OpenTreeFlags::OPEN_TREE_CLOEXEC
-        | OpenTreeFlags::AT_EMPTY_PATH;
-    let clone = open_tree(dir, c"", flags)?;
+    let clone = detached(dir)?;
     // In a user namespace the handling of access times may be locked.
-    set(&clone, RDONLY | NOATIME).or_else(|_locked| set(&clone, RDONLY))?;
+    set(&clone, RDONLY | NOATIME, 0).or_else(|_locked| set(&clone, RDONLY, 0))?;
     Ok(clone)
 }
 
-fn set(mount: &OwnedFd, attributes: u64) -> Result<(), Errno> {
+/// Returns `dir` as the root of a mount of its own on which ids are mapped as `namespace` says.
+///
+/// # Errors
+/// `EINVAL` where the filesystem cannot; `EPERM` without `CAP_SYS_ADMIN` over the filesystem.
+pub fn idmapped(dir: BorrowedFd<'_>, namespace: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
+    const IDMAP: u64 = 0x0010_0000;
+    let clone = detached(dir)?;
+    set(&clone, IDMAP, namespace.as_raw_fd())?;
+    Ok(clone)
+}
+
+fn detached(dir: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_EMPTY_PATH;
+    open_tree(dir, c"", flags)
+}
+
+fn set(mount: &OwnedFd, attributes: u64, namespace: RawFd) -> Result<(), Errno> {
     let attr = MountAttr {
         set: attributes,
         clear: 0,
         // What others mount beneath the directory later stays out.
         propagation: libc::MS_PRIVATE,
-        userns_fd: 0,
+        userns_fd: u64::try_from(namespace).unwrap_or_default(),
     };
     // SAFETY: the path is empty and NUL-terminated, `attr` is the structure that the call reads, of
     // the size given.

@@ -78,6 +78,14 @@ impl Inherited {
     }
 }
 
+/// Tells whether this process is root of the machine, not of a user namespace.
+pub fn is_machine_root() -> bool {
+    // Without /proc it is taken for one, which is the more careful answer.
+    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    let inner = map.split_whitespace().ne(["0", "0", "4294967295"]) && !map.is_empty();
+    rustix::process::geteuid().is_root() && !inner
+}
+
 /// Tells whether this process may open files whose mode forbids it (`CAP_DAC_OVERRIDE`); in a user
 /// namespace that means files of ids that are mapped there.
 pub fn overrides_permissions() -> bool {

@@ -84,6 +84,17 @@ pub(crate) fn inherit(default_acl: &[u8], mode: u32, is_dir: bool) -> Result<Inh
     })
 }
 
+/// Returns what the owning group may do under an access ACL: its entry, within the mask.
+///
+/// # Errors
+/// `Corrupt` (`EIO`) if `bytes` is no valid ACL.
+pub(super) fn group_permissions(bytes: &[u8]) -> Result<u32> {
+    let bounds = [TAG_GROUP_OBJ, TAG_MASK];
+    let entries = parse(bytes)?;
+    let bounds = entries.iter().filter(|entry| bounds.contains(&entry.tag));
+    Ok(bounds.fold(0o7, |allowed, entry| allowed & entry.permissions))
+}
+
 /// Returns a stored ACL with the ids that are shown. Entries of ids that have none are left out:
 /// they match nobody, and the overflow id that stat(2) shows is somebody's.
 ///

@@ -8,14 +8,16 @@ use rustix::fs::{StatVfs, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT};
 
 use super::copy_up::Extent;
 use super::file::Data;
+use super::look::Carrier;
 use super::node::{Node, NodeId};
 use super::owner::Owner;
 use super::{Union, lock};
 use crate::error::{Context, Errno, Result};
 use crate::idmap::{Ids, InnerId, OuterId};
-use crate::layer::UPPER;
+use crate::layer::{self, UPPER};
 use crate::sys;
 use crate::sys::stat::Statx;
+use crate::sys::xattr::Target;
 
 /// A point in time as the kernel has it: `nsec` always counts forward from `sec`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,6 +58,21 @@ impl FileType {
             libc::S_IFCHR => Self::CharDevice,
             libc::S_IFBLK => Self::BlockDevice,
             _ => Self::Regular,
+        }
+    }
+}
+
+impl FileType {
+    /// Returns the `S_IFMT` bits of a mode.
+    pub(super) fn to_mode(self) -> u32 {
+        match self {
+            Self::Regular => libc::S_IFREG,
+            Self::Directory => libc::S_IFDIR,
+            Self::Symlink => libc::S_IFLNK,
+            Self::Fifo => libc::S_IFIFO,
+            Self::Socket => libc::S_IFSOCK,
+            Self::CharDevice => libc::S_IFCHR,
+            Self::BlockDevice => libc::S_IFBLK,
         }
     }
 }
@@ -195,7 +212,7 @@ impl Union {
         foreign.then_some(mode & !libc::S_ISGID)
     }
 
-    fn is_of_group(&self, stat: &Statx, gid: OuterId) -> bool {
+    pub(super) fn is_of_group(&self, stat: &Statx, gid: OuterId) -> bool {
         self.ids.groups.show(InnerId::stored(stat.stx_gid)) == gid
     }
 
@@ -219,12 +236,28 @@ impl Union {
         }
         let data = node.data.lock().clone();
         if let Some(data) = data {
-            return sys::stat::of(&data.file).at("statx", || "an open file");
+            return self.stat_of_data(&data);
         }
-        self.with_leaf(node, "statx", |leaf| match leaf {
-            super::Leaf::Handle(fd) => sys::stat::of(fd),
-            super::Leaf::Name(at) => sys::stat::at(at.dir, at.name),
+        self.with_form(node, |form| {
+            self.with_leaf(node, "statx", |leaf| {
+                let (stat, target) = match leaf {
+                    super::Leaf::Handle(fd) => (sys::stat::of(fd)?, Target::Handle(fd)),
+                    super::Leaf::Name(at) => (sys::stat::at(at.dir, at.name)?, Target::Name(at)),
+                };
+                form.map_or(Ok(stat), |form| layer::seen(form, target, stat))
+            })
         })
+    }
+
+    fn stat_of_data(&self, data: &Data) -> Result<Statx> {
+        let stat = sys::stat::of(&data.file);
+        match self.form(data.layer) {
+            None => stat,
+            Some(form) => {
+                stat.and_then(|stat| layer::seen(form, Target::Open(data.file.as_fd()), stat))
+            }
+        }
+        .at("statx", || "an open file")
     }
 
     /// Completes what statx(2) says of the object of `node`.
@@ -278,6 +311,9 @@ impl Union {
     }
 
     fn apply(&self, node: &Arc<Node>, set: &SetAttr, owner: Owner) -> Result<()> {
+        if let Some(carrier) = self.writable()?.carrier {
+            return self.apply_overridden(node, carrier, set, owner);
+        }
         self.with_upper_handle(node, "setattr", |handle, is_symlink| {
             if owner != Owner::default() {
                 if let Some(gid) = set.kill_privileges
@@ -302,6 +338,27 @@ impl Union {
         })
     }
 
+    /// Does what [`Union::apply`] does where owner and mode are in an xattr.
+    fn apply_overridden(
+        &self,
+        node: &Arc<Node>,
+        carrier: Carrier,
+        set: &SetAttr,
+        owner: Owner,
+    ) -> Result<()> {
+        let _reading_and_writing = node.copy.lock();
+        self.with_upper_handle(node, "setattr", |handle, _| {
+            if owner != Owner::default() || set.mode.is_some() {
+                let group = set.kill_privileges.filter(|_| node.kind == FileType::Regular);
+                self.change_override(carrier, handle, owner, set.mode, group)?;
+            }
+            match set.times() {
+                Some(times) => sys::name::set_times_handle(handle, &times),
+                None => Ok(()),
+            }
+        })
+    }
+
     fn truncate(&self, node: &Arc<Node>, size: u64, caller: Option<OuterId>) -> Result<()> {
         if node.dir.is_some() {
             return Err(Errno::ISDIR.into());
@@ -311,6 +368,7 @@ impl Union {
         if let Some(gid) = caller {
             self.kill_privileges(node, &data, gid)?;
         }
+        self.drop_overridden_capability(node, &data)?;
         sys::data::truncate(data.file.as_fd(), size).at("ftruncate", || "a file in upper")
     }
 
@@ -351,16 +409,25 @@ impl Union {
         if node.unprivileged.load(Ordering::Relaxed) {
             return Ok(false);
         }
-        let stat = sys::stat::of(&data.file).at("statx", || "an open file")?;
+        let stat = self.stat_of_data(data)?;
         let mode = u32::from(stat.stx_mode);
         let mut kept = mode & 0o7777 & !libc::S_ISUID;
         if mode & libc::S_IXGRP != 0 || !self.is_of_group(&stat, gid) {
             kept &= !libc::S_ISGID;
         }
         if kept != mode & 0o7777 {
-            sys::name::chmod_handle(&data.file, kept).at("chmod", || "a file in upper")?;
+            match self.writable()?.carrier {
+                None => sys::name::chmod_handle(&data.file, kept),
+                Some(carrier) => {
+                    let _reading_and_writing = node.copy.lock();
+                    let handle = data.file.as_fd();
+                    self.change_override(carrier, handle, Owner::default(), Some(kept), None)
+                }
+            }
+            .at("chmod", || "a file in upper")?;
         }
-        if kept & (libc::S_ISUID | libc::S_ISGID) == 0 {
+        // Capabilities may be left where the filesystem does not know them as such.
+        if kept & (libc::S_ISUID | libc::S_ISGID) == 0 && self.form(UPPER).is_none() {
             node.unprivileged.store(true, Ordering::Relaxed);
         }
         Ok(kept != mode & 0o7777)

@@ -16,13 +16,14 @@ use rustix::fs::{RenameFlags, XattrFlags};
 use super::attr::{FileType, times_of};
 use super::file::Data;
 use super::index::Base;
+use super::look::{Route, mode_without_acl, override_of, try_owner};
 use super::node::Node;
 use super::origin::Origin;
 use super::publish::{Staged, Temp};
 use super::{Leaf, Union, Upper, lock};
 use crate::error::{Context, Errno, Error, Result};
 use crate::layer::{self, UPPER};
-use crate::marks;
+use crate::overrides::Override;
 use crate::sys;
 use crate::sys::name::At;
 use crate::sys::stat::Statx;
@@ -87,7 +88,8 @@ impl Union {
         let staged = upper.work.stage_file(&upper.work.dir, 0o600)?;
         let target = Target::Open(staged.file.as_fd());
         let origin = self.set_origin(upper, (source.file.as_fd(), stat), target)?;
-        fill_copy(&source, staged.file.as_fd(), stat, extent)?;
+        let route = self.route(source.layer, upper);
+        fill_copy(route, &source, staged.file.as_fd(), stat, extent)?;
         if !self.volatile {
             staged.sync()?;
         }
@@ -108,7 +110,8 @@ impl Union {
         let temp = upper.work.temp();
         let file = temp.call("openat", |at| sys::open::create(at.dir, at.name, 0o600))?;
         self.set_origin(upper, (source.file.as_fd(), stat), Target::Open(file.as_fd()))?;
-        fill_copy(&source, file.as_fd(), stat, Extent::All)?;
+        let route = self.route(source.layer, upper);
+        fill_copy(route, &source, file.as_fd(), stat, Extent::All)?;
         Ok(temp)
     }
 
@@ -122,9 +125,11 @@ impl Union {
         let temp = upper.work.temp();
         let source = self.lower_handle(node)?;
         if node.kind == FileType::Symlink {
-            let target = sys::name::readlink(At::new(source.as_fd(), b""))
-                .at("readlinkat", || "a lower symlink")?;
+            let target = self.link_target(node)?;
             temp.call("symlinkat", |at| sys::name::symlink(&target, at))?;
+        } else if upper.carrier.is_some() {
+            // Stands for it.
+            temp.call("openat", |at| sys::open::create(at.dir, at.name, 0o600))?;
         } else {
             let mode = u32::from(stat.stx_mode) & (libc::S_IFMT | 0o600);
             let rdev = (stat.stx_rdev_major, stat.stx_rdev_minor);
@@ -133,7 +138,8 @@ impl Union {
         let work = upper.work.dir.handle()?;
         let to = Target::Name(At::new(work.as_fd(), &temp.name));
         let origin = self.set_origin(upper, (source.as_fd(), stat), to)?;
-        copy_attributes(Target::Handle(source.as_fd()), to, stat)?;
+        let route = self.route(self.layer_of(node), upper);
+        copy_attributes(route, Target::Handle(source.as_fd()), to, stat)?;
         Ok((temp, origin))
     }
 
@@ -303,7 +309,8 @@ impl Union {
         let work = upper.work.dir.handle()?;
         let made = Target::Name(At::new(work.as_fd(), &temp.name));
         self.set_origin(upper, (from.as_fd(), &stat), made)?;
-        copy_attributes(Target::Handle(from.as_fd()), made, &stat)?;
+        let route = self.route(source.layer.index, upper);
+        copy_attributes(route, Target::Handle(from.as_fd()), made, &stat)?;
 
         let parent = node.place.read().parent.clone().ok_or(Errno::STALE)?;
         let above = lock::directory(&parent)?;
@@ -340,7 +347,13 @@ impl Union {
 }
 
 /// Fills an empty file with data and attributes of another.
-fn fill_copy(source: &Data, to: BorrowedFd<'_>, stat: &Statx, extent: Extent) -> Result<()> {
+fn fill_copy(
+    route: Route,
+    source: &Data,
+    to: BorrowedFd<'_>,
+    stat: &Statx,
+    extent: Extent,
+) -> Result<()> {
     let len = match extent {
         Extent::All => stat.stx_size,
         Extent::First(len) => len.min(stat.stx_size),
@@ -348,23 +361,47 @@ fn fill_copy(source: &Data, to: BorrowedFd<'_>, stat: &Statx, extent: Extent) ->
     let whole = len == stat.stx_size;
     sys::data::copy(source.file.as_fd(), to, len, whole)
         .at("copy_file_range", || "from a lower file to work")?;
-    copy_attributes(Target::Open(source.file.as_fd()), Target::Open(to), stat)
+    copy_attributes(route, Target::Open(source.file.as_fd()), Target::Open(to), stat)
 }
 
 /// Gives `to` what `stat` and the xattrs of `from` say. The order matters: chown clears setuid
 /// and capabilities, the mode may forbid its owner to set an xattr, and all of them change times.
-pub(super) fn copy_attributes(from: Target<'_>, to: Target<'_>, stat: &Statx) -> Result<()> {
+pub(super) fn copy_attributes(
+    route: Route,
+    from: Target<'_>,
+    to: Target<'_>,
+    stat: &Statx,
+) -> Result<()> {
     let context = || "a copy in work";
     let owner = (Some(stat.stx_uid), Some(stat.stx_gid));
-    let mode = u32::from(stat.stx_mode);
+    let mut mode = u32::from(stat.stx_mode);
     let is_symlink = FileType::of_mode(mode) == FileType::Symlink;
-    match to {
-        Target::Open(fd) | Target::Handle(fd) => {
-            sys::name::chown_handle(fd, owner.0, owner.1).at("fchownat", context)?;
-        }
-        Target::Name(at) => sys::name::chown(at, owner.0, owner.1).at("fchownat", context)?,
+    if route.drops_acls() && route.from.is_none() && !is_symlink {
+        mode = mode_without_acl(from, mode)?;
     }
-    copy_xattrs(from, to)?;
+    if let Some(carrier) = route.to
+        && !is_symlink
+    {
+        let said = Override { mode: mode & 0o7777, ..override_of(stat) };
+        match to {
+            Target::Open(fd) | Target::Handle(fd) => carrier.put(fd, &said),
+            Target::Name(at) => sys::open::handle(at.dir, at.name)
+                .and_then(|handle| carrier.put(handle.as_fd(), &said)),
+        }
+        .at("setxattr", context)?;
+        copy_xattrs(route, from, to)?;
+        return copy_times(to, stat);
+    }
+    let owned = match to {
+        Target::Open(fd) | Target::Handle(fd) => sys::name::chown_handle(fd, owner.0, owner.1),
+        Target::Name(at) => sys::name::chown(at, owner.0, owner.1),
+    };
+    match route.to {
+        Some(_) => try_owner(owned),
+        None => owned,
+    }
+    .at("fchownat", context)?;
+    copy_xattrs(route, from, to)?;
     if !is_symlink {
         match to {
             Target::Open(fd) | Target::Handle(fd) => sys::name::chmod_handle(fd, mode),
@@ -373,23 +410,28 @@ pub(super) fn copy_attributes(from: Target<'_>, to: Target<'_>, stat: &Statx) ->
         }
         .at("chmod", context)?;
     }
+    copy_times(to, stat)
+}
+
+fn copy_times(to: Target<'_>, stat: &Statx) -> Result<()> {
     let times = times_of(stat);
     match to {
         Target::Open(fd) | Target::Handle(fd) => sys::name::set_times_handle(fd, &times),
         Target::Name(at) => sys::name::set_times(at, &times),
     }
-    .at("utimensat", context)
+    .at("utimensat", || "a copy in work")
 }
 
-fn copy_xattrs(from: Target<'_>, to: Target<'_>) -> Result<()> {
+fn copy_xattrs(route: Route, from: Target<'_>, to: Target<'_>) -> Result<()> {
     let names = xattr::list(from).at("listxattr", || "a lower object")?;
     for name in names.split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
-        if marks::is_private_xattr(name) || is_foreign_acl(name) {
+        if is_foreign_acl(name) {
             continue;
         }
+        let Some(copied) = route.xattr(name) else { continue };
         let value = xattr::get(from, name).at("getxattr", || "a lower object")?;
         let Some(value) = value else { continue };
-        match xattr::set(to, name, &value, XattrFlags::empty()) {
+        match xattr::set(to, &copied, &value, XattrFlags::empty()) {
             Ok(()) => {}
             // The upper has no such xattrs; an ACL without which access would change is no
             // such case, nor is a capability.

@@ -13,6 +13,7 @@ use rustix::fs::{OFlags, RenameFlags, XattrFlags};
 use super::acl;
 use super::attr::FileType;
 use super::file::Data;
+use super::look::{Carrier, try_owner};
 use super::lookup::{Entry, Found, Identity, fact_of};
 use super::node::{Dir, Node, NodeId, Place};
 use super::owner::Owner;
@@ -24,6 +25,7 @@ use crate::error::{Context, Errno, Result};
 use crate::idmap::OuterId;
 use crate::layer::{self, UPPER};
 use crate::marks;
+use crate::overrides::Override;
 use crate::sys;
 use crate::sys::name::At;
 use crate::sys::stat::Statx;
@@ -60,6 +62,13 @@ impl What<'_> {
             Self::Directory => FileType::Directory,
             Self::Symlink(_) => FileType::Symlink,
             Self::Special { kind, .. } => FileType::of_mode(*kind),
+        }
+    }
+
+    fn rdev(&self) -> (u32, u32) {
+        match self {
+            Self::Special { rdev, .. } => *rdev,
+            Self::File | Self::Directory | Self::Symlink(_) => (0, 0),
         }
     }
 
@@ -169,11 +178,14 @@ impl Union {
             parent: dir.top().ok_or(Errno::STALE)?.stat()?,
             acl: self.default_acl(dir)?,
             kind: FileType::Regular,
+            rdev: (0, 0),
         };
         let file = upper.work.unnamed(&upper.work.dir, mode & 0o700)?.ok_or(Errno::OPNOTSUPP)?;
-        dress.put_on(file.as_fd())?;
+        dress.put_on(upper.carrier, file.as_fd())?;
         let at = || "a new object in work";
-        let stat = sys::stat::of(&file).at("statx", at)?;
+        let stat = sys::stat::of(&file)
+            .and_then(|stat| self.seen_in_upper(Target::Open(file.as_fd()), stat))
+            .at("statx", at)?;
         let held = sys::open::reopen(file.as_fd(), OFlags::PATH).at("open", at)?;
         let object = (sys::stat::device(&stat), stat.stx_ino);
         self.numbers.drop_kept(object.0, object.1);
@@ -212,7 +224,8 @@ impl Union {
             return Err(Errno::NOENT.into());
         }
         let to = dir.upper.get().ok_or(Errno::STALE)?;
-        let is_ours = owner.to_store() == (Some(self.uid), Some(self.gid));
+        let is_ours = owner.to_store() == (Some(self.uid), Some(self.gid))
+            && (upper.carrier.is_none() || matches!(what, What::Symlink(_)));
         let new = New { umask: caller.umask, owner, dir, to, name, mode, what };
         if is_ours && names.listing.is_none() && !dir.is_merged() {
             // Nothing is hidden, and most often nothing is there: the call that makes it tells.
@@ -294,6 +307,9 @@ impl Union {
             return Ok(known.clone());
         }
         let top = dir.top().ok_or(Errno::STALE)?;
+        if top.layer.form.is_some() {
+            return Ok(None);
+        }
         let value = top
             .with("getxattr", |dir| xattr::get(Target::Handle(dir), b"system.posix_acl_default"))?;
         let value = value.map(Arc::from);
@@ -316,13 +332,18 @@ impl Union {
             parent: to.stat()?,
             acl: self.default_acl(dir)?,
             kind: what.kind(),
+            rdev: what.rdev(),
         };
-        if let What::File = what {
+        let carrier = upper.carrier;
+        let stands_for = carrier.is_some() && matches!(what, What::Special { .. });
+        if stands_for || matches!(what, What::File) {
             let staged = upper.work.stage_file(&upper.work.dir, mode & 0o700)?;
-            dress.put_on(staged.file.as_fd())?;
+            dress.put_on(carrier, staged.file.as_fd())?;
             let file = upper.work.publish_file(staged, to, name, way.whiteout)?;
-            let stat = sys::stat::of(&file).at("statx", || to.describe(name))?;
-            return Ok((Some(file), stat));
+            let stat = sys::stat::of(&file)
+                .and_then(|stat| self.seen_in_upper(Target::Open(file.as_fd()), stat))
+                .at("statx", || to.describe(name))?;
+            return Ok(((!stands_for).then_some(file), stat));
         }
         let temp: Temp<'_> = upper.work.temp();
         // The marks of a directory need its owner's permissions, whatever its own will be.
@@ -332,12 +353,14 @@ impl Union {
         if way.opaque {
             temp.call("setxattr", |at| upper.work.set_opaque(at))?;
         }
-        dress.put_on(handle.as_fd())?;
+        dress.put_on(carrier, handle.as_fd())?;
         // A directory cannot be renamed over a whiteout, but can change places with it.
         let swap = way.whiteout && dress.kind == FileType::Directory;
         let flags = if swap { RenameFlags::EXCHANGE } else { RenameFlags::empty() };
         upper.work.publish(temp, to, name, flags)?;
-        let stat = sys::stat::of(&handle).at("statx", || to.describe(name))?;
+        let stat = sys::stat::of(&handle)
+            .and_then(|stat| self.seen_in_upper(Target::Handle(handle.as_fd()), stat))
+            .at("statx", || to.describe(name))?;
         Ok((None, stat))
     }
 
@@ -414,14 +437,23 @@ struct Dress {
     parent: Statx,
     acl: Option<Arc<[u8]>>,
     kind: FileType,
+    rdev: (u32, u32),
 }
 
 impl Dress {
-    fn put_on(&self, object: std::os::fd::BorrowedFd<'_>) -> Result<()> {
+    fn put_on(&self, carrier: Option<Carrier>, object: std::os::fd::BorrowedFd<'_>) -> Result<()> {
         let context = || "a new object in work";
         let setgid = u32::from(self.parent.stx_mode) & libc::S_ISGID != 0;
         let (uid, gid) = self.owner.to_store();
         let gid = if setgid { Some(self.parent.stx_gid) } else { gid };
+        if let Some(carrier) = carrier {
+            if self.kind == FileType::Symlink {
+                let owned = try_owner(sys::name::chown_handle(object, uid, gid));
+                return owned.at("fchownat", context);
+            }
+            let said = self.override_of(uid, gid, setgid);
+            return carrier.put(object, &said).at("setxattr", context);
+        }
         sys::name::chown_handle(object, uid, gid).at("fchownat", context)?;
         if self.kind == FileType::Symlink {
             return Ok(());
@@ -449,5 +481,19 @@ impl Dress {
             }
         }
         Ok(())
+    }
+
+    /// What the object stands for in an upper with overrides; without an ACL.
+    fn override_of(&self, uid: Option<u32>, gid: Option<u32>, setgid: bool) -> Override {
+        let mut mode = self.mode & 0o7777 & !self.umask;
+        if setgid && self.kind == FileType::Directory {
+            mode |= libc::S_ISGID;
+        }
+        Override {
+            uid: uid.unwrap_or_default(),
+            gid: gid.unwrap_or_default(),
+            mode,
+            kind: Some((self.kind.to_mode(), self.rdev)),
+        }
     }
 }

@@ -17,6 +17,7 @@ use super::node::{Node, NodeId};
 use super::{Leaf, Union};
 use crate::error::{Context, Errno, Error, Result};
 use crate::idmap::OuterId;
+use crate::layer::{self, UPPER};
 use crate::marks;
 use crate::sys;
 use crate::sys::xattr::{self, Target};
@@ -27,6 +28,8 @@ pub struct Data {
     pub(crate) file: OwnedFd,
     /// Open for writing; then it is the upper object.
     writable: bool,
+    /// The layer that the object lies in.
+    pub(super) layer: layer::Index,
 }
 
 impl AsFd for Data {
@@ -38,7 +41,7 @@ impl AsFd for Data {
 impl Data {
     /// A file that we made, open for reading and writing.
     pub(crate) fn new(file: OwnedFd) -> Self {
-        Self { file, writable: true }
+        Self { file, writable: true, layer: UPPER }
     }
 }
 
@@ -176,8 +179,9 @@ impl Union {
         if node.kind != FileType::Regular {
             return Err(if node.dir.is_some() { Errno::ISDIR } else { Errno::INVAL }.into());
         }
-        let (mut data, file) = loop {
+        let (mut data, file, layer) = loop {
             let was_upper = node.is_upper();
+            let layer = self.layer_of(node);
             let file = self.open_leaf(node, writable)?;
             let data = node.data.lock();
             if let Some(data) = data.as_ref().filter(|data| data.writable || !writable) {
@@ -185,10 +189,10 @@ impl Union {
             }
             // Copied up while we opened the lower file? Then that is no longer the one.
             if node.is_upper() == was_upper {
-                break (data, file);
+                break (data, file, layer);
             }
         };
-        let opened = Arc::new(Data { file, writable });
+        let opened = Arc::new(Data { file, writable, layer });
         let old = data.replace(Arc::clone(&opened));
         drop(data);
         drop(old);
@@ -222,7 +226,8 @@ impl Union {
         if let Some(data) = &*node.data.lock() {
             return Ok(Arc::clone(data));
         }
-        Ok(Arc::new(Data { file: self.open_leaf(node, false)?, writable: false }))
+        let layer = self.layer_of(node);
+        Ok(Arc::new(Data { file: self.open_leaf(node, false)?, writable: false, layer }))
     }
 
     /// Opens the regular file of a node.
@@ -300,10 +305,14 @@ impl Union {
         if node.links.get().is_none()
             && let Some(data) = node.data.lock().as_ref().filter(|data| data.writable)
         {
-            return Ok(node.uses(data));
+            let data = node.uses(data);
+            self.drop_overridden_capability(node, &data)?;
+            return Ok(data);
         }
         self.copy_up(node, Extent::All)?;
-        self.writable_data(node)
+        let data = self.writable_data(node)?;
+        self.drop_overridden_capability(node, &data)?;
+        Ok(data)
     }
 
     /// Makes a file durable. A lower file is so already.

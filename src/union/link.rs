@@ -14,6 +14,7 @@ use super::{Leaf, Union, lock};
 use crate::error::{Context, Errno, Result};
 use crate::layer::UPPER;
 use crate::sys;
+use crate::sys::xattr::Target;
 
 impl Union {
     /// Gives `node` one more name.
@@ -54,6 +55,7 @@ impl Union {
             to.call("linkat", new_name, |at| sys::name::link_handle(object.as_fd(), at))?;
         }
         let stat = sys::stat::of(&object)
+            .and_then(|stat| self.seen_in_upper(Target::Handle(object.as_fd()), stat))
             .at("statx", || to.describe(new_name))
             // The name may be there all the same.
             .inspect_err(|_| self.distrust(&mut names))?;

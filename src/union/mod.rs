@@ -15,6 +15,7 @@ mod index;
 mod ino;
 mod link;
 mod lock;
+mod look;
 mod lookup;
 mod node;
 mod origin;
@@ -42,6 +43,7 @@ pub use self::file::{Data, Whence, Written};
 pub use self::flatten::CopyLimit;
 use self::index::Index;
 use self::ino::Numbers;
+use self::look::Carrier;
 pub use self::lookup::Entry;
 pub use self::node::NodeId;
 use self::node::{Dir, Node, Place, Table};
@@ -52,6 +54,7 @@ use crate::error::{Context, Errno, Error, Result};
 use crate::idmap::{Ids, OuterId};
 use crate::layer::cache::HandleCache;
 use crate::layer::{self, UPPER};
+use crate::overrides::Form;
 use crate::sys;
 use crate::sys::name::At;
 
@@ -87,6 +90,8 @@ pub struct Config {
     pub uuid: Uuid,
     /// How much is copied to rename a directory that has lower parts.
     pub copy_limit: CopyLimit,
+    /// Owner, mode and type of upper objects are kept in an xattr of this form.
+    pub overrides: Option<Form>,
 }
 
 /// What a mount does with UUIDs.
@@ -132,7 +137,9 @@ pub struct Union {
     upper: Option<Upper>,
     volatile: bool,
     volatile_mark: bool,
-    pub(crate) ids: Ids,
+    ids: Ids,
+    /// By which xattr each layer, upper first, overrides its inodes; empty where none does.
+    forms: Box<[Option<Form>]>,
     static_nlink: bool,
     copy_limit: CopyLimit,
     /// The bottom of the stack.
@@ -153,11 +160,14 @@ pub struct Union {
 #[derive(Debug)]
 struct Upper {
     root: Arc<layer::Dir>,
+    /// How its objects are kept, if not by inodes alone.
+    carrier: Option<Carrier>,
     work: Work,
     index: Option<Index>,
 }
 
 /// Where the object of a node that is no directory is reached.
+#[derive(Clone, Copy)]
 enum Leaf<'a> {
     Handle(BorrowedFd<'a>),
     Name(At<'a>),
@@ -176,24 +186,32 @@ impl Union {
         let files = descriptor_limit();
         let handles = Arc::new(HandleCache::new((files / 2).min(HANDLES_MAX)));
         let numbers = Numbers::default();
+        let forms = lower_forms(&config)?;
+        let mut upper_form = None;
         let mut workdir = None;
         let mut upper = match config.upper {
             Some(upper) => {
-                let root = layer::Dir::root(UPPER, upper.dir, upper.path, &handles)?;
+                let roots: Vec<_> = config.lowers.iter().map(|lower| lower.dir.as_fd()).collect();
+                let roots: Vec<_> = forms.iter().copied().zip(roots).collect();
+                let carrier = Carrier::prepare(config.overrides, &upper.dir, &roots)?;
+                let form = carrier.map(Carrier::form);
+                upper_form = form;
+                let root = layer::Dir::root(UPPER, upper.dir, upper.path, form, &handles)?;
                 numbers.register(root.device);
-                let dir = layer::Dir::root(UPPER, upper.work, upper.work_path, &handles)?;
+                let work = upper.work;
+                let dir = layer::Dir::root(UPPER, work, upper.work_path, form, &handles)?;
                 let work = Work::open(open_work(&dir)?, config.userxattr)?;
                 workdir = Some(dir);
                 if config.volatile_mark {
                     mark_volatile(&work.dir)?;
                 }
-                Some(Upper { root, work, index: None })
+                Some(Upper { root, carrier, work, index: None })
             }
             None => None,
         };
         let mut lowers = Vec::with_capacity(config.lowers.len());
-        for (index, lower) in (1..).zip(config.lowers) {
-            let root = layer::Dir::root(index, lower.dir, lower.path, &handles)?;
+        for ((index, lower), form) in (1..).zip(config.lowers).zip(&forms) {
+            let root = layer::Dir::root(index, lower.dir, lower.path, *form, &handles)?;
             numbers.register(root.device);
             lowers.push(root);
         }
@@ -216,6 +234,10 @@ impl Union {
             volatile: config.volatile,
             volatile_mark: config.volatile_mark,
             ids: config.ids,
+            forms: match upper_form.is_some() || forms.iter().any(Option::is_some) {
+                true => std::iter::once(upper_form).chain(forms).collect(),
+                false => Box::default(),
+            },
             static_nlink: config.static_nlink,
             copy_limit: config.copy_limit,
             lowest: lowers.last().map_or(UPPER, |lower| lower.layer.index),
@@ -423,12 +445,35 @@ impl Union {
         if node.kind != FileType::Symlink {
             return Err(Errno::INVAL.into());
         }
-        self.with_leaf(&node, "readlinkat", |leaf| match leaf {
-            Leaf::Handle(fd) => sys::name::readlink(At::new(fd, b"")),
-            Leaf::Name(at) => sys::name::readlink(at),
+        self.link_target(&node)
+    }
+
+    /// Returns where the symlink of a node points; the content of a file that stands for one.
+    fn link_target(&self, node: &Arc<Node>) -> Result<Vec<u8>> {
+        self.with_leaf(node, "readlinkat", |leaf| {
+            let target = match leaf {
+                Leaf::Handle(fd) => sys::name::readlink(At::new(fd, b"")),
+                Leaf::Name(at) => sys::name::readlink(at),
+            };
+            // Known as a symlink, but it is none.
+            if target != Err(Errno::INVAL) || self.forms.is_empty() {
+                return target;
+            }
+            let file = match leaf {
+                Leaf::Handle(fd) => sys::open::reopen(fd, rustix::fs::OFlags::RDONLY),
+                Leaf::Name(at) => sys::open::reader(at.dir, at.name),
+            }?;
+            let mut content = vec![0; LINK_MAX];
+            let len = sys::data::read_at(file.as_fd(), &mut content, 0)?;
+            content.truncate(len);
+            let fits = (1..LINK_MAX).contains(&len) && !content.contains(&0);
+            fits.then_some(content).ok_or(Errno::IO)
         })
     }
 }
+
+/// Bytes of the target of a symlink, with a NUL (`PATH_MAX`).
+const LINK_MAX: usize = 4096;
 
 /// Where the kernel marks an upper that may be incomplete, in `work`: a directory in a directory.
 const MARKER_DIR: &[u8] = b"incompat";
@@ -447,6 +492,35 @@ fn mark_volatile(work: &layer::Dir) -> Result<()> {
 fn descriptor_limit() -> usize {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
     limit.and_then(|limit| usize::try_from(limit).ok()).map_or(1 << 16, |limit| limit.min(1 << 16))
+}
+
+/// Finds out which lowers override their inodes.
+///
+/// # Errors
+/// `Unsupported` where somebody without privilege could make root of the machine show setuid
+/// programs of root: by an xattr on a directory of his own, which nobody asked to be trusted.
+fn lower_forms(config: &Config) -> Result<Vec<Option<Form>>> {
+    let mut forms = Vec::with_capacity(config.lowers.len());
+    for lower in &config.lowers {
+        let context = || lower.path.display().to_string();
+        let form = layer::form_of(sys::xattr::Target::Handle(lower.dir.as_fd()))
+            .at("listxattr", context)?;
+        forms.push(form);
+        let is_privileged = matches!(form, None | Some(Form::Privileged));
+        if is_privileged || config.overrides.is_some() || !sys::process::is_machine_root() {
+            continue;
+        }
+        let owner = sys::stat::of(&lower.dir).at("statx", context)?.stx_uid;
+        if owner != 0 {
+            let path = lower.path.display();
+            let feature = format!(
+                "lowerdir={path}: user {owner} says by xattrs whom its files belong to; if he may \
+                 say so, add xattr_permissions=2"
+            );
+            return Err(Error::Unsupported { feature: feature.into() });
+        }
+    }
+    Ok(forms)
 }
 
 /// Makes directory `name` in the workdir, if it is not there, and one in which we may work.

@@ -343,8 +343,9 @@ impl Union {
         let at_end = rest.clone().next().is_none();
         for (number, child) in rest {
             let ino = self.child_ino(dir, child);
+            let kind = self.child_kind(dir, child);
             let offset = number + 3;
-            if visit(DirEntry { name: &child.name, ino, kind: child.kind, offset }) == Visit::Full {
+            if visit(DirEntry { name: &child.name, ino, kind, offset }) == Visit::Full {
                 break;
             }
         }
@@ -476,6 +477,17 @@ impl Union {
             return identity.number;
         }
         self.numbers.of(device, inode)
+    }
+
+    /// Returns the type that stat(2) would show for a child, which a file may stand for.
+    fn child_kind(&self, dir: &Dir, child: &Child) -> FileType {
+        if child.kind == FileType::Regular
+            && self.form(child.top).is_some()
+            && let Ok(Some(found)) = self.find_child(dir, child)
+        {
+            return FileType::of_mode(u32::from(found.stat.stx_mode));
+        }
+        child.kind
     }
 
     /// Makes the changes of a directory durable.

@@ -407,14 +407,17 @@ impl Union {
         new: &End<'_>,
     ) -> Result<()> {
         let target = new.upper.call("openat", new.name, |at| sys::open::handle(at.dir, at.name))?;
-        let stat = sys::stat::of(&target).at("statx", || new.upper.describe(new.name))?;
+        let stat = sys::stat::of(&target)
+            .and_then(|stat| self.seen_in_upper(Target::Handle(target.as_fd()), stat))
+            .at("statx", || new.upper.describe(new.name))?;
         let empty = upper.work.make_directory(0o700)?;
         if plan.opaque_source {
             empty.call("setxattr", |at| upper.work.set_opaque(at))?;
         }
         let work = upper.work.dir.handle()?;
         let dressed = Target::Name(At::new(work.as_fd(), &empty.name));
-        copy_attributes(Target::Handle(target.as_fd()), dressed, &stat)?;
+        let route = self.route(UPPER, upper);
+        copy_attributes(route, Target::Handle(target.as_fd()), dressed, &stat)?;
         upper.work.exchange(&empty, new.upper, new.name)?;
         rename_upper(old, new, plan.flags).inspect_err(|_| {
             if let Err(error) = upper.work.exchange(&empty, new.upper, new.name) {

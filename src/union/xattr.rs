@@ -13,7 +13,7 @@ use super::copy_up::Extent;
 use super::node::{Node, NodeId};
 use super::{Leaf, Union};
 use crate::error::{Errno, Result};
-use crate::marks;
+use crate::layer::UPPER;
 use crate::sys::inode_flags;
 use crate::sys::xattr::{self, Target};
 
@@ -24,11 +24,13 @@ impl Union {
     /// Those of getxattr(2) but `ENODATA` and `EOPNOTSUPP`.
     pub fn getxattr(&self, node: NodeId, name: &[u8]) -> Result<Option<Vec<u8>>> {
         let node = self.node(node)?;
-        let Some(stored) = marks::stored_name(name) else { return Ok(None) };
         if is_listed(name) && !self.may_have_xattrs(&node)? {
             return Ok(None);
         }
-        let value = self.with_xattrs(&node, "getxattr", |target| xattr::get(target, &stored))?;
+        let value = self.with_form(&node, |form| {
+            let Some(stored) = Self::stored_xattr(form, name) else { return Ok(None) };
+            self.with_xattrs(&node, "getxattr", |target| xattr::get(target, &stored))
+        })?;
         value.map_or(Ok(None), |value| self.shown_value(name, value))
     }
 
@@ -41,14 +43,17 @@ impl Union {
     }
 
     fn visible_xattrs(&self, node: &Arc<Node>) -> Result<Vec<u8>> {
-        let stored = self.with_xattrs(node, "listxattr", xattr::list)?;
-        let mut visible = Vec::with_capacity(stored.len());
-        for name in stored.split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
-            if let Some(name) = marks::visible_name(name) {
-                visible.extend_from_slice(&name);
-                visible.push(0);
+        let visible = self.with_form(node, |form| {
+            let stored = self.with_xattrs(node, "listxattr", xattr::list)?;
+            let mut visible = Vec::with_capacity(stored.len());
+            for name in stored.split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
+                if let Some(name) = Self::visible_xattr(form, name) {
+                    visible.extend_from_slice(&name);
+                    visible.push(0);
+                }
             }
-        }
+            Ok(visible)
+        })?;
         node.xattrs.found(!visible.is_empty());
         Ok(visible)
     }
@@ -78,7 +83,8 @@ impl Union {
         flags: XattrFlags,
     ) -> Result<()> {
         let node = self.node(node)?;
-        let stored = marks::stored_name(name).ok_or(Errno::PERM)?;
+        self.check_settable(&node, name)?;
+        let stored = Self::stored_xattr(self.form(UPPER), name).ok_or(Errno::PERM)?;
         let value = self.stored_value(name, value)?;
         self.change_xattrs(&node, "setxattr", |target| xattr::set(target, &stored, &value, flags))
     }
@@ -95,7 +101,7 @@ impl Union {
         if !node.is_upper() && self.getxattr(id, name)?.is_none() {
             return Err(Errno::NODATA.into());
         }
-        let stored = marks::stored_name(name).ok_or(Errno::NODATA)?;
+        let stored = Self::stored_xattr(self.form(UPPER), name).ok_or(Errno::NODATA)?;
         self.change_xattrs(&node, "removexattr", |target| xattr::remove(target, &stored))
     }
 

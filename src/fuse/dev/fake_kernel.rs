@@ -250,6 +250,7 @@ fn open_union(at: &std::path::Path) -> union::Union {
         index: false,
         uuid: union::Uuid::Auto,
         copy_limit,
+        overrides: None,
         ids: Ids::default(),
         static_nlink: false,
     };

@@ -1,0 +1,124 @@
+//! Runs the same work on lamina, kernel overlayfs, the bare filesystem and both fuse-overlayfs, interleaved in one run, and
+//! prints how long each took, what it asked its server, and what the server cost. Started by `scripts/bench.sh`, which makes
+//! the filesystem and installs the rivals.
+
+mod control;
+mod layers;
+mod peer;
+mod report;
+mod scenario;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use control::Control;
+use peer::Peer;
+use report::Report;
+
+/// What was asked for on the command line.
+struct Arguments {
+    /// A directory on the filesystem to measure on.
+    at: PathBuf,
+    /// Where reports go.
+    out: PathBuf,
+    /// Word in the names of the reports: `root` or `rootless`.
+    mode: String,
+    /// How often each scenario is run for each peer.
+    rounds: usize,
+    /// Divides the amounts of work.
+    scale: usize,
+    /// Scenarios whose name starts with one of these; empty is all.
+    only: Vec<String>,
+    peers: Vec<Peer>,
+    /// Socket of the part of us that may drop caches and count requests.
+    control: Option<PathBuf>,
+}
+
+const USAGE: &str = "\
+Usage: lamina-bench --at DIR --out DIR --mode WORD [--rounds N] [--scale N] [--only NAME]...
+                    [--peer NAME=PROGRAM]... [--control SOCKET]
+       lamina-bench --serve SOCKET
+
+Peers: native and kernel are always there; PROGRAM is a mount program.
+--serve answers on SOCKET for who may not drop caches or trace requests.
+";
+
+fn parse(mut words: impl Iterator<Item = String>) -> Result<Arguments, String> {
+    let mut arguments = Arguments {
+        at: PathBuf::new(),
+        out: PathBuf::new(),
+        mode: "root".into(),
+        rounds: 3,
+        scale: 1,
+        only: Vec::new(),
+        peers: vec![Peer::native(), Peer::kernel()],
+        control: None,
+    };
+    while let Some(word) = words.next() {
+        let mut value = || words.next().ok_or(format!("{word} needs a value"));
+        let number = |text: String| text.parse::<usize>().map_err(|e| format!("{text}: {e}"));
+        match word.as_str() {
+            "--at" => arguments.at = value()?.into(),
+            "--out" => arguments.out = value()?.into(),
+            "--mode" => arguments.mode = value()?,
+            "--rounds" => arguments.rounds = number(value()?)?.max(1),
+            "--scale" => arguments.scale = number(value()?)?.max(1),
+            "--only" => arguments.only.push(value()?),
+            "--control" => arguments.control = Some(value()?.into()),
+            "--peer" => {
+                let text = value()?;
+                let (name, program) = text.split_once('=').ok_or("--peer NAME=PROGRAM")?;
+                let (program, options) = program.split_once(',').unwrap_or((program, ""));
+                arguments.peers.push(Peer::program(name, program, options));
+            }
+            _ => return Err(format!("unknown argument {word}\n{USAGE}")),
+        }
+    }
+    if arguments.at.as_os_str().is_empty() || arguments.out.as_os_str().is_empty() {
+        return Err(USAGE.into());
+    }
+    Ok(arguments)
+}
+
+fn run(arguments: Arguments) -> Result<(), String> {
+    let control = Control::new(arguments.control)?;
+    let is_wanted = |name: &str| {
+        arguments.only.is_empty() || arguments.only.iter().any(|word| name.starts_with(&**word))
+    };
+    let mut report = Report::new(&arguments.mode, &arguments.peers, arguments.rounds);
+    for scenario in scenario::all().into_iter().filter(|scenario| is_wanted(scenario.name)) {
+        for round in 0..arguments.rounds {
+            // A different one is first each time, so that none always finds what another left warm.
+            for n in 0..arguments.peers.len() {
+                let peer = &arguments.peers[(n + round) % arguments.peers.len()];
+                let place = scenario::Place { at: &arguments.at, scale: arguments.scale };
+                match scenario.run(peer, place, &control) {
+                    Ok(samples) => report.add(&scenario, peer, samples),
+                    Err(text) => report.failed(&scenario, peer, &text),
+                }
+            }
+        }
+        report.print(&scenario);
+        layers::clear(&arguments.at).map_err(|e| format!("{}: {e}", arguments.at.display()))?;
+    }
+    report.write(&arguments.out)
+}
+
+fn main() -> ExitCode {
+    let mut words = std::env::args().skip(1).peekable();
+    let done = match words.peek().map(String::as_str) {
+        Some("--serve") => control::serve(words.nth(1)),
+        Some("-h" | "--help") | None => {
+            print!("{USAGE}");
+            return ExitCode::SUCCESS;
+        }
+        _ => parse(words).and_then(run),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(text) => {
+            eprintln!("lamina-bench: {text}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,239 @@
+//! Who is compared, and a mount of theirs.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::mount::UnmountFlags;
+
+/// One of those compared.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Peer {
+    /// Its name in reports.
+    pub name: String,
+    kind: Kind,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Kind {
+    /// The merged tree as plain files.
+    Native,
+    Kernel,
+    Program {
+        program: PathBuf,
+        options: String,
+    },
+}
+
+impl Peer {
+    /// The bare filesystem.
+    pub fn native() -> Peer {
+        Peer { name: "native".into(), kind: Kind::Native }
+    }
+
+    /// Kernel overlayfs.
+    pub fn kernel() -> Peer {
+        Peer { name: "kernel".into(), kind: Kind::Kernel }
+    }
+
+    /// A mount program, and options it always gets.
+    pub fn program(name: &str, program: &str, options: &str) -> Peer {
+        let kind = Kind::Program { program: program.into(), options: options.into() };
+        Peer { name: name.into(), kind }
+    }
+
+    /// Tells whether it needs no mount.
+    pub fn is_native(&self) -> bool {
+        self.kind == Kind::Native
+    }
+}
+
+/// The directories of a mount.
+#[derive(Clone, Debug)]
+pub struct Stack {
+    /// Topmost first.
+    pub lowers: Vec<PathBuf>,
+    /// The writable layer; its workdir and the mountpoint lie beside it.
+    pub upper: PathBuf,
+    /// The merged tree as plain files, for [`Peer::native`].
+    pub plain: PathBuf,
+}
+
+/// A mount that ends when dropped.
+#[derive(Debug)]
+pub struct Mounted {
+    /// Where the tree is seen.
+    pub path: PathBuf,
+    server: Option<u32>,
+    is_mounted: bool,
+}
+
+/// What a server has cost since it began.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Cost {
+    /// Processor time.
+    pub cpu: Duration,
+    /// Most memory at any time, bytes.
+    pub memory: u64,
+}
+
+impl Mounted {
+    /// Mounts `stack` by `peer`.
+    pub fn new(peer: &Peer, stack: &Stack) -> Result<Mounted, String> {
+        if peer.is_native() {
+            return Ok(Mounted { path: stack.plain.clone(), server: None, is_mounted: false });
+        }
+        let beside = |name: &str| stack.upper.with_file_name(name);
+        let (work, merged) = (beside("work"), beside("merged"));
+        for dir in [&stack.upper, &work, &merged] {
+            fs::create_dir_all(dir).map_err(|e| format!("{}: {e}", dir.display()))?;
+        }
+        let lowers: Vec<String> =
+            stack.lowers.iter().map(|lower| lower.display().to_string()).collect();
+        let list = format!(
+            "lowerdir={},upperdir={},workdir={}",
+            lowers.join(":"),
+            stack.upper.display(),
+            work.display()
+        );
+        match &peer.kind {
+            Kind::Native => {}
+            Kind::Kernel => mount_kernel(&stack.lowers, &stack.upper, &work, &merged)?,
+            Kind::Program { program, options } => {
+                let list = if options.is_empty() {
+                    list
+                } else {
+                    format!("{list},{}", options.replace(';', ","))
+                };
+                let out = Command::new(program)
+                    .args(["-o", &list])
+                    .arg(&merged)
+                    .stdin(Stdio::null())
+                    .stdout(Stdio::null())
+                    // A daemon may keep a pipe open.
+                    .stderr(Stdio::null())
+                    .status();
+                match out {
+                    Ok(status) if status.success() => {}
+                    other => return Err(format!("{}: {other:?}", program.display())),
+                }
+            }
+        }
+        let mut mounted = Mounted { path: merged, server: None, is_mounted: true };
+        if let Kind::Program { .. } = peer.kind {
+            mounted.server = find_server(&mounted.path);
+        }
+        Ok(mounted)
+    }
+
+    /// Device number of the mount, if a server answers it.
+    pub fn connection(&self) -> Option<u64> {
+        self.server?;
+        fs::metadata(&self.path).ok().map(|meta| meta.dev())
+    }
+
+    /// What the server has cost; nothing if there is none.
+    pub fn cost(&self) -> Cost {
+        let Some(pid) = self.server else { return Cost::default() };
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        let after = stat.rsplit(')').next().unwrap_or_default();
+        let ticks: u64 =
+            after.split_whitespace().skip(11).take(2).filter_map(|n| n.parse::<u64>().ok()).sum();
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let peak = peak.and_then(|text| text.split_whitespace().next()?.parse::<u64>().ok());
+        Cost {
+            // A hundredth of a second, on every machine that Linux runs on.
+            cpu: Duration::from_millis(ticks * 10),
+            memory: peak.unwrap_or(0) * 1024,
+        }
+    }
+
+    /// Unmounts, and waits for the server to end.
+    pub fn end(mut self) -> Result<(), String> {
+        self.unmount()
+    }
+
+    fn unmount(&mut self) -> Result<(), String> {
+        if !std::mem::take(&mut self.is_mounted) {
+            return Ok(());
+        }
+        let until = Instant::now() + Duration::from_secs(30);
+        loop {
+            match rustix::mount::unmount(&self.path, UnmountFlags::empty()) {
+                Ok(()) => break,
+                Err(rustix::io::Errno::BUSY) if Instant::now() < until => pause(),
+                Err(e) => return Err(format!("unmount {}: {e}", self.path.display())),
+            }
+        }
+        while self.server.is_some_and(|pid| Path::new(&format!("/proc/{pid}")).exists()) {
+            if Instant::now() > until {
+                return Err(format!("the server of {} does not end", self.path.display()));
+            }
+            pause();
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        if let Err(text) = self.unmount() {
+            eprintln!("{text}");
+            let _ = rustix::mount::unmount(&self.path, UnmountFlags::DETACH);
+        }
+    }
+}
+
+fn pause() {
+    std::thread::sleep(Duration::from_millis(2));
+}
+
+/// By fsconfig(2), which takes as many layers as there may be.
+fn mount_kernel(
+    lowers: &[PathBuf],
+    upper: &Path,
+    work: &Path,
+    merged: &Path,
+) -> Result<(), String> {
+    use rustix::mount::{
+        FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, fsconfig_create,
+        fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount,
+    };
+    let make = || -> rustix::io::Result<()> {
+        let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
+        let context = std::os::fd::AsFd::as_fd(&context);
+        for lower in lowers {
+            fsconfig_set_string(context, "lowerdir+", lower)?;
+        }
+        fsconfig_set_string(context, "upperdir", upper)?;
+        fsconfig_set_string(context, "workdir", work)?;
+        if !in_initial_namespace() {
+            fsconfig_set_flag(context, "userxattr")?;
+        }
+        fsconfig_create(context)?;
+        let mount = fsmount(context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?;
+        move_mount(mount, "", rustix::fs::CWD, merged, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+    };
+    make().map_err(|e| format!("kernel overlay: {e}"))
+}
+
+fn in_initial_namespace() -> bool {
+    fs::read_to_string("/proc/self/uid_map")
+        .is_ok_and(|map| map.split_whitespace().collect::<Vec<_>>() == ["0", "0", "4294967295"])
+}
+
+/// The process that has the mountpoint among its arguments.
+fn find_server(merged: &Path) -> Option<u32> {
+    let wanted = merged.as_os_str().as_encoded_bytes();
+    let has = |pid: u32| -> io::Result<bool> {
+        let line = fs::read(format!("/proc/{pid}/cmdline"))?;
+        Ok(line.split(|byte| *byte == 0).any(|word| word == wanted))
+    };
+    let pids = fs::read_dir("/proc").ok()?.flatten();
+    let mut pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    pids.find(|pid| *pid != std::process::id() && has(*pid).unwrap_or(false))
+}

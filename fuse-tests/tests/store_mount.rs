@@ -1,0 +1,376 @@
+//! Mounts of the layer store: by the kernel and by our server, counted over processes, of layers in
+//! every form that a store has.
+
+use std::fs::{self, File};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use fuse_tests::both;
+use fuse_tests::case::{BOUND, is_mounted, put, said, sh, text, the_server, umount};
+use fuse_tests::env::{self, wait_until};
+use fuse_tests::fixture::fill;
+use fuse_tests::store::{TestStore, stat_of};
+use fuse_tests::tree;
+use rustix::process::{Signal, kill_process};
+
+const BACKENDS: [&str; 2] = ["kernel", "fuse"];
+
+/// Mounts and gives where.
+#[track_caller]
+fn mount(store: &TestStore, words: &[&str]) -> PathBuf {
+    let words: Vec<&str> = ["layer", "mount"].iter().chain(words).copied().collect();
+    let merged = PathBuf::from(store.ok(&words).trim_end());
+    assert!(merged.is_dir());
+    merged
+}
+
+#[track_caller]
+fn unmount(store: &TestStore, id: &str) {
+    store.ok(&["layer", "unmount", id]);
+}
+
+/// The filesystem type of a mount.
+fn type_of(path: &Path) -> String {
+    let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let line = table.lines().find(|line| line.split(' ').nth(4) == path.to_str()).unwrap();
+    line.split(" - ").nth(1).unwrap().split(' ').next().unwrap().to_owned()
+}
+
+fn three_layers() -> TestStore {
+    let store = TestStore::new();
+    store.layer("base", None, "file f 644 base\nfile d/a 644 a\nfile d/b 644 b\nfile e/x 644 x\n");
+    store.layer("middle", Some("base"), "whiteout d/a\nfile d/c 640 c\ndir e\nopaque e\n");
+    store.ok(&["layer", "create-rw", "--parent", "middle", "top"]);
+    store
+}
+
+// Whoever serves: the same tree, and what is written is found by the other.
+both!(kernel_and_fuse_serve_the_same_layers);
+fn kernel_and_fuse_serve_the_same_layers() {
+    let store = three_layers();
+    let mut trees = Vec::new();
+    for (round, backend) in BACKENDS.iter().chain(&BACKENDS).enumerate() {
+        let merged = mount(&store, &["--backend", backend, "top"]);
+        let kind = type_of(&merged);
+        assert_eq!(kind == "overlay", *backend == "kernel", "{kind}");
+        assert_eq!(sh(&merged, "ls d e f"), "f\n\nd:\nb\nc\n\ne:\n");
+        for earlier in 0..round {
+            assert_eq!(text(merged.join(format!("by-{earlier}"))), "x");
+        }
+        put(merged.join(format!("by-{round}")), "x");
+        unmount(&store, "top");
+        assert_eq!(fs::read_dir(&merged).unwrap().count(), 0);
+        let read_only = mount(&store, &["--backend", backend, "--read-only", "middle"]);
+        assert!(fs::write(read_only.join("new"), "x").is_err());
+        trees.push(tree::snapshot(&read_only));
+        unmount(&store, "middle");
+    }
+    for other in &trees[1..] {
+        let lines = tree::diff(&trees[0], other);
+        assert!(lines.is_empty(), "{}", lines.join("\n"));
+    }
+    store.check_no_leftovers();
+}
+
+// 4096 bytes of mount options end at some 40 layers of long paths.
+both!(five_hundred_layers_mount_at_any_path_length);
+fn five_hundred_layers_mount_at_any_path_length() {
+    let mut store = TestStore::new();
+    store.root = store.sandbox.root().join("r".repeat(200)).join("o".repeat(200)).join("t:,\\");
+    store.ok(&["store", "init"]);
+    let name = "layer-with-a-long-name-".repeat(3);
+    store.chain(&name, 500);
+    for number in [1, 250, 500] {
+        put(store.diff(&format!("{name}{number}")).join(format!("f{number}")), "x");
+    }
+    store.ok(&["layer", "create-rw", "--parent", &format!("{name}500"), "top"]);
+    for backend in BACKENDS {
+        let merged = mount(&store, &["--backend", backend, "top"]);
+        assert_eq!(sh(&merged, "ls"), "f1\nf250\nf500\n", "{backend}");
+        put(merged.join("new"), "x");
+        unmount(&store, "top");
+        fs::remove_file(store.diff("top").join("new")).unwrap();
+    }
+    let mut times = Vec::new();
+    for _ in 0..5 {
+        let start = Instant::now();
+        mount(&store, &["--backend", "kernel", "top"]);
+        times.push(start.elapsed());
+        unmount(&store, "top");
+    }
+    let best = times.iter().min().unwrap();
+    assert!(*best < Duration::from_millis(200), "500 layers took {times:?}");
+}
+
+both!(mounts_are_counted_over_processes);
+fn mounts_are_counted_over_processes() {
+    let store = three_layers();
+    for backend in BACKENDS {
+        let merged = mount(&store, &["--backend", backend, "top"]);
+        let id = fs::metadata(&merged).unwrap().dev();
+        for _ in 0..2 {
+            assert_eq!(mount(&store, &["top"]), merged);
+        }
+        assert_eq!(fs::metadata(&merged).unwrap().dev(), id, "mounted a second time");
+        for _ in 0..2 {
+            unmount(&store, "top");
+            assert!(is_mounted(&merged));
+        }
+        let sentence = store.fails(&["layer", "remove", "top"]);
+        assert!(sentence.contains("is mounted; unmount it first"), "{sentence}");
+        let inode = store.path("top", "merged");
+        unmount(&store, "top");
+        assert!(!is_mounted(&merged));
+        assert_eq!(stat_of(&inode), (0o700, 0, 0));
+        // Giving back what nobody has is no error.
+        unmount(&store, "top");
+    }
+    // Everybody at once: one mount, and none when all are done.
+    let spawn = |word| {
+        let mut command = store.command(&["layer", word, "top"]);
+        command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
+    };
+    for word in ["mount", "unmount"] {
+        let children: Vec<_> = (0..8).map(|_| spawn(word)).collect();
+        for child in children {
+            let out = child.wait_with_output().unwrap();
+            assert!(out.status.success(), "{}", said(&out));
+        }
+        let merged = store.path("top", "merged");
+        let mounts = env::mounts_below(&store.home()).iter().filter(|m| **m == merged).count();
+        assert_eq!(mounts, usize::from(word == "mount"));
+    }
+    store.ok(&["layer", "remove", "top"]);
+    store.check_no_leftovers();
+}
+
+// A count of a mount that is gone, and a mount that nobody counted.
+both!(counts_are_believed_only_as_far_as_the_mount_table_agrees);
+fn counts_are_believed_only_as_far_as_the_mount_table_agrees() {
+    let store = three_layers();
+    for backend in BACKENDS {
+        let merged = mount(&store, &["--backend", backend, "top"]);
+        mount(&store, &["top"]);
+        umount(&merged);
+        wait_until("the server to end", BOUND, || env::processes_with_argument(&merged).is_empty());
+        mount(&store, &["--backend", backend, "top"]);
+        unmount(&store, "top");
+        assert!(!is_mounted(&merged), "{backend}: an old count kept it");
+    }
+    // Another program mounted it.
+    let merged = mount(&store, &["--backend", "kernel", "top"]);
+    fs::remove_file(store.run_root.join("overlay/lamina-mounts/top")).unwrap();
+    mount(&store, &["top"]);
+    unmount(&store, "top");
+    assert!(is_mounted(&merged), "the mount of somebody else was taken down");
+    unmount(&store, "top");
+    assert!(!is_mounted(&merged));
+    // A server that was killed.
+    let merged = mount(&store, &["--backend", "fuse", "top"]);
+    kill_process(the_server(&merged), Signal::KILL).unwrap();
+    wait_until("the mount to die", BOUND, || rustix::fs::statfs(&merged).is_err());
+    assert_eq!(mount(&store, &["--backend", "fuse", "top"]), merged);
+    assert_eq!(text(merged.join("f")), "base");
+    unmount(&store, "top");
+    assert!(!is_mounted(&merged));
+}
+
+// Engines rotate contents when ids change: diff1 is beneath diff, of the layer and of its parents.
+both!(older_contents_lie_beneath_a_layer);
+fn older_contents_lie_beneath_a_layer() {
+    let store = three_layers();
+    for (id, name, line) in [
+        ("top", "diff1", "file own 644 1\nfile f 644 own1\n"),
+        ("top", "diff2", "file own 644 2\nfile own2 644 2\n"),
+        ("base", "diff1", "file f 644 hidden\nfile deep 644 deep\n"),
+    ] {
+        fs::create_dir(store.path(id, name)).unwrap();
+        fill(&store.path(id, name), line);
+    }
+    for backend in BACKENDS {
+        let merged = mount(&store, &["--backend", backend, "top"]);
+        let read = |name: &str| text(merged.join(name));
+        assert_eq!((read("own"), read("own2"), read("f"), read("deep")), {
+            ("1".into(), "2".into(), "own1".into(), "deep".into())
+        });
+        unmount(&store, "top");
+    }
+}
+
+// Their layers are found, and mounted in the run home: a store on a CD must do.
+both!(layers_of_additional_stores_are_mounted_elsewhere);
+fn layers_of_additional_stores_are_mounted_elsewhere() {
+    let shared = TestStore::new();
+    shared.layer("shared", None, "file f 644 x\n");
+    let mut store = TestStore::new();
+    store.arguments = vec![
+        "--storage-opt".into(),
+        format!("overlay.additionalimagestore={}", shared.root.display()),
+    ];
+    let before = tree::snapshot(&shared.root);
+    let merged = mount(&store, &["shared"]);
+    assert_eq!(merged, store.run_root.join("overlay/shared/merged"));
+    assert_eq!(text(merged.join("f")), "x");
+    assert!(fs::write(merged.join("g"), "x").is_err());
+    unmount(&store, "shared");
+    assert!(!merged.exists() && !merged.parent().unwrap().exists());
+    store.layer("child", Some("shared"), "file g 644 y\n");
+    let merged = mount(&store, &["child"]);
+    assert_eq!(text(merged.join("f")), "x");
+    unmount(&store, "child");
+    let lines = tree::diff(&before, &tree::snapshot(&shared.root));
+    assert!(lines.is_empty(), "the shared store changed: {}", lines.join("\n"));
+}
+
+both!(docker_mounts_what_docker_mounts);
+fn docker_mounts_what_docker_mounts() {
+    let store = TestStore::with_driver("overlay2");
+    store.layer("base", None, "file f 644 x\n");
+    assert_eq!(mount(&store, &["base"]), store.diff("base"));
+    unmount(&store, "base");
+    store.layer("middle", Some("base"), "");
+    let merged = mount(&store, &["middle"]);
+    put(merged.join("g"), "y");
+    unmount(&store, "middle");
+    assert!(!merged.exists(), "Docker removes the mountpoint");
+    store.layer("top", Some("middle"), "");
+    let merged = mount(&store, &["middle"]);
+    assert!(fs::write(merged.join("h"), "z").is_err(), "a committed layer was changed");
+    assert_eq!(text(merged.join("g")), "y");
+    unmount(&store, "middle");
+}
+
+// What engines do before each mount: the kernel refuses an upper that was volatile.
+both!(a_volatile_layer_mounts_again);
+fn a_volatile_layer_mounts_again() {
+    let store = three_layers();
+    for backend in ["kernel", "fuse", "kernel", "fuse"] {
+        let merged = mount(&store, &["--volatile", "--backend", backend, "top"]);
+        put(merged.join(backend), "x");
+        unmount(&store, "top");
+    }
+    mount(&store, &["top"]);
+    unmount(&store, "top");
+}
+
+// The command line that engines use, and what others learn from the store afterwards.
+both!(another_mount_program_is_called_as_engines_call_it);
+fn another_mount_program_is_called_as_engines_call_it() {
+    let mut store = three_layers();
+    let program = store.sandbox.root().join("program");
+    let log = store.sandbox.root().join("log");
+    let script = format!(
+        "#!/bin/sh\npwd > {log}\nprintf '%s\\n' \"$@\" >> {log}\nexec {lamina} \"$@\"\n",
+        log = log.display(),
+        lamina = env::lamina().display()
+    );
+    fs::write(&program, script).unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    store.arguments = vec![
+        "--storage-opt".into(),
+        format!("overlay.mount_program={}", program.display()),
+        "--storage-opt".into(),
+        "overlay.mountopt=nodev,metacopy=on".into(),
+    ];
+    let merged = mount(&store, &["--volatile", "top"]);
+    let home = store.home();
+    let expected = format!(
+        "{0}\n-o\nlowerdir={0}/middle/diff:{0}/base/diff,upperdir={0}/top/diff,workdir={0}/top/work,\
+         volatile\n{0}/top/merged\n",
+        home.display()
+    );
+    assert_eq!(text(&log), expected);
+    unmount(&store, "top");
+    assert!(!is_mounted(&merged));
+    assert_eq!(text(home.join(".has-mount-program")), "true");
+    // Without the program the kernel is not trusted with what it may have left.
+    store.arguments.clear();
+    let merged = mount(&store, &["top"]);
+    assert!(type_of(&merged).starts_with("fuse"));
+    unmount(&store, "top");
+    assert!(store.ok(&["store", "probe"]).contains("reason: .has-mount-program says"));
+    // One that fails says why.
+    fs::write(&program, "#!/bin/sh\necho no such luck >&2\nexit 3\n").unwrap();
+    store.arguments =
+        vec!["--storage-opt".into(), format!("overlay.mount_program={}", program.display())];
+    let sentence = store.fails(&["layer", "mount", "top"]);
+    assert!(sentence.contains("no such luck"), "{sentence}");
+    assert!(!is_mounted(&merged));
+    store.ok(&["layer", "remove", "top"]);
+}
+
+// Trials are made once, and again when the machine is another.
+both!(what_was_probed_is_kept_until_something_changes);
+fn what_was_probed_is_kept_until_something_changes() {
+    let store = TestStore::new();
+    let cache = store.run_root.join("overlay/lamina-probe.json");
+    store.ok(&["store", "status"]);
+    let inode = || fs::metadata(&cache).unwrap().ino();
+    let first = inode();
+    store.ok(&["store", "status"]);
+    assert_eq!(inode(), first);
+    let known = text(&cache);
+    fs::write(&cache, known.replace("\"kernel\":\"", "\"kernel\":\"another ")).unwrap();
+    store.ok(&["store", "status"]);
+    assert_eq!(text(&cache), known);
+    fs::write(&cache, "{").unwrap();
+    store.ok(&["store", "status"]);
+    assert_eq!(text(&cache), known);
+    let options = tree::Options { dir_times: false, ..tree::Options::default() };
+    let before = tree::snapshot_with(&store.root, options);
+    let report = store.ok(&["store", "probe"]);
+    for fact in ["d_type", "overlay", "volatile", "idmapped-lowers", "native-diff", "fuse"] {
+        assert!(report.contains(&format!("\n{fact}: ")), "{report}");
+    }
+    assert!(report.contains("\nbackend: ") && report.contains("\nreason: "), "{report}");
+    let lines = tree::diff(&before, &tree::snapshot_with(&store.root, options));
+    assert!(lines.is_empty(), "{}", lines.join("\n"));
+    store.check_no_leftovers();
+}
+
+// Listing during a pull: a lock that podman holds for minutes stops nobody who reads or mounts.
+both!(readers_do_not_wait_for_the_lock_of_the_store);
+fn readers_do_not_wait_for_the_lock_of_the_store() {
+    let store = three_layers();
+    let path = store.root.join("overlay-layers/layers.lock");
+    let before = text(&path);
+    assert_eq!(before.len(), 64);
+    let lock = File::options().read(true).write(true).open(&path).unwrap();
+    fuse_tests::store::lock_classically(&lock);
+    assert_eq!(store.ok(&["store", "list"]), "base\nmiddle\ntop\n");
+    store.ok(&["layer", "metadata", "top"]);
+    mount(&store, &["top"]);
+    unmount(&store, "top");
+    let mut writer = store.command(&["layer", "create", "waits"]).spawn().unwrap();
+    wait_until("the writer to stage its layer", BOUND, || {
+        fs::read_dir(store.home().join("tempdirs")).is_ok_and(|dir| dir.count() == 2)
+    });
+    assert!(!store.path("waits", "").exists());
+    assert_eq!(text(&path), before, "written without the lock");
+    drop(lock);
+    assert!(writer.wait().unwrap().success());
+    assert_ne!(text(&path), before, "others do not learn that something changed");
+    store.check_no_leftovers();
+}
+
+// The container's root shows as another user, in the layers of the image.
+both!(ids_are_mapped);
+fn ids_are_mapped() {
+    let store = three_layers();
+    let map = ["--uidmap", "0:1000:100", "--gidmap", "0:2000:100"];
+    let mut backends = vec!["fuse"];
+    // Only root of the machine may map ids of the filesystem.
+    if env::is_machine_root() {
+        backends.push("kernel");
+    }
+    for backend in backends {
+        let words: Vec<&str> =
+            ["--backend", backend].iter().chain(&map).chain(&["top"]).copied().collect();
+        let merged = mount(&store, &words);
+        let stat = fs::metadata(merged.join("f")).unwrap();
+        assert_eq!((stat.uid(), stat.gid()), (1000, 2000), "{backend}");
+        unmount(&store, "top");
+    }
+}

@@ -1,0 +1,230 @@
+//! What the space of a store is used for, and giving back what nobody needs.
+
+use std::collections::BTreeSet;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use serde::{Deserialize, Serialize};
+
+use super::check::{Finding, Kind};
+use super::layout::{
+    DIFF, Home, LINK_DIR, LayerId, STAGING, TEMPS, Variant, WORK, find_dir, io_error,
+};
+use super::{Store, lock};
+use crate::error::{Context, Error, Result};
+use crate::options::show_path;
+use crate::sys;
+
+/// Bytes of disk that something takes, as du(1) counts them.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct Item {
+    /// `layer`, `links`, `temporary`, `staging` or `other`.
+    pub kind: &'static str,
+    /// The layer, or the name in the home.
+    pub name: String,
+    /// All of it.
+    pub bytes: u64,
+    /// Of that, the content of a layer.
+    pub content: u64,
+    /// Of that, work directories and what is left in them.
+    pub work: u64,
+    /// Whether the metadata of the engine know it; absent without such metadata.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub known: Option<bool>,
+}
+
+/// One record of `layers.json`, as far as it matters here.
+#[derive(Deserialize)]
+struct Record {
+    id: String,
+}
+
+impl Store {
+    /// Returns what takes space in the home and the image store; their sum is what du(1) says.
+    ///
+    /// # Errors
+    /// Those of walking the tree.
+    pub fn usage(&self) -> Result<Vec<Item>> {
+        let mut all = Vec::new();
+        let known = self.known_layers()?;
+        for home in self.writable_homes() {
+            let mut names = Vec::new();
+            sys::name::list(home.dir(), |name, _, _| {
+                names.push(name.to_vec());
+                Ok(())
+            })
+            .at("getdents64", || show_path(home.path()))?;
+            names.sort();
+            let mut top =
+                blocks(&sys::stat::of(home.dir()).at("statx", || show_path(home.path()))?);
+            for name in names {
+                let Some(mut item) = measure(home, &name)? else { continue };
+                if item.kind == "layer" {
+                    item.known = known.as_ref().map(|known| known.contains(&item.name));
+                } else if item.kind == "other" {
+                    top += item.bytes;
+                    continue;
+                }
+                all.push(item);
+            }
+            all.push(Item {
+                kind: "other",
+                name: show_path(home.path()),
+                bytes: top,
+                content: 0,
+                work: 0,
+                known: None,
+            });
+        }
+        Ok(all)
+    }
+
+    /// Returns the layers that the metadata of containers/storage name; `None` without such.
+    ///
+    /// # Errors
+    /// `Corrupt` for metadata that cannot be read: then nothing can be said of any layer.
+    pub fn known_layers(&self) -> Result<Option<BTreeSet<String>>> {
+        if self.home().variant() == Variant::Docker {
+            return Ok(None);
+        }
+        let dir = lock::root_of(self.home()).join("overlay-layers");
+        let run = self.run_home.parent().map(|run| run.join("overlay-layers"));
+        let files = [
+            Some(dir.join("layers.json")),
+            Some(dir.join("volatile-layers.json")),
+            run.map(|run| run.join("volatile-layers.json")),
+        ];
+        let mut known = None;
+        for path in files.into_iter().flatten() {
+            let text = match std::fs::read_to_string(&path) {
+                Ok(text) => text,
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+                Err(error) => return Err(io_error("read", &path, error)),
+            };
+            if text.trim().is_empty() {
+                continue;
+            }
+            let records: Vec<Record> = serde_json::from_str(&text).map_err(|error| {
+                let what = format!("is no list of layers ({error}); repair it with podman").into();
+                Error::Corrupt { what, at: show_path(&path).into() }
+            })?;
+            known
+                .get_or_insert_with(BTreeSet::new)
+                .extend(records.into_iter().map(|record| record.id));
+        }
+        Ok(known)
+    }
+
+    /// Gives back what nobody needs, and returns what that was: temporary directories, incomplete
+    /// layers, symlinks and counts of what is gone. With `orphans` also layers that the engine's
+    /// metadata do not know, unless they are mounted.
+    ///
+    /// # Errors
+    /// Those of [`Store::repair`] and [`Store::remove`]; `Invalid` if orphans are asked for where no
+    /// metadata tell what one is.
+    pub fn collect(&self, orphans: bool) -> Result<Vec<Finding>> {
+        let mut done = self.repair()?;
+        if !orphans {
+            return Ok(done);
+        }
+        let known = self.known_layers()?.ok_or_else(|| {
+            Error::invalid(
+                "--orphans",
+                "needs overlay-layers/layers.json, which tells what an engine uses; remove \
+                 layers by lamina layer remove",
+            )
+        })?;
+        // Children before their parents: each pass removes what has none any more.
+        loop {
+            let mut removed = false;
+            for id in self.list()? {
+                if known.contains(id.as_str()) {
+                    continue;
+                }
+                match self.remove(&id) {
+                    Ok(()) => {
+                        removed = true;
+                        done.push(Finding {
+                            kind: Kind::Incomplete,
+                            what: id.to_string(),
+                            detail: "no image or container knew it; removed".into(),
+                        });
+                    }
+                    Err(Error::Busy { .. } | Error::NoSuchLayer { .. }) => (),
+                    Err(error) => return Err(error),
+                }
+            }
+            if !removed {
+                return Ok(done);
+            }
+        }
+    }
+}
+
+fn blocks(stat: &sys::stat::Statx) -> u64 {
+    stat.stx_blocks.saturating_mul(512)
+}
+
+fn measure(home: &Home, name: &[u8]) -> Result<Option<Item>> {
+    let shown = name.escape_ascii().to_string();
+    let path = || show_path(&home.join(&[name]));
+    let Some(stat) = sys::stat::find(home.dir(), name).at("statx", path)? else { return Ok(None) };
+    let kind = match name {
+        _ if name == LINK_DIR.as_bytes() => "links",
+        TEMPS => "temporary",
+        STAGING => "staging",
+        _ if u32::from(stat.stx_mode) & libc::S_IFMT == libc::S_IFDIR
+            && LayerId::from_bytes(name).is_some() =>
+        {
+            "layer"
+        }
+        _ => "other",
+    };
+    let mut item =
+        Item { kind, name: shown, bytes: blocks(&stat), content: 0, work: 0, known: None };
+    let Some(dir) =
+        (if kind == "other" { None } else { find_dir(home.dir(), name).at("open", path)? })
+    else {
+        return Ok(Some(item));
+    };
+    let mut names = Vec::new();
+    sys::name::list(dir.as_fd(), |name, _, _| {
+        names.push(name.to_vec());
+        Ok(())
+    })
+    .at("getdents64", path)?;
+    for name in names {
+        let bytes = tree_bytes(dir.as_fd(), &name).at("statx", path)?;
+        item.bytes += bytes;
+        if kind == "layer" && name.starts_with(DIFF) {
+            item.content += bytes;
+        } else if kind == "layer" && name == WORK {
+            item.work += bytes;
+        }
+    }
+    Ok(Some(item))
+}
+
+/// Returns what a tree takes, hard links once; what is mounted in it is not of it.
+fn tree_bytes(dir: BorrowedFd<'_>, name: &[u8]) -> std::result::Result<u64, crate::error::Errno> {
+    use crate::error::Errno;
+    let stat = match sys::stat::find(dir, name) {
+        Ok(Some(stat)) => stat,
+        // A mountpoint whose server is gone takes no space of its own either.
+        Ok(None) | Err(Errno::NOTCONN | Errno::CONNABORTED) => return Ok(0),
+        Err(errno) => return Err(errno),
+    };
+    let mut sum = blocks(&stat);
+    if u32::from(stat.stx_mode) & libc::S_IFMT == libc::S_IFDIR {
+        match sys::open::directory(dir, name) {
+            Ok(below) => sys::tree::walk(below.as_fd(), &mut |_, stat| {
+                sum = sum.saturating_add(blocks(stat));
+                Ok(())
+            })?,
+            // A mountpoint, or gone.
+            Err(Errno::XDEV) => return Ok(0),
+            Err(Errno::NOENT) => (),
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(sum)
+}
