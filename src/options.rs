@@ -71,6 +71,9 @@ pub enum IoMode {
     NoOpen,
     /// Each open and its end is a request.
     Open,
+    /// As `Open`, and the kernel reads and writes files of the upper, or of a mount without one, by
+    /// itself.
+    Passthrough,
 }
 
 impl IoMode {
@@ -79,6 +82,7 @@ impl IoMode {
         match self {
             Self::NoOpen => "noopen",
             Self::Open => "open",
+            Self::Passthrough => "passthrough",
         }
     }
 }
@@ -636,7 +640,10 @@ fn parse_io(name: &str) -> Result<Option<IoMode>> {
         "auto" => Ok(None),
         "noopen" => Ok(Some(IoMode::NoOpen)),
         "open" => Ok(Some(IoMode::Open)),
-        other => Err(Error::invalid(format!("io={other}"), "is none of auto, noopen, open")),
+        "passthrough" => Ok(Some(IoMode::Passthrough)),
+        other => {
+            Err(Error::invalid(format!("io={other}"), "is none of auto, noopen, open, passthrough"))
+        }
     }
 }
 
@@ -1152,7 +1159,11 @@ mod tests {
             Just(Propagation::Unbindable)
         ]);
         let transport = prop_oneof![Just(Transport::Dev), Just(Transport::Fuser)];
-        let io = proptest::option::of(prop_oneof![Just(IoMode::NoOpen), Just(IoMode::Open)]);
+        let io = proptest::option::of(prop_oneof![
+            Just(IoMode::NoOpen),
+            Just(IoMode::Open),
+            Just(IoMode::Passthrough)
+        ]);
         let redirect = proptest::option::of(prop_oneof![
             Just(RedirectDir::On),
             Just(RedirectDir::Off),

@@ -19,8 +19,8 @@ use crate::error::{Errno, Error, Result};
 use crate::idmap::OuterId;
 use crate::options::IoMode;
 use crate::union::{
-    Attr, Caller, DirEntry, Entry, NodeId, RenameFlags, SetAttr, SetTime, StatVfs, Union, Visit,
-    Whence, Written, XattrFlags,
+    Attr, Caller, Data, DirEntry, Entry, NodeId, RenameFlags, SetAttr, SetTime, StatVfs, Union,
+    Visit, Whence, Written, XattrFlags,
 };
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -113,7 +113,7 @@ impl Dispatcher {
     fn opens(&self) -> Answer<()> {
         match self.io {
             IoMode::NoOpen => Err(Errno::NOSYS),
-            IoMode::Open => Ok(()),
+            IoMode::Open | IoMode::Passthrough => Ok(()),
         }
     }
 
@@ -300,6 +300,16 @@ impl Dispatcher {
             return Err(Errno::NOSYS);
         }
         self.run("syncfs", NodeId::ROOT, b"", || self.union.sync_all())
+    }
+
+    /// Returns the file that holds the data of a node, if no other will ever take its place.
+    pub(super) fn provider(&self, node: NodeId) -> Option<Arc<Data>> {
+        self.run("provider", node, b"", || self.union.provider(node)).unwrap_or_default()
+    }
+
+    /// Tells whether a node lies in the upper layer.
+    pub(super) fn is_upper(&self, node: NodeId) -> bool {
+        self.run("is_upper", node, b"", || self.union.is_upper(node)).unwrap_or(true)
     }
 
     /// Ends one open of a file.

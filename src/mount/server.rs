@@ -24,8 +24,10 @@ use super::stack::Stack;
 use super::{MountSpec, refuse, unmount};
 use crate::error::{Context, Errno, Error, Result};
 use crate::fuse::{self, RequestCounts, ServeOptions};
-use crate::options::{IoMode, MountOptions, show_path};
-use crate::sys::process::{Fork, Heard, Inherited, Signals, fork, overrides_permissions};
+use crate::options::{IoMode, MountOptions, Transport, show_path};
+use crate::sys::process::{
+    Fork, Heard, Inherited, Signals, fork, is_root_of_the_machine, overrides_permissions,
+};
 use crate::union::Union;
 
 /// `statfs` type of a FUSE mount.
@@ -34,6 +36,10 @@ const FUSE_SUPER_MAGIC: i64 = 0x6573_5546;
 const THREADS_USUAL: usize = 8;
 /// Threads that are needed for requests to be answered beside long copy-ups.
 const THREADS_LEAST: usize = 4;
+
+/// What to do about a missing capability.
+const NEEDS_OVERRIDE: &str =
+    "needs CAP_DAC_OVERRIDE; be root, also of a user namespace (unshare -Urm), or leave it out";
 
 /// How long a server that was not accepted may take to end by itself.
 const UNACCEPTED_WAIT: Duration = Duration::from_secs(1);
@@ -344,21 +350,28 @@ fn with_cure(error: Error) -> Error {
 
 /// Chooses the I/O mode: without opens the server must be able to open a file again at any time,
 /// whatever its mode has become; and to read one that is only written, where the kernel fills pages.
+/// Passthrough is for root of the machine, by the transport of our own.
 ///
 /// # Errors
 /// `Invalid` where that was asked for and cannot be.
 fn io_mode(options: &MountOptions) -> Result<IoMode> {
     let may = overrides_permissions();
-    let needs = match options.io {
+    let missing = match options.io {
+        Some(IoMode::Passthrough) if !is_root_of_the_machine() => {
+            Some(("io=passthrough", "needs root of the machine; leave it out"))
+        }
+        Some(IoMode::Passthrough) if options.transport == Transport::Fuser => {
+            Some(("io=passthrough", "needs transport=dev, the default"))
+        }
+        Some(IoMode::Passthrough) if options.writeback => {
+            Some(("io=passthrough", "leaves no writes to collect; leave writeback out"))
+        }
         _ if may => None,
-        Some(IoMode::NoOpen) => Some("io=noopen"),
-        _ => options.writeback.then_some("writeback"),
+        Some(IoMode::NoOpen) => Some(("io=noopen", NEEDS_OVERRIDE)),
+        _ => options.writeback.then_some(("writeback", NEEDS_OVERRIDE)),
     };
-    match needs {
-        Some(option) => Err(Error::invalid(
-            option,
-            "needs CAP_DAC_OVERRIDE; be root, also of a user namespace (unshare -Urm), or leave it out",
-        )),
+    match missing {
+        Some((option, why)) => Err(Error::invalid(option, why)),
         None => Ok(options.io.unwrap_or(if may { IoMode::NoOpen } else { IoMode::Open })),
     }
 }

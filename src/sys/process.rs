@@ -95,6 +95,15 @@ pub fn overrides_permissions() -> bool {
     }
 }
 
+/// Tells whether this process has the rights of root in the first user namespace.
+pub fn is_root_of_the_machine() -> bool {
+    let administers = rustix::thread::capabilities(None)
+        .is_ok_and(|sets| sets.effective.contains(rustix::thread::CapabilitySet::SYS_ADMIN));
+    // Only the first one maps all ids to themselves, and no other can be given that map.
+    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    administers && map.split_whitespace().eq(["0", "0", "4294967295"])
+}
+
 /// Signals that end the server.
 const ENDING: [Signal; 4] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT];
 

@@ -41,7 +41,7 @@ pub use rustix::fs::{RenameFlags, StatVfs, XattrFlags};
 
 pub use self::attr::{Attr, FileType, SetAttr, SetTime, Time};
 pub use self::create::Caller;
-pub use self::file::{Whence, Written};
+pub use self::file::{Data, Whence, Written};
 pub use self::flatten::CopyLimit;
 use self::index::Index;
 use self::ino::Numbers;
@@ -308,6 +308,21 @@ impl Union {
         let place = Place::new(None, b"", layer, (top.device, top.inode));
         let dir = Dir::new(upper, lowers);
         Ok(Node::new(NodeId::ROOT, ino, FileType::Directory, place).with_dir(dir))
+    }
+
+    /// Tells whether a layer that files may be opened in for good lies on kernel overlayfs.
+    pub fn is_on_overlay(&self) -> bool {
+        const OVERLAYFS_MAGIC: u64 = 0x794c_7630;
+        let Ok(root) = self.node(NodeId::ROOT) else { return false };
+        let Some(dir) = &root.dir else { return false };
+        let is_overlay = |part: &Arc<layer::Dir>| {
+            let stat = part.with("fstatfs", |dir| rustix::fs::fstatfs(dir));
+            stat.is_ok_and(|stat| u64::try_from(stat.f_type) == Ok(OVERLAYFS_MAGIC))
+        };
+        match &self.upper {
+            Some(upper) => is_overlay(&upper.root),
+            None => dir.lowers().iter().any(is_overlay),
+        }
     }
 
     /// Refuses every later change, because a request ended in a way nobody foresaw.

@@ -106,6 +106,7 @@ pub(super) mod init {
     pub(in super::super) const HANDLE_KILLPRIV_V2: u64 = 1 << 28;
     pub(in super::super) const SETXATTR_EXT: u64 = 1 << 29;
     pub(in super::super) const INIT_EXT: u64 = 1 << 30;
+    pub(in super::super) const PASSTHROUGH: u64 = 1 << 37;
     pub(in super::super) const NO_EXPORT_SUPPORT: u64 = 1 << 38;
 }
 
@@ -127,6 +128,7 @@ pub(super) mod fopen {
     pub(in super::super) const KEEP_CACHE: u32 = 1 << 1;
     pub(in super::super) const CACHE_DIR: u32 = 1 << 3;
     pub(in super::super) const NOFLUSH: u32 = 1 << 5;
+    pub(in super::super) const PASSTHROUGH: u32 = 1 << 7;
 }
 
 /// `WriteIn::write_flags`: the writer may not keep setuid and setgid bits.

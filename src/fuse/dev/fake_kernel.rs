@@ -278,6 +278,7 @@ fn served() -> Served {
     let session = Session {
         dispatch: Dispatcher::new(Arc::new(union), &options()),
         terms,
+        passthrough: None,
         notifier: Notifier::new(Arc::new(device)),
         counts: Arc::new(RequestCounts::default()),
     };

@@ -39,6 +39,9 @@ pub(super) struct Wishes {
     pub(super) posix_acl: bool,
     /// The kernel collects writes.
     pub(super) writeback: bool,
+    /// How deep filesystems are stacked on which the kernel takes data straight from beneath; with 0
+    /// it does not.
+    pub(super) passthrough_depth: u32,
 }
 
 /// What was agreed on.
@@ -126,9 +129,12 @@ pub(super) fn negotiate(offer: &Offer, wishes: &Wishes) -> Result<Answer, Errno>
         return Err(Errno::PROTO);
     }
     let mut wanted = ALWAYS;
-    for (wish, flag) in
-        [(wishes.posix_acl, init::POSIX_ACL), (wishes.writeback, init::WRITEBACK_CACHE)]
-    {
+    let passthrough = wishes.passthrough_depth > 0;
+    for (wish, flag) in [
+        (wishes.posix_acl, init::POSIX_ACL),
+        (wishes.writeback, init::WRITEBACK_CACHE),
+        (passthrough, init::PASSTHROUGH),
+    ] {
         if wish {
             wanted |= flag;
         }
@@ -146,6 +152,7 @@ pub(super) fn negotiate(offer: &Offer, wishes: &Wishes) -> Result<Answer, Errno>
         max_write: u32::from(kib) << 10,
         time_gran: 1,
         max_pages: PAGES_MAX,
+        max_stack_depth: if flags & init::PASSTHROUGH == 0 { 0 } else { wishes.passthrough_depth },
         ..version
     };
     Ok(Answer::Agree(Terms { flags, transfer: usize::from(kib) << 10 }, reply))
@@ -164,7 +171,7 @@ mod tests {
     const KERNEL_6_18: Offer =
         Offer { major: 7, minor: 45, max_readahead: 128 << 10, flags: 0x7fd_73ff_fffb };
 
-    const ACL: Wishes = Wishes { posix_acl: true, writeback: false };
+    const ACL: Wishes = Wishes { posix_acl: true, writeback: false, passthrough_depth: 0 };
 
     fn agree(offer: &Offer, wishes: &Wishes) -> (Terms, abi::InitOut) {
         match negotiate(offer, wishes) {
@@ -197,12 +204,25 @@ mod tests {
 
     #[test]
     fn wishes_are_asked_for() {
-        let wishes = |posix_acl, writeback| Wishes { posix_acl, writeback };
+        let wishes = |posix_acl, writeback| Wishes { posix_acl, writeback, ..Wishes::default() };
         for (posix_acl, writeback) in [(false, false), (true, false), (false, true), (true, true)] {
             let (terms, _) = agree(&KERNEL_6_18, &wishes(posix_acl, writeback));
             assert_eq!(terms.has(init::POSIX_ACL), posix_acl);
             assert_eq!(terms.has(init::WRITEBACK_CACHE), writeback);
         }
+    }
+
+    #[test]
+    fn passthrough_comes_with_its_depth() {
+        let wishes = Wishes { passthrough_depth: 2, ..Wishes::default() };
+        let (terms, reply) = agree(&KERNEL_6_18, &wishes);
+        assert!(terms.has(init::PASSTHROUGH));
+        assert_eq!(reply.max_stack_depth, 2);
+        // Before Linux 6.9.
+        let offer = Offer { flags: KERNEL_6_18.flags & !init::PASSTHROUGH, ..KERNEL_6_18 };
+        let (terms, reply) = agree(&offer, &wishes);
+        assert!(!terms.has(init::PASSTHROUGH));
+        assert_eq!(reply.max_stack_depth, 0);
     }
 
     #[test]

@@ -3,7 +3,8 @@
 //! [`abi`] has the protocol's numbers and structures, [`decode`] turns bytes into requests and
 //! [`reply`] answers into bytes, [`handshake`] agrees with the kernel on what to use, [`session`]
 //! carries a request to the dispatcher and its answer back, [`notify`] tells the kernel what it did
-//! not ask, and [`pool`] has the threads. Only the last one and [`notify`] touch the device.
+//! not ask, [`passthrough`] knows which files the kernel serves by itself, and [`pool`] has the
+//! threads. Only the last three touch the device.
 //!
 //! Locks: the pool's own, held for moments and over no request. A crash leaves the mount without a
 //! server, as with any transport.
@@ -14,16 +15,19 @@ mod decode;
 mod fake_kernel;
 mod handshake;
 mod notify;
+mod passthrough;
 mod pool;
 mod reply;
 mod session;
 
 use self::handshake::{Terms, Wishes};
 use self::notify::Notifier;
+use self::passthrough::Passthrough;
 use self::session::Session;
 use super::ServeOptions;
 use super::dispatch::Dispatcher;
 use crate::error::{Errno, Error, Result};
+use crate::options::IoMode;
 use crate::union::Union;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -51,8 +55,21 @@ pub(super) fn serve(
     on_ready: impl FnOnce() + Send,
 ) -> Result<()> {
     let device = Arc::new(device);
-    let wishes = Wishes { posix_acl: options.posix_acl, writeback: options.writeback };
+    let wishes = Wishes {
+        posix_acl: options.posix_acl,
+        writeback: options.writeback,
+        passthrough_depth: match options.io {
+            // No more than need be: an overlay on this mount adds one to it.
+            IoMode::Passthrough if union.is_on_overlay() => 2,
+            IoMode::Passthrough => 1,
+            IoMode::Open | IoMode::NoOpen => 0,
+        },
+    };
     let terms = shake_hands(&device, &wishes)?;
+    let passthrough = terms.has(abi::init::PASSTHROUGH);
+    if wishes.passthrough_depth > 0 && !passthrough {
+        tracing::warn!("this kernel has no passthrough; the server reads and writes all files");
+    }
     if options.posix_acl && !terms.has(abi::init::POSIX_ACL) {
         tracing::warn!("this kernel does not check POSIX ACLs on FUSE mounts");
     }
@@ -60,6 +77,7 @@ pub(super) fn serve(
         dispatch: Dispatcher::new(union, options),
         terms,
         notifier: Notifier::new(Arc::clone(&device)),
+        passthrough: passthrough.then(|| Passthrough::new(Arc::clone(&device))),
         counts: Arc::clone(&options.counts),
     };
     tracing::debug!(?terms, ?options, "serving");

@@ -7,6 +7,7 @@ use super::abi::{self, fattr, fopen, init, stx};
 use super::decode::{self, CopyRange, Header, Malformed, Request};
 use super::handshake::Terms;
 use super::notify::Notifier;
+use super::passthrough::Passthrough;
 use super::pool::Serve;
 use super::reply::Reply;
 use crate::error::Errno;
@@ -36,6 +37,8 @@ pub(super) struct Session {
     pub(super) terms: Terms,
     /// Tells the kernel what it did not ask.
     pub(super) notifier: Notifier,
+    /// Present where the kernel may serve files by itself.
+    pub(super) passthrough: Option<Passthrough>,
     pub(super) counts: Arc<RequestCounts>,
 }
 
@@ -121,9 +124,12 @@ impl Session {
             }
             Request::Open { flags } => {
                 let write = flags & libc::O_ACCMODE.cast_unsigned() != 0;
-                self.dispatch.open(node, write).and_then(|keep| put_open(keep, reply))
+                let opened = self.dispatch.open(node, write);
+                opened.and_then(|keep| self.put_opened(node, write, keep, reply))
             }
-            Request::OpenDir => self.dispatch.opendir(node).and_then(|keep| put_open(keep, reply)),
+            Request::OpenDir => {
+                self.dispatch.opendir(node).and_then(|keep| put_open(keep, None, reply))
+            }
             Request::Create { name, mode, umask } => {
                 let caller = self.caller(header, umask);
                 let created = self.dispatch.create(&caller, node, name, mode & PERMISSIONS);
@@ -148,7 +154,12 @@ impl Session {
             }
             Request::Statfs => self.statfs(reply),
             Request::Flush => self.dispatch.flush(),
-            Request::Release => self.dispatch.release(node),
+            Request::Release => {
+                if let Some(passthrough) = &self.passthrough {
+                    passthrough.released(node, &self.notifier);
+                }
+                self.dispatch.release(node)
+            }
             Request::ReleaseDir => self.dispatch.releasedir(node),
             Request::Syncfs => self.dispatch.syncfs(),
             Request::Fsync { data_only } => self.dispatch.fsync(node, data_only),
@@ -183,6 +194,9 @@ impl Session {
     fn forget(&self, node: NodeId, count: u64) {
         if node != NodeId::ROOT {
             self.dispatch.forget(node, count);
+            if let Some(passthrough) = &self.passthrough {
+                passthrough.forgot(node);
+            }
         }
     }
 
@@ -376,8 +390,25 @@ impl Session {
 
     fn put_created(&self, answer: Answer<(Entry, Keep)>, reply: &mut Reply) -> Answer<()> {
         let (entry, keep) = answer?;
+        let node = entry.node;
         self.put_entry(Ok(entry), reply)?;
-        put_open(keep, reply)
+        self.put_opened(node, true, keep, reply)
+    }
+
+    /// Appends how a file was opened, by whom it is served included.
+    fn put_opened(
+        &self,
+        node: NodeId,
+        write: bool,
+        mut keep: Keep,
+        reply: &mut Reply,
+    ) -> Answer<()> {
+        let Some(passthrough) = &self.passthrough else { return put_open(keep, None, reply) };
+        let provider = || self.dispatch.provider(node);
+        let id = passthrough.opened(node, write, provider);
+        // Pages of a time before somebody wrote past them.
+        keep.pages &= id.is_none() && !self.dispatch.is_upper(node);
+        put_open(keep, id, reply)
     }
 
     fn entry_out(&self, entry: &Entry) -> abi::EntryOut {
@@ -408,9 +439,10 @@ fn put_bytes(bytes: &[u8], reply: &mut Reply) -> Answer<()> {
     if reply.put_bytes(bytes) { Ok(()) } else { Err(Errno::TOOBIG) }
 }
 
-/// Appends what an open may keep. There is no handle: I/O is by node.
-fn put_open(keep: Keep, reply: &mut Reply) -> Answer<()> {
-    let mut open_flags = 0;
+/// Appends what an open may keep, and by which number the kernel serves it. There is no handle: I/O
+/// is by node.
+fn put_open(keep: Keep, backing: Option<i32>, reply: &mut Reply) -> Answer<()> {
+    let mut open_flags = backing.map_or(0, |_| fopen::PASSTHROUGH);
     for (wanted, flag) in [
         (keep.pages, fopen::KEEP_CACHE),
         (keep.listing, fopen::CACHE_DIR),
@@ -420,7 +452,8 @@ fn put_open(keep: Keep, reply: &mut Reply) -> Answer<()> {
             open_flags |= flag;
         }
     }
-    put(&abi::OpenOut { open_flags, ..Default::default() }, reply)
+    let backing_id = backing.unwrap_or_default();
+    put(&abi::OpenOut { open_flags, backing_id, ..Default::default() }, reply)
 }
 
 fn put_written(count: usize, reply: &mut Reply) -> Answer<()> {
