@@ -108,6 +108,17 @@ pub fn walk(
     dir: BorrowedFd<'_>,
     visit: &mut impl FnMut(&[u8], &Statx) -> Result<(), Errno>,
 ) -> Result<(), Errno> {
+    walk_from(dir, &mut |_, name, stat| visit(name, stat))
+}
+
+/// Like [`walk`]; `visit` is also given the directory that has the name.
+///
+/// # Errors
+/// As [`walk`].
+pub fn walk_from(
+    dir: BorrowedFd<'_>,
+    visit: &mut impl FnMut(BorrowedFd<'_>, &[u8], &Statx) -> Result<(), Errno>,
+) -> Result<(), Errno> {
     let names = |dir: BorrowedFd<'_>| {
         let mut names = Vec::new();
         list(dir, |name, _, _| {
@@ -129,7 +140,7 @@ pub fn walk(
         if !is_dir && found.stx_nlink > 1 && !seen.insert(found.stx_ino) {
             continue;
         }
-        visit(&name, &found)?;
+        visit(dir.as_fd(), &name, &found)?;
         if is_dir {
             match open::directory(dir.as_fd(), &name) {
                 Ok(below) => {
