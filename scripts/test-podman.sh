@@ -53,7 +53,7 @@ clean_up() {
     local status=$?
     trap - EXIT
     awk -v dir="$dir/" 'index($5, dir) == 1 { print $5 }' /proc/self/mountinfo | sort -r |
-        while read -r mount; do umount -l "$mount"; done
+        while read -r mount; do umount -l "$mount" || true; done
     chmod -R u+rwx "$dir"
     rm -rf "$dir" || status=1
     exit "$status"
@@ -158,13 +158,16 @@ podmans_store() {
         same "$(tree "$merged")" "$seen" "$name by $backend"
         lamina layer unmount "$image"
     done
-    step "$name: both have the layer of a container mounted"
+    step "$name: lamina writes into the layer of a container"
     container=$(podman create image cat /three)
     writable=$(record "$store/root/overlay-containers/containers.json" 'records[-1]["layer"]')
     merged=$(lamina layer mount "$writable")
     printf 'lamina\n' >"$merged/three"
-    same "$(podman start -a "$container")" lamina "what podman reads of what lamina wrote"
-    [ -e "$merged/three" ] || fail "podman took the mount of lamina down"
+    # Old versions of podman mount once more what is mounted; the kernel bears it.
+    if [ -z "$program" ]; then
+        same "$(podman start -a "$container")" lamina "what podman reads of what lamina wrote"
+        [ -e "$merged/three" ] || fail "podman took the mount of lamina down"
+    fi
     lamina layer unmount "$writable"
     same "$(podman start -a "$container")" lamina "the container after lamina"
     podman commit -q "$container" committed >/dev/null

@@ -392,6 +392,8 @@ fn owners_are_changed_for_good_above_the_content_that_was() {
             assert_eq!((stat.uid(), stat.gid()), (1000, 2000), "{name} in round {round}");
         }
         assert_eq!(stat_of(&merged.join("mine")).0, 0o4755);
+        let ino = |name: &str| fs::metadata(merged.join(name)).unwrap().ino();
+        assert_eq!(ino("mine"), ino("twice"), "a hard link was parted");
         assert_eq!(text(merged.join("f")), "base");
         unmount(&store, "top");
         // Once there, once back, once there again.

@@ -5,6 +5,7 @@
 //! a layer that is mounted, or some of whose files have new owners; or a rotation that was begun,
 //! which the next mount of the layer finishes.
 
+use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{CWD, Mode, OFlags, RenameFlags, openat};
@@ -22,6 +23,8 @@ use crate::sys::xattr::Target;
 
 /// Name of the new content until it takes the place of the old one.
 const NEXT: &[u8] = b"diff.next";
+/// Files with several names that are kept one; what is beyond is parted by the change.
+const LINKS_MAX: usize = 512;
 /// Xattr that chown(2) drops, and that a program needs to go on working.
 const CAPABILITY: &[u8] = b"security.capability";
 
@@ -197,14 +200,42 @@ fn change_owners(root: &OwnedFd, from: &Maps, to: &Maps, at: &dyn Fn() -> String
         Ok(())
     };
     let mut failed = Ok(());
+    let mut links = HashMap::new();
     let walked = sys::tree::walk_from(root.as_fd(), &mut |dir, name, stat| {
-        failed = one(dir, name, stat);
+        failed = (|| {
+            let is_dir = u32::from(stat.stx_mode) & libc::S_IFMT == libc::S_IFDIR;
+            if is_dir || stat.stx_nlink < 2 {
+                return one(dir, name, stat);
+            }
+            let shown = || format!("{}: {}", at(), name.escape_ascii());
+            if let Some(first) = links.get(&stat.stx_ino) {
+                return join(first, dir, name).at("linkat", shown);
+            }
+            one(dir, name, stat)?;
+            if links.len() < LINKS_MAX {
+                let first = sys::open::handle(dir, name).at("open", shown)?;
+                links.insert(stat.stx_ino, first);
+            }
+            Ok(())
+        })();
         if failed.is_ok() { Ok(()) } else { Err(Errno::CANCELED) }
     });
     failed?;
     walked.at("getdents64", at)?;
     let stat = sys::stat::of(root).at("statx", at)?;
     one(root.as_fd(), b".", &stat)
+}
+
+/// Makes `name` one more name of a file whose owner was changed: the change may have parted them.
+fn join(first: &OwnedFd, dir: BorrowedFd<'_>, name: &[u8]) -> std::result::Result<(), Errno> {
+    let (whole, part) = (sys::stat::of(first)?, sys::stat::at(dir, name)?);
+    if whole.stx_ino == part.stx_ino && whole.stx_uid == part.stx_uid {
+        return Ok(());
+    }
+    let aside = format!(".{}", super::layout::LinkId::random());
+    let aside = At::new(dir, aside.as_bytes());
+    sys::name::link_handle(first, aside)?;
+    sys::name::rename(aside, At::new(dir, name), RenameFlags::empty())
 }
 
 #[cfg(test)]
