@@ -52,8 +52,14 @@ dir=$(mktemp -d /var/tmp/lamina-podman.XXXXXX)
 clean_up() {
     local status=$?
     trap - EXIT
-    awk -v dir="$dir/" 'index($5, dir) == 1 { print $5 }' /proc/self/mountinfo | sort -r |
-        while read -r mount; do umount -l "$mount" || true; done
+    # Mounts may be stacked; each pass takes the top ones.
+    local mounts pass
+    for pass in 1 2 3 4; do
+        mounts=$(awk -v dir="$dir/" 'index($5, dir) == 1 { print $5 }' /proc/self/mountinfo | sort -r)
+        if [ -z "$mounts" ]; then break; fi
+        printf '%s\n' "$mounts" | while read -r mount; do umount -l "$mount" 2>/dev/null || true; done
+    done
+    [ "$pass" != 4 ] || status=1
     chmod -R u+rwx "$dir"
     rm -rf "$dir" || status=1
     exit "$status"
@@ -98,8 +104,10 @@ configure() {
     {
         printf '[storage]\ndriver = "overlay"\ngraphroot = "%s/root"\nrunroot = "%s/run"\n' \
             "$store" "$store"
+        # Otherwise podman binds the home over itself, and hides what is mounted in it.
+        printf '[storage.options.overlay]\nskip_mount_home = "true"\n'
         if [ -n "$2" ]; then
-            printf '[storage.options.overlay]\nmount_program = "%s"\n' "$2"
+            printf 'mount_program = "%s"\n' "$2"
         fi
     } >"$store/storage.conf"
     export CONTAINERS_STORAGE_CONF=$store/storage.conf
@@ -163,11 +171,6 @@ podmans_store() {
     writable=$(record "$store/root/overlay-containers/containers.json" 'records[-1]["layer"]')
     merged=$(lamina layer mount "$writable")
     printf 'lamina\n' >"$merged/three"
-    # Old versions of podman mount once more what is mounted; the kernel bears it.
-    if [ -z "$program" ]; then
-        same "$(podman start -a "$container")" lamina "what podman reads of what lamina wrote"
-        [ -e "$merged/three" ] || fail "podman took the mount of lamina down"
-    fi
     lamina layer unmount "$writable"
     same "$(podman start -a "$container")" lamina "the container after lamina"
     podman commit -q "$container" committed >/dev/null
@@ -220,7 +223,7 @@ lamina_store() {
     lamina layer create-rw --parent base work
     local merged
     merged=$(lamina layer mount work)
-    same "$(podman run --rm --rootfs "$merged" cat /file)" base "a container on a mount of lamina"
+    same "$(podman run --rm --rootfs "$merged" /bin/cat /file)" base "a container on a mount of lamina"
     tar -C "$dir/base" -c . | podman import -q - base >/dev/null
     podman build --network=host --layers -q -t image "$dir/context" >/dev/null
     same "$(podman run --rm image cat /old/new)" new "an image in a store of lamina"
