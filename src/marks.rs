@@ -47,6 +47,44 @@ pub const REDIRECT_XATTRS: [&[u8]; 2] = [b"trusted.overlay.redirect", b"user.ove
 /// Xattrs of a file whose data lies in a lower layer.
 pub const METACOPY_XATTRS: [&[u8]; 2] = [b"trusted.overlay.metacopy", b"user.overlay.metacopy"];
 
+/// Longest redirect that is written, in bytes, as the kernel's `redirect_max` has it.
+pub const REDIRECT_MAX: usize = 256;
+
+/// Where the lower part of an object goes on in the layers beneath.
+///
+/// # Source
+/// overlayfs.rst, "redirect_dir".
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Redirect {
+    /// Under this name in the same directory.
+    Sibling(Box<[u8]>),
+    /// At this path from the root of a layer.
+    Path(Vec<Box<[u8]>>),
+}
+
+impl Redirect {
+    /// Reads a value; `None` if it leads nowhere: empty, with an empty name, `.`, `..` or a NUL.
+    pub fn parse(value: &[u8]) -> Option<Self> {
+        let is_name = |name: &[u8]| !matches!(name, b"" | b"." | b"..") && !name.contains(&0);
+        match value.strip_prefix(b"/") {
+            Some(path) => {
+                let names = path.split(|byte| *byte == b'/');
+                let names = names.map(|name| is_name(name).then(|| name.into()));
+                names.collect::<Option<_>>().map(Self::Path)
+            }
+            None => (is_name(value) && !value.contains(&b'/')).then(|| Self::Sibling(value.into())),
+        }
+    }
+
+    /// Returns the value that says it.
+    pub fn print(&self) -> Vec<u8> {
+        match self {
+            Self::Sibling(name) => name.to_vec(),
+            Self::Path(path) => path.iter().flat_map(|name| [b"/", &**name].concat()).collect(),
+        }
+    }
+}
+
 /// Xattrs that tell which lower object an upper one was copied from.
 pub const ORIGIN_XATTRS: [&[u8]; 2] = [b"trusted.overlay.origin", b"user.overlay.origin"];
 
@@ -79,6 +117,52 @@ impl Namespace {
     pub fn of(self, names: &[&'static [u8]]) -> &'static [u8] {
         let at = usize::from(self == Self::User);
         names.get(at).copied().unwrap_or_default()
+    }
+}
+
+/// Digest of a file's data, as fs-verity computes it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Digest {
+    /// `FS_VERITY_HASH_ALG_*`.
+    pub algorithm: u8,
+    /// 1 to 64 bytes.
+    pub bytes: Box<[u8]>,
+}
+
+/// What the metacopy xattr of a file says.
+///
+/// # Source
+/// overlayfs.rst, "fs-verity support"; `struct ovl_metacopy`: version, length, flags, algorithm, one
+/// byte each, then the digest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Metacopy {
+    /// The digest that the data must have.
+    pub digest: Option<Digest>,
+}
+
+impl Metacopy {
+    /// Reads a value; `None` for one of another version, with flags, or of a wrong length.
+    pub fn parse(value: &[u8]) -> Option<Self> {
+        const LONGEST: usize = 64;
+        if value.is_empty() {
+            return Some(Self { digest: None });
+        }
+        let ([0, len, 0, algorithm], bytes) = value.split_first_chunk::<4>()? else { return None };
+        if usize::from(*len) != value.len() || bytes.len() > LONGEST {
+            return None;
+        }
+        match (*algorithm, bytes) {
+            (0, b"") => Some(Self { digest: None }),
+            (0, _) | (_, b"") => None,
+            _ => Some(Self { digest: Some(Digest { algorithm: *algorithm, bytes: bytes.into() }) }),
+        }
+    }
+
+    /// Returns the value that says it, empty without a digest.
+    pub fn print(&self) -> Vec<u8> {
+        let Some(digest) = &self.digest else { return Vec::new() };
+        let len = u8::try_from(digest.bytes.len() + 4).unwrap_or(u8::MAX);
+        [&[0, len, 0, digest.algorithm], &*digest.bytes].concat()
     }
 }
 
@@ -210,6 +294,55 @@ mod tests {
             assert_eq!(Opaque::from_value(value), meaning, "{value:?}");
         }
         assert_eq!(Opaque::from_value(OPAQUE_VALUE), Opaque::Yes);
+    }
+
+    #[test]
+    fn redirects() {
+        for value in ["a", "a b", "/a", "/a/b", "/.a/b..", "\n"] {
+            let redirect = Redirect::parse(value.as_bytes()).unwrap();
+            assert_eq!(redirect.print(), value.as_bytes());
+            assert_eq!(matches!(redirect, Redirect::Path(_)), value.starts_with('/'), "{value}");
+        }
+        for value in ["", "/", "//", "/a/", "//a", "/a//b", ".", "..", "a/b", "/..", "/a/../b"] {
+            assert_eq!(Redirect::parse(value.as_bytes()), None, "{value}");
+        }
+        assert_eq!(Redirect::parse(b"a\0"), None);
+        assert_eq!(Redirect::parse(b"/a/b\0"), None);
+    }
+
+    #[test]
+    fn metacopies() {
+        let digest = |algorithm, bytes: &[u8]| Metacopy {
+            digest: Some(Digest { algorithm, bytes: bytes.into() }),
+        };
+        let sha256 = [&[0, 36, 0, 1][..], &[7; 32]].concat();
+        let sha512 = [&[0, 68, 0, 2][..], &[9; 64]].concat();
+        for (value, meaning) in [
+            (&b""[..], Metacopy { digest: None }),
+            (&sha256, digest(1, &[7; 32])),
+            (&sha512, digest(2, &[9; 64])),
+        ] {
+            assert_eq!(Metacopy::parse(value), Some(meaning.clone()));
+            assert_eq!(meaning.print(), value);
+        }
+        assert_eq!(Metacopy::parse(&[0, 4, 0, 0]), Some(Metacopy { digest: None }));
+        let mut long = vec![0, 69, 0, 2];
+        long.resize(69, 1);
+        for value in [
+            &[0][..],
+            &[0, 2],
+            &[0, 3, 0],
+            &[1, 4, 0, 0],
+            &[0, 4, 1, 0],
+            &[0, 5, 0, 0],
+            &[0, 3, 0, 0],
+            &[0, 4, 0, 1],
+            &[0, 5, 0, 0, 9],
+            &sha256[..35],
+            &long,
+        ] {
+            assert_eq!(Metacopy::parse(value), None, "{value:?}");
+        }
     }
 
     #[test]

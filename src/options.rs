@@ -83,6 +83,55 @@ impl IoMode {
     }
 }
 
+/// `redirect_dir=`, as in kernel overlayfs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum RedirectDir {
+    /// Redirects are written and followed.
+    On,
+    /// Not written; followed if only root of the machine can have written them.
+    #[default]
+    Off,
+    /// Not written; followed.
+    Follow,
+    /// Neither written nor followed.
+    NoFollow,
+}
+
+impl RedirectDir {
+    const ALL: [(Self, &'static str); 4] = [
+        (Self::On, "on"),
+        (Self::Off, "off"),
+        (Self::Follow, "follow"),
+        (Self::NoFollow, "nofollow"),
+    ];
+
+    fn parse(value: &[u8]) -> Result<Self> {
+        let known = Self::ALL.iter().find(|(_, name)| name.as_bytes() == value);
+        known.map(|(known, _)| *known).ok_or_else(|| {
+            Error::invalid(
+                format!("redirect_dir={}", text(value)),
+                "is none of on, off, follow, nofollow",
+            )
+        })
+    }
+
+    fn print(self) -> &'static str {
+        Self::ALL.iter().find(|(known, _)| *known == self).map_or("off", |(_, name)| name)
+    }
+}
+
+/// `verity=`, as in kernel overlayfs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Verity {
+    /// Digests are not looked at.
+    #[default]
+    Off,
+    /// Digests that metacopies have are checked.
+    On,
+    /// Every metacopy must have one.
+    Require,
+}
+
 /// What the options of one mount ask for.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct MountOptions {
@@ -98,6 +147,14 @@ pub struct MountOptions {
     pub sync: bool,
     /// Marks are kept in `user.overlay.*`.
     pub userxattr: bool,
+    /// Redirects of directories, when said.
+    pub redirect_dir: Option<RedirectDir>,
+    /// A change of attributes alone copies no data, when said.
+    pub metacopy: Option<bool>,
+    /// Digests of data.
+    pub verity: Verity,
+    /// Layers that only lend data, topmost first.
+    pub data: Vec<PathBuf>,
     /// Names of a lower file stay names of one file, over copy-up and remounts.
     pub index: bool,
     /// What is done with UUIDs.
@@ -162,6 +219,10 @@ impl Default for MountOptions {
             volatile: false,
             sync: true,
             userxattr: false,
+            redirect_dir: None,
+            metacopy: None,
+            verity: Verity::Off,
+            data: Vec::new(),
             index: false,
             uuid: Uuid::Auto,
             dir_rename_entries: DIR_RENAME_ENTRIES,
@@ -214,7 +275,8 @@ enum Rule {
 use Rule::{Ignored as Skip, Only, Refused as No};
 
 /// Names that act; [`MountOptions::act`] has the meaning of each.
-const ACTING: &str = "index uuid lowerdir lowerdir+ upperdir workdir volatile userxattr dir_rename_entries dir_rename_size ro rw dev nodev suid \
+const ACTING: &str = "index uuid lowerdir lowerdir+ upperdir workdir volatile userxattr redirect_dir metacopy verity datadir+ \
+     dir_rename_entries dir_rename_size ro rw dev nodev suid \
      nosuid exec noexec private rprivate shared rshared slave rslave unbindable runbindable \
      user users owner group allow_other noacl debug threads io transport writeback fsname subtype log_level log_file context fscontext defcontext \
      rootcontext uidmapping gidmapping squash_to_root squash_to_uid squash_to_gid static_nlink \
@@ -249,18 +311,14 @@ const PASSIVE: &[(&str, Rule)] = &[
     ("remount", No("unmount and mount again")),
     ("bind rbind move", No("use mount(8) on the merged directory")),
     // kernel overlayfs
-    ("redirect_dir", Only("off nofollow", "redirects are not written", "say off or leave it out")),
-    ("metacopy", Only(OFF, "files are copied up whole", "say off or leave it out")),
     (
         "nfs_export",
         Only(OFF, DEFAULT, "a FUSE mount gives out no file handles that last; export the layers"),
     ),
-    ("verity", Only(OFF, "digests are not checked", "say off or leave it out")),
     (
         "xino",
         Only("off auto on", "inode numbers are unique and last anyway", "say on, off or auto"),
     ),
-    ("datadir+", No("data-only layers are not supported yet")),
     // fuse-overlayfs
     ("ino32_t", Only(OFF, DEFAULT, "inode numbers have 64 bits")),
     ("plugins", Only("", "names no plugin", "layers are plain directories")),
@@ -370,6 +428,17 @@ impl MountOptions {
         if let Some(level) = self.log_level {
             items.push(format!("log_level={level}").into_bytes());
         }
+        if let Some(redirect_dir) = self.redirect_dir {
+            items.push(format!("redirect_dir={}", redirect_dir.print()).into_bytes());
+        }
+        if let Some(metacopy) = self.metacopy {
+            items.push(format!("metacopy={}", if metacopy { "on" } else { "off" }).into_bytes());
+        }
+        match self.verity {
+            Verity::Off => {}
+            Verity::On => items.push(b"verity=on".to_vec()),
+            Verity::Require => items.push(b"verity=require".to_vec()),
+        }
         for (name, limit, default) in [
             ("dir_rename_entries", self.dir_rename_entries, DIR_RENAME_ENTRIES),
             ("dir_rename_size", self.dir_rename_size, DIR_RENAME_SIZE),
@@ -401,6 +470,10 @@ impl MountOptions {
                 .collect();
             items.push([b"lowerdir=".as_slice(), &lowers.join(&b':')].concat());
         }
+        for path in &self.data {
+            let path = escape(path.as_os_str().as_bytes(), b"\\,");
+            items.push([b"datadir+=".as_slice(), &path].concat());
+        }
         OsString::from_vec(items.join(&b','))
     }
 
@@ -421,7 +494,22 @@ impl MountOptions {
     /// Carries out one option of [`ACTING`].
     fn act(&mut self, key: &str, value: Option<&[u8]>) -> Result<()> {
         match key {
-            "lowerdir" => self.lowers = parse_lowers(needed(key, value)?)?,
+            "lowerdir" => (self.lowers, self.data) = parse_lowers(needed(key, value)?)?,
+            "datadir+" => self.data.push(path(key, value)?),
+            "metacopy" => self.metacopy = Some(parse_switch(key, value)?),
+            "verity" => {
+                self.verity = match needed(key, value)? {
+                    b"off" => Verity::Off,
+                    b"on" => Verity::On,
+                    b"require" => Verity::Require,
+                    other => {
+                        return Err(Error::invalid(
+                            format!("verity={}", text(other)),
+                            "is none of off, on, require",
+                        ));
+                    }
+                }
+            }
             "lowerdir+" => self.lowers.push(PathBuf::from(OsStr::from_bytes(needed(key, value)?))),
             "upperdir" => self.upper = Some(path(key, value)?),
             "workdir" => self.work = Some(path(key, value)?),
@@ -434,6 +522,9 @@ impl MountOptions {
             }
             "log_level" => self.log_level = Some(parse_level(&text(needed(key, value)?))?),
             "transport" => self.transport = parse_transport(&text(needed(key, value)?))?,
+            "redirect_dir" => {
+                self.redirect_dir = Some(RedirectDir::parse(needed(key, value)?)?);
+            }
             "index" => self.index = parse_switch(key, value)?,
             "uuid" => self.uuid = parse_uuid(&text(needed(key, value)?))?,
             "dir_rename_entries" => self.dir_rename_entries = parse_size(key, needed(key, value)?)?,
@@ -675,43 +766,50 @@ fn item_end(list: &[u8]) -> usize {
     list.len()
 }
 
-/// Splits `lowerdir` at its colons and takes the escapes away.
+/// Splits `lowerdir` at its colons and takes the escapes away; returns the lowers, and the data-only
+/// layers, which follow two colons each.
 ///
 /// A colon at either end is skipped: engines join lists that may be empty.
-fn parse_lowers(value: &[u8]) -> Result<Vec<PathBuf>> {
-    let mut lowers = Vec::new();
+fn parse_lowers(value: &[u8]) -> Result<(Vec<PathBuf>, Vec<PathBuf>)> {
+    let refuse = |why: &'static str| Err(Error::invalid(format!("lowerdir={}", text(value)), why));
+    let (mut lowers, mut data) = (Vec::new(), Vec::new());
+    let mut is_data = false;
     let mut current = Vec::new();
-    let mut colons = 0;
-    let mut bytes = value.iter();
+    let mut bytes = value.iter().peekable();
     loop {
-        match bytes.next() {
-            Some(b':') => {
-                colons += 1;
-                if colons == 2 {
-                    return Err(Error::invalid(
-                        format!("lowerdir={}", text(value)),
-                        "data-only layers (after ::) are not supported yet; separate layers by one colon",
-                    ));
-                }
-                if !current.is_empty() {
-                    lowers.push(PathBuf::from(OsString::from_vec(std::mem::take(&mut current))));
-                }
-            }
+        let byte = bytes.next();
+        match byte {
             Some(b'\\') => {
-                colons = 0;
                 current.extend(bytes.next());
+                continue;
             }
+            Some(b':') | None => {}
             Some(&byte) => {
-                colons = 0;
                 current.push(byte);
+                continue;
             }
-            None => break,
+        }
+        if !current.is_empty() {
+            let list = if is_data { &mut data } else { &mut lowers };
+            list.push(PathBuf::from(OsString::from_vec(std::mem::take(&mut current))));
+        }
+        if byte.is_none() {
+            return Ok((lowers, data));
+        }
+        if bytes.next_if(|byte| **byte == b':').is_some() {
+            if lowers.is_empty() {
+                return refuse(
+                    "begins with a data-only layer (after ::); name a lower layer first",
+                );
+            }
+            is_data = true;
+        } else if is_data && bytes.peek().is_some() {
+            return refuse("has one colon after ::; data-only layers follow two colons each");
+        }
+        if bytes.peek() == Some(&&b':') {
+            return refuse("has three colons in a row; separate layers by one or two");
         }
     }
-    if !current.is_empty() {
-        lowers.push(PathBuf::from(OsString::from_vec(current)));
-    }
-    Ok(lowers)
 }
 
 /// Decides on an option that does not act.
@@ -861,9 +959,32 @@ mod tests {
     }
 
     #[test]
-    fn data_only_layers_are_refused_by_name() {
-        for list in ["lowerdir=/a::/d", "lowerdir=::/d", "datadir+=/d"] {
-            assert!(refusal(list).contains("data-only layers"), "{list}");
+    fn data_only_layers_follow_two_colons_each() {
+        for (list, lowers, data) in [
+            ("lowerdir=/a::/d", &["/a"][..], &["/d"][..]),
+            ("lowerdir=/a:/b::/d::/e", &["/a", "/b"], &["/d", "/e"]),
+            (r"lowerdir=/a\:::/d\:\:e", &["/a:"], &["/d::e"]),
+            ("lowerdir=/a::/d:", &["/a"], &["/d"]),
+            ("lowerdir=/a,datadir+=/d,datadir+=/e:f", &["/a"], &["/d", "/e:f"]),
+            ("datadir+=/d,lowerdir=/a", &["/a"], &[]),
+        ] {
+            let options = parse(list);
+            assert_eq!((options.lowers, options.data), (paths(lowers), paths(data)), "{list}");
+        }
+        for list in ["lowerdir=::/d", "lowerdir=/a::/d:/e", "lowerdir=/a:::/d"] {
+            let message = refusal(list);
+            assert!(message.starts_with(list) && message.contains("; "), "{message}");
+        }
+    }
+
+    #[test]
+    fn redirects_and_what_depends_on_them() {
+        let options = parse("redirect_dir=follow,metacopy=off,verity=require");
+        assert_eq!(options.redirect_dir, Some(RedirectDir::Follow));
+        assert_eq!((options.metacopy, options.verity), (Some(false), Verity::Require));
+        for list in ["redirect_dir=yes", "redirect_dir", "metacopy=x", "verity=1", "verity"] {
+            let message = refusal(list);
+            assert!(message.starts_with(list.split_once('=').map_or(list, |(key, _)| key)));
         }
     }
 
@@ -894,8 +1015,7 @@ mod tests {
 
     #[test]
     fn what_would_change_the_result_is_refused() {
-        let options = "metacopy=on redirect_dir=on redirect_dir=follow \
-             xino=maybe nfs_export=on verity=require ino32_t=1 plugins=a.so sync \
+        let options = "xino=maybe nfs_export=on ino32_t=1 plugins=a.so sync \
              strictatime allow_root auto_unmount remount";
         for option in options.split_whitespace() {
             let list = format!("lowerdir=/a,{option},volatile");
@@ -1033,7 +1153,14 @@ mod tests {
         ]);
         let transport = prop_oneof![Just(Transport::Dev), Just(Transport::Fuser)];
         let io = proptest::option::of(prop_oneof![Just(IoMode::NoOpen), Just(IoMode::Open)]);
-        let limits = (any::<u64>(), any::<u64>());
+        let redirect = proptest::option::of(prop_oneof![
+            Just(RedirectDir::On),
+            Just(RedirectDir::Off),
+            Just(RedirectDir::Follow),
+            Just(RedirectDir::NoFollow)
+        ]);
+        let redirect = (redirect, proptest::option::of(any::<bool>()));
+        let limits = (any::<u64>(), any::<u64>(), redirect);
         let rest =
             (proptest::option::of(1..=THREADS_MAX), levels, propagation, io, limits, transport);
         let ids = (
@@ -1078,6 +1205,10 @@ mod tests {
                 ids,
                 timeout: timeout.map(|(secs, nanos)| Duration::new(secs, nanos)),
                 userxattr,
+                redirect_dir: limits.2.0,
+                metacopy: limits.2.1,
+                verity: if limits.0 % 2 == 0 { Verity::Off } else { Verity::Require },
+                data: log_file.clone().into_iter().collect(),
                 index,
                 uuid: if index { Uuid::On } else { Uuid::Off },
                 dir_rename_entries: limits.0,

@@ -370,6 +370,13 @@ pub fn gone(path: impl AsRef<Path>) {
     }
 }
 
+/// Fails unless the system refused with this error number.
+#[track_caller]
+pub fn refused<T: std::fmt::Debug>(result: std::io::Result<T>, errno: Errno) {
+    let e = result.expect_err("done, although it must be refused");
+    assert_eq!(e.raw_os_error(), Some(errno.raw_os_error()), "{e}");
+}
+
 /// The permission bits.
 #[track_caller]
 pub fn mode(path: impl AsRef<Path>) -> u32 {

@@ -161,6 +161,11 @@ impl Sandbox {
         path
     }
 
+    /// Puts a directory that is there on top of the lower layers.
+    pub fn push(&mut self, layer: PathBuf) {
+        self.lowers.push(layer);
+    }
+
     /// Puts objects into the upper layer, before it is mounted.
     ///
     /// # Panics

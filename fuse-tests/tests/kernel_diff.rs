@@ -36,7 +36,8 @@ fn sequences_as_root() {
     run::run_many(seed(0), sequences(50), &Config::default());
 }
 
-/// The kernel moves directories with lower parts by redirects; ours moves what they hold.
+/// The kernel moves directories with lower parts by redirects; ours moves what they hold, or writes redirects too. Each reads
+/// what the other has written.
 #[test]
 fn sequences_with_directory_renames() {
     if !env::is_machine_root() {
@@ -46,7 +47,11 @@ fn sequences_with_directory_renames() {
         skip!("{reason}");
     }
     let config = Config { renames: Renames::Copied, ..Config::default() };
-    run::run_many(seed(5), sequences(30), &config);
+    run::run_many(seed(5), sequences(20), &config);
+    let config = Config { renames: Renames::Redirected, ..Config::default() };
+    run::run_many(seed(6), sequences(20), &config);
+    let config = Config { renames: Renames::Lent, ..Config::default() };
+    run::run_many(seed(7), sequences(20), &config);
 }
 
 #[test]

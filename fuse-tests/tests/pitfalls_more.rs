@@ -19,7 +19,7 @@ use fuse_tests::case::{
     mode, names, nobody, put, setx, sh, text, whiteout,
 };
 use fuse_tests::env::{self, wait_until};
-use fuse_tests::fixture::{Kind, set_mtime, set_xattr};
+use fuse_tests::fixture::{Kind, set_mtime};
 use fuse_tests::{needs_kernel_overlay, needs_root};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags};
 use rustix::io::Errno;
@@ -307,41 +307,6 @@ fn a_change_through_a_forgotten_name_of_a_lower_pair_is_not_undone() {
         c.remount();
         assert_eq!(paths.map(|path| text(c.m(path))), live, "round {round}");
     }
-}
-
-// Layers written with redirect_dir=on or metacopy=on and shown as they are lose files or read as
-// zeros. Both are refused instead, by name, and the rest of the tree stays usable.
-#[test]
-fn redirects_and_metacopies_are_refused() {
-    needs_root!();
-    let mut c = Case::new(2);
-    for prefix in ["trusted", "user"] {
-        let dir = format!("{prefix}-moved");
-        fs::create_dir(c.l(0, &dir)).unwrap();
-        let mark = format!("{prefix}.overlay.redirect");
-        set_xattr(&c.l(0, &dir), OsStr::new(&mark), b"/old").unwrap();
-        let file = format!("{prefix}-stub");
-        File::create(c.l(0, &file)).unwrap().set_len(5).unwrap();
-        let mark = format!("{prefix}.overlay.metacopy");
-        set_xattr(&c.l(0, &file), OsStr::new(&mark), b"").unwrap();
-    }
-    fs::create_dir(c.l(1, "old")).unwrap();
-    put(c.l(1, "old/inner"), "inner");
-    put(c.l(1, "plain"), "plain");
-    c.mount();
-    for prefix in ["trusted", "user"] {
-        let moved = fs::metadata(c.m(&format!("{prefix}-moved"))).unwrap_err();
-        assert_eq!(moved.raw_os_error(), Some(Errno::OPNOTSUPP.raw_os_error()), "{prefix}");
-        let stub = c.m(&format!("{prefix}-stub"));
-        assert_eq!(fs::metadata(&stub).unwrap().len(), 5);
-        let read = fs::read(&stub).unwrap_err();
-        assert_eq!(read.raw_os_error(), Some(Errno::IO.raw_os_error()), "{prefix}");
-        // Nor may a copy of the zeros land in the upper.
-        assert!(OpenOptions::new().append(true).open(&stub).unwrap().write(b"x").is_err());
-        assert!(!c.u(&format!("{prefix}-stub")).exists());
-    }
-    assert_eq!(text(c.m("plain")), "plain");
-    assert_eq!(text(c.m("old/inner")), "inner");
 }
 
 // Opening a lower file for writing is no change of it; copying it up for that costs the whole file.

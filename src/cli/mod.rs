@@ -48,6 +48,11 @@ mount options:
   ro, dev, nosuid, noexec, private, shared, slave, allow_other
   volatile               skip syncs; contents may be lost in a crash of the machine
   userxattr              keep marks in user.overlay.* xattrs
+  redirect_dir=on|off|follow|nofollow
+                         rename directories with lower parts by redirects; follow those there are
+  metacopy=on|off, verity=off|on|require
+                         changes of attributes copy no data; digests of data
+  datadir+=DIR           layer that only lends data to files without their own
   dir_rename_entries=N, dir_rename_size=BYTES
                          how much is copied to rename a directory with lower parts
   noacl                  do without POSIX ACLs

@@ -17,7 +17,7 @@ pub mod unmount;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Errno, Error, Result};
-use crate::options::{LOWERS_MAX, MountOptions, show_path};
+use crate::options::{LOWERS_MAX, MountOptions, RedirectDir, Verity, show_path};
 
 /// A mount that is wanted, its shape checked and nothing opened yet.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -41,12 +41,12 @@ impl MountSpec {
                 "names no directory; give -o lowerdir=DIR[:DIR...], topmost first",
             ));
         }
-        if options.lowers.len() > LOWERS_MAX {
+        if options.lowers.len() + options.data.len() > LOWERS_MAX {
             return Err(Error::invalid(
                 "lowerdir",
                 format!(
                     "names {} directories, more than {LOWERS_MAX}; merge some of them first",
-                    options.lowers.len()
+                    options.lowers.len() + options.data.len()
                 ),
             ));
         }
@@ -66,7 +66,19 @@ impl MountSpec {
             }
             _ => (),
         }
+        check_redirects(&options)?;
         Ok(Self { options, merged })
+    }
+
+    /// Returns what is done with redirects: written with metacopies, as in the kernel.
+    pub fn redirect_dir(&self) -> RedirectDir {
+        let default = if self.metacopy() { RedirectDir::On } else { RedirectDir::Off };
+        self.options.redirect_dir.unwrap_or(default)
+    }
+
+    /// Returns whether a change of attributes alone copies no data: also where digests are wanted.
+    pub fn metacopy(&self) -> bool {
+        self.options.metacopy.unwrap_or(self.options.verity != Verity::Off)
     }
 
     /// Returns what was asked for.
@@ -83,6 +95,33 @@ impl MountSpec {
     pub fn is_read_only(&self) -> bool {
         self.options.read_only || self.options.upper.is_none()
     }
+}
+
+/// Refuses what contradicts itself, as the kernel does.
+fn check_redirects(options: &MountOptions) -> Result<()> {
+    let metacopy = options.metacopy.unwrap_or(options.verity != Verity::Off);
+    if options.metacopy == Some(false) && options.verity != Verity::Off {
+        return Err(Error::invalid("metacopy=off", "contradicts verity; leave one out"));
+    }
+    let redirect_dir = options.redirect_dir;
+    if metacopy && redirect_dir.is_some_and(|redirect_dir| redirect_dir != RedirectDir::On) {
+        return Err(Error::invalid(
+            "metacopy=on",
+            "needs redirect_dir=on; leave the other redirect_dir out",
+        ));
+    }
+    if options.userxattr {
+        if redirect_dir.is_some_and(|redirect_dir| redirect_dir != RedirectDir::NoFollow) {
+            return Err(Error::invalid(
+                "userxattr",
+                "goes with redirect_dir=nofollow only; leave one out",
+            ));
+        }
+        if metacopy {
+            return Err(Error::invalid("userxattr", "does not go with metacopy; leave one out"));
+        }
+    }
+    Ok(())
 }
 
 /// Returns the error `arg: op: errno text; cure`.
@@ -106,6 +145,13 @@ mod tests {
             ("upperdir=/u,workdir=/w", "lowerdir: names no directory"),
             ("lowerdir=/a,upperdir=/u", "upperdir=/u: needs a work directory"),
             ("lowerdir=/a,workdir=/w", "workdir=/w: is of no use without an upper"),
+            ("lowerdir=/a,metacopy=on,redirect_dir=off", "metacopy=on: needs redirect_dir=on"),
+            ("lowerdir=/a,metacopy=on,redirect_dir=follow", "metacopy=on: needs redirect_dir=on"),
+            ("lowerdir=/a,verity=on,redirect_dir=off", "metacopy=on: needs redirect_dir=on"),
+            ("lowerdir=/a,metacopy=off,verity=on", "metacopy=off: contradicts verity"),
+            ("lowerdir=/a,userxattr,redirect_dir=on", "userxattr: goes with redirect_dir"),
+            ("lowerdir=/a,userxattr,redirect_dir=off", "userxattr: goes with redirect_dir"),
+            ("lowerdir=/a,userxattr,metacopy=on", "userxattr: does not go with metacopy"),
             (&format!("lowerdir={many}"), "lowerdir: names 501 directories, more than 500"),
         ] {
             let message = spec(list).unwrap_err().to_string();

@@ -19,9 +19,9 @@ use tracing::{debug, warn};
 
 use super::{MountSpec, refuse};
 use crate::error::{Context, Errno, Error, Result};
-use crate::options::{self, show_path};
+use crate::options::{self, RedirectDir, show_path};
 use crate::sys::mountfd::private_read_only;
-use crate::union::{Config, CopyLimit, LayerSpec, UpperSpec, Uuid};
+use crate::union::{Config, CopyLimit, Follow, LayerSpec, UpperSpec, Uuid, Verity};
 
 /// Returns a lower's directory cut off from what is or will be mounted beneath it, and write
 /// protected by the kernel; as it is where the caller may not mount.
@@ -44,6 +44,8 @@ const DEPTH_MAX: usize = 4096;
 #[derive(Debug)]
 pub struct Stack {
     lowers: Vec<Place>,
+    /// Data-only layers.
+    data: Vec<Place>,
     upper: Option<Place>,
     work: Option<Place>,
     merged: Merged,
@@ -79,6 +81,11 @@ impl Stack {
         for (index, path) in options.lowers.iter().enumerate() {
             lowers.push(Place::open(Role::Lower { number: index + 1, count }, path)?);
         }
+        let mut data = Vec::new();
+        for (index, path) in options.data.iter().enumerate() {
+            let role = Role::Data { number: index + 1, count: options.data.len() };
+            data.push(Place::open(role, path)?);
+        }
         let (mut upper, mut work) = (None, None);
         if let (Some(upper_path), Some(work_path), false) =
             (&options.upper, &options.work, options.read_only)
@@ -86,7 +93,7 @@ impl Stack {
             let opened_upper = Place::open(Role::Upper, upper_path)?;
             let opened_work = Place::open(Role::Work, work_path)?;
             check_pair(&opened_upper, &opened_work)?;
-            for lower in &lowers {
+            for lower in lowers.iter().chain(&data) {
                 check_apart(lower, &opened_upper)?;
                 check_apart(lower, &opened_work)?;
             }
@@ -95,12 +102,12 @@ impl Stack {
             work = Some(opened_work);
         }
         let point = Place::open_mountpoint(spec.merged())?;
-        for layer in lowers.iter().chain(&upper).chain(&work) {
+        for layer in lowers.iter().chain(&data).chain(&upper).chain(&work) {
             check_mountpoint(layer, &point)?;
         }
         let path = resolve(spec.merged())?;
         let merged = Merged { path, alive: lock_shared(&point) };
-        Ok(Self { lowers, upper, work, merged })
+        Ok(Self { lowers, data, upper, work, merged })
     }
 
     /// Takes the locks on upper and work, waiting a moment for an earlier server that is ending.
@@ -127,24 +134,38 @@ impl Stack {
             }),
             _ => None,
         };
+        let options = spec.options();
         let config = Config {
             lowers: self.lowers.into_iter().map(layer).collect(),
             upper,
-            volatile: spec.options().volatile || !spec.options().sync,
-            volatile_mark: spec.options().volatile,
-            ids: spec.options().ids.clone(),
-            static_nlink: spec.options().static_nlink,
-            overrides: spec.options().overrides,
-            userxattr: spec.options().userxattr,
-            index: spec.options().index,
-            uuid: match spec.options().uuid {
+            volatile: options.volatile || !options.sync,
+            volatile_mark: options.volatile,
+            ids: options.ids.clone(),
+            static_nlink: options.static_nlink,
+            overrides: options.overrides,
+            userxattr: options.userxattr,
+            follow: match spec.redirect_dir() {
+                RedirectDir::NoFollow => Follow::Nobody,
+                RedirectDir::Off => Follow::Trusted,
+                RedirectDir::On | RedirectDir::Follow => Follow::Anybody,
+            },
+            redirects: spec.redirect_dir() == RedirectDir::On,
+            index: options.index,
+            uuid: match options.uuid {
                 options::Uuid::Auto | options::Uuid::Null => Uuid::Auto,
                 options::Uuid::On => Uuid::On,
                 options::Uuid::Off => Uuid::Off,
             },
+            metacopy: spec.metacopy(),
+            verity: match options.verity {
+                options::Verity::Off => Verity::Off,
+                options::Verity::On => Verity::On,
+                options::Verity::Require => Verity::Require,
+            },
+            data: self.data.into_iter().map(layer).collect(),
             copy_limit: CopyLimit {
-                entries: spec.options().dir_rename_entries,
-                bytes: spec.options().dir_rename_size,
+                entries: options.dir_rename_entries,
+                bytes: options.dir_rename_size,
             },
         };
         (config, self.merged)
@@ -155,6 +176,7 @@ impl Stack {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Role {
     Lower { number: usize, count: usize },
+    Data { number: usize, count: usize },
     Upper,
     Work,
     Merged,
@@ -243,6 +265,9 @@ fn label(role: Role, path: &Path) -> String {
     match role {
         Role::Lower { count: 1, .. } => format!("lowerdir={path}"),
         Role::Lower { number, count } => format!("lowerdir={path} (layer {number} of {count})"),
+        Role::Data { number, count } => {
+            format!("datadir={path} (data-only layer {number} of {count})")
+        }
         Role::Upper => format!("upperdir={path}"),
         Role::Work => format!("workdir={path}"),
         Role::Merged => path,
@@ -252,7 +277,7 @@ fn label(role: Role, path: &Path) -> String {
 /// Returns what helps when a directory cannot be opened.
 fn cure(role: Role, errno: Errno) -> &'static str {
     match (errno, role) {
-        (Errno::NOENT, Role::Lower { .. }) => {
+        (Errno::NOENT, Role::Lower { .. } | Role::Data { .. }) => {
             "create it or correct the path (a colon in a path is written \\:, a comma \\,)"
         }
         (Errno::NOENT, Role::Merged) => "create the mountpoint with mkdir",

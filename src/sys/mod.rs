@@ -16,4 +16,5 @@ pub mod process;
 pub mod stat;
 pub mod tree;
 pub mod userns;
+pub mod verity;
 pub mod xattr;

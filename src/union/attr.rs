@@ -235,7 +235,7 @@ impl Union {
             return dir.top().ok_or(Errno::STALE)?.stat();
         }
         let data = node.data.lock().clone();
-        if let Some(data) = data {
+        if let Some(data) = data.filter(|data| !data.lent) {
             return self.stat_of_data(&data);
         }
         self.with_form(node, |form| {
@@ -286,7 +286,7 @@ impl Union {
             self.truncate(&node, size, set.kill_privileges)?;
         }
         if set.mode.is_some() || set.uid.is_some() || set.gid.is_some() || set.times().is_some() {
-            self.copy_up(&node, Extent::All)?;
+            self.copy_up(&node, Extent::Attributes)?;
             node.unprivileged.store(false, Ordering::Relaxed);
             self.apply(&node, set, owner)?;
         }

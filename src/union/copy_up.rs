@@ -10,6 +10,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use rustix::fs::{RenameFlags, XattrFlags};
 
@@ -36,6 +37,18 @@ pub(super) enum Extent {
     All,
     /// This many bytes from the start: the file is cut there next.
     First(u64),
+    /// None, if the mount makes metacopies: its attributes change.
+    Attributes,
+}
+
+impl Extent {
+    /// How many bytes of a file of this size are needed, if any are copied.
+    pub(super) fn of(self, size: u64) -> u64 {
+        match self {
+            Self::All | Self::Attributes => size,
+            Self::First(len) => len.min(size),
+        }
+    }
 }
 
 impl Union {
@@ -50,6 +63,9 @@ impl Union {
         }
         if !node.is_upper() {
             self.copy_up_leaf(upper, node, extent)?;
+        }
+        if extent != Extent::Attributes {
+            self.own_data(node, extent)?;
         }
         self.link_names(upper, node)
     }
@@ -68,6 +84,12 @@ impl Union {
         }
         let stat = self.stat_of(node)?;
         if node.kind == FileType::Regular {
+            if extent == Extent::Attributes
+                && parent.is_some()
+                && let Some((staged, origin)) = self.stage_metacopy(upper, node, &stat)?
+            {
+                return self.publish_copy(upper, node, Copy::Metacopy(staged), origin);
+            }
             let (staged, origin) = self.stage_copy(upper, node, &stat, extent)?;
             self.publish_copy(upper, node, Copy::File(staged), origin)
         } else {
@@ -86,14 +108,33 @@ impl Union {
     ) -> Result<(Staged<'a>, Origin)> {
         let source = self.readable_data(node)?;
         let staged = upper.work.stage_file(&upper.work.dir, 0o600)?;
-        let target = Target::Open(staged.file.as_fd());
-        let origin = self.set_origin(upper, (source.file.as_fd(), stat), target)?;
-        let route = self.route(source.layer, upper);
-        fill_copy(route, &source, staged.file.as_fd(), stat, extent)?;
+        let origin = self.fill_copy(upper, &source, node, (staged.file.as_fd(), stat), extent)?;
         if !self.volatile {
             staged.sync()?;
         }
         Ok((staged, origin))
+    }
+
+    /// Fills an empty file with data and attributes of a lower one.
+    fn fill_copy(
+        &self,
+        upper: &Upper,
+        source: &Data,
+        node: &Arc<Node>,
+        (to, stat): (BorrowedFd<'_>, &Statx),
+        extent: Extent,
+    ) -> Result<Origin> {
+        // The attributes are those of the file itself, whoever lends it data.
+        let itself = if source.lent { Some(self.lower_handle(node)?) } else { None };
+        let from = itself.as_ref().map_or(source.file.as_fd(), AsFd::as_fd);
+        let origin = self.set_origin(upper, (from, stat), Target::Open(to))?;
+        let len = extent.of(stat.stx_size);
+        let whole = len == stat.stx_size;
+        sys::data::copy(source.file.as_fd(), to, len, whole)
+            .at("copy_file_range", || "from a lower file to work")?;
+        let from = if source.lent { Target::Handle(from) } else { Target::Open(from) };
+        copy_attributes(self.route(source.layer, upper), from, Target::Open(to), stat)?;
+        Ok(origin)
     }
 
     /// Prepares the copy of an object that is no directory under a name in work, not synced.
@@ -109,9 +150,7 @@ impl Union {
         let source = self.source_data(node)?;
         let temp = upper.work.temp();
         let file = temp.call("openat", |at| sys::open::create(at.dir, at.name, 0o600))?;
-        self.set_origin(upper, (source.file.as_fd(), stat), Target::Open(file.as_fd()))?;
-        let route = self.route(source.layer, upper);
-        fill_copy(route, &source, file.as_fd(), stat, Extent::All)?;
+        self.fill_copy(upper, &source, node, (file.as_fd(), stat), Extent::All)?;
         Ok(temp)
     }
 
@@ -198,6 +237,9 @@ impl Union {
             Copy::File(staged) => {
                 upper.work.publish_file(staged, to, &name, false).map(|file| Some(Data::new(file)))
             }
+            Copy::Metacopy(staged) => {
+                upper.work.publish_file(staged, to, &name, false).map(|_| None)
+            }
             Copy::Special(temp) => {
                 upper.work.publish(temp, to, &name, RenameFlags::empty()).map(|()| None)
             }
@@ -214,7 +256,7 @@ impl Union {
         let data = match copy {
             // Its name in work, if it has one, goes with this; an anchor has its own.
             Copy::File(staged) => Some(Data::new(staged.file)),
-            Copy::Special(_) => None,
+            Copy::Metacopy(_) | Copy::Special(_) => None,
         };
         self.set_upper(node, data, object);
     }
@@ -228,6 +270,8 @@ impl Union {
         drop(place);
         let data = data.map(Arc::new);
         let is_open = data.is_some();
+        // Whatever is open here was copied whole.
+        node.is_whole.store(is_open, Ordering::Release);
         let old = std::mem::replace(&mut *node.data.lock(), data);
         drop(old);
         if is_open {
@@ -338,30 +382,12 @@ impl Union {
     }
 
     /// Returns an `O_PATH` handle of a lower object that is no directory.
-    fn lower_handle(&self, node: &Arc<Node>) -> Result<OwnedFd> {
+    pub(super) fn lower_handle(&self, node: &Arc<Node>) -> Result<OwnedFd> {
         self.with_leaf(node, "openat", |leaf| match leaf {
             Leaf::Handle(fd) => sys::open::reopen(fd, rustix::fs::OFlags::PATH),
             Leaf::Name(at) => sys::open::handle(at.dir, at.name),
         })
     }
-}
-
-/// Fills an empty file with data and attributes of another.
-fn fill_copy(
-    route: Route,
-    source: &Data,
-    to: BorrowedFd<'_>,
-    stat: &Statx,
-    extent: Extent,
-) -> Result<()> {
-    let len = match extent {
-        Extent::All => stat.stx_size,
-        Extent::First(len) => len.min(stat.stx_size),
-    };
-    let whole = len == stat.stx_size;
-    sys::data::copy(source.file.as_fd(), to, len, whole)
-        .at("copy_file_range", || "from a lower file to work")?;
-    copy_attributes(route, Target::Open(source.file.as_fd()), Target::Open(to), stat)
 }
 
 /// Gives `to` what `stat` and the xattrs of `from` say. The order matters: chown clears setuid
@@ -474,13 +500,16 @@ fn is_foreign_acl(name: &[u8]) -> bool {
 /// A finished copy without its name.
 enum Copy<'a> {
     File(Staged<'a>),
+    Metacopy(Staged<'a>),
     Special(Temp<'a>),
 }
 
 impl Copy<'_> {
     fn stat(&self, upper: &Upper) -> Result<Statx> {
         match self {
-            Self::File(staged) => sys::stat::of(&staged.file).at("statx", || "a copy in work"),
+            Self::File(staged) | Self::Metacopy(staged) => {
+                sys::stat::of(&staged.file).at("statx", || "a copy in work")
+            }
             Self::Special(temp) => {
                 upper.work.dir.call("statx", &temp.name, |at| sys::stat::at(at.dir, at.name))
             }
@@ -491,7 +520,7 @@ impl Copy<'_> {
     fn keep_as_anchor(&self, upper: &Upper, dir: &layer::Dir, name: &[u8]) -> Result<(u64, u64)> {
         let work = upper.work.dir.handle()?;
         dir.call("linkat", name, |to| match self {
-            Self::File(staged) => staged.link(work.as_fd(), to),
+            Self::File(staged) | Self::Metacopy(staged) => staged.link(work.as_fd(), to),
             Self::Special(temp) => sys::name::link(At::new(work.as_fd(), &temp.name), to),
         })?;
         let stat = self.stat(upper)?;
@@ -500,8 +529,10 @@ impl Copy<'_> {
 
     fn handle(&self) -> Result<Arc<OwnedFd>> {
         let handle = match self {
-            Self::File(staged) => sys::open::reopen(staged.file.as_fd(), rustix::fs::OFlags::PATH)
-                .at("open", || "a copy in work")?,
+            Self::File(staged) | Self::Metacopy(staged) => {
+                sys::open::reopen(staged.file.as_fd(), rustix::fs::OFlags::PATH)
+                    .at("open", || "a copy in work")?
+            }
             Self::Special(temp) => temp.call("openat", |at| sys::open::handle(at.dir, at.name))?,
         };
         Ok(Arc::new(handle))

@@ -397,6 +397,7 @@ impl Union {
             *node.data.lock() = Some(Arc::new(Data::new(file)));
             self.note_data(&node);
             node.unprivileged.store(unprivileged, Ordering::Relaxed);
+            node.is_whole.store(true, Ordering::Release);
             // The kernel asks at the first write. One question for each directory spares one for
             // each file.
             let plain = !upper.work.new_files_have_xattrs;

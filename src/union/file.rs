@@ -18,9 +18,7 @@ use super::{Leaf, Union};
 use crate::error::{Context, Errno, Error, Result};
 use crate::idmap::OuterId;
 use crate::layer::{self, UPPER};
-use crate::marks;
 use crate::sys;
-use crate::sys::xattr::{self, Target};
 
 /// An open file behind a node.
 #[derive(Debug)]
@@ -28,14 +26,17 @@ pub(crate) struct Data {
     pub(crate) file: OwnedFd,
     /// Open for writing; then it is the upper object.
     writable: bool,
-    /// The layer that the object lies in.
+    /// The data of another file, which it lends to a metacopy: its attributes are not those of the
+    /// node.
+    pub(super) lent: bool,
+    /// The layer that the object of the node lies in.
     pub(super) layer: layer::Index,
 }
 
 impl Data {
     /// A file that we made, open for reading and writing.
     pub(crate) fn new(file: OwnedFd) -> Self {
-        Self { file, writable: true, layer: UPPER }
+        Self { file, writable: true, lent: false, layer: UPPER }
     }
 }
 
@@ -66,27 +67,6 @@ impl Node {
         }
         Arc::clone(data)
     }
-}
-
-/// Refuses a file whose data lies elsewhere: to read it as it is would be to read zeros.
-fn refuse_metacopy(file: &OwnedFd) -> Result<()> {
-    for name in marks::METACOPY_XATTRS {
-        let found = match xattr::get(Target::Open(file.as_fd()), name) {
-            // A file of our own that its mode forbids us to read.
-            Err(Errno::ACCESS) => None,
-            found => found.at("getxattr", || OPEN_FILE)?,
-        };
-        if found.is_some() {
-            return Err(Error::Corrupt {
-                what:
-                    "written with metacopy=on, which is not supported yet; mount the layers with \
-                       kernel overlayfs"
-                        .into(),
-                at: "a file without data of its own".into(),
-            });
-        }
-    }
-    Ok(())
 }
 
 /// How many handles that were used lately are passed over in search of one to close.
@@ -173,20 +153,21 @@ impl Union {
         if node.kind != FileType::Regular {
             return Err(if node.dir.is_some() { Errno::ISDIR } else { Errno::INVAL }.into());
         }
-        let (mut data, file, layer) = loop {
+        let (mut data, opened) = loop {
             let was_upper = node.is_upper();
-            let layer = self.layer_of(node);
-            let file = self.open_leaf(node, writable)?;
+            let opened = self.open_leaf(node, writable)?;
             let data = node.data.lock();
             if let Some(data) = data.as_ref().filter(|data| data.writable || !writable) {
                 return Ok(Arc::clone(data));
             }
-            // Copied up while we opened the lower file? Then that is no longer the one.
-            if node.is_upper() == was_upper {
-                break (data, file, layer);
+            // Copied up while we opened the lower file, or given its own data? Then that is no
+            // longer the one.
+            let outdated = opened.lent && node.is_whole.load(Ordering::Acquire);
+            if node.is_upper() == was_upper && !outdated {
+                break (data, opened);
             }
         };
-        let opened = Arc::new(Data { file, writable, layer });
+        let opened = Arc::new(opened);
         let old = data.replace(Arc::clone(&opened));
         drop(data);
         drop(old);
@@ -199,12 +180,31 @@ impl Union {
         if let Some(data) = &*node.data.lock() {
             return Ok(Arc::clone(data));
         }
-        let layer = self.layer_of(node);
-        Ok(Arc::new(Data { file: self.open_leaf(node, false)?, writable: false, layer }))
+        self.open_leaf(node, false).map(Arc::new)
     }
 
-    /// Opens the regular file of a node.
-    fn open_leaf(&self, node: &Arc<Node>, writable: bool) -> Result<OwnedFd> {
+    /// Opens the data of a regular file, whoever has it.
+    fn open_leaf(&self, node: &Arc<Node>, writable: bool) -> Result<Data> {
+        let layer = self.layer_of(node);
+        let is_upper = layer == UPPER;
+        if is_upper && writable {
+            self.own_data(node, Extent::All)?;
+        }
+        let file = self.open_itself(node, writable)?;
+        if is_upper && node.is_whole.load(Ordering::Acquire) {
+            return Ok(Data { file, writable, lent: false, layer });
+        }
+        if let Some(data) = self.lent_data(node, file.as_fd())? {
+            return Ok(Data { file: data, writable: false, lent: true, layer });
+        }
+        if is_upper {
+            node.is_whole.store(true, Ordering::Release);
+        }
+        Ok(Data { file, writable, lent: false, layer })
+    }
+
+    /// Opens the regular file of a node, be it a metacopy.
+    pub(super) fn open_itself(&self, node: &Arc<Node>, writable: bool) -> Result<OwnedFd> {
         let open = || {
             self.with_leaf(node, "openat", |leaf| match (leaf, writable) {
                 (Leaf::Handle(fd), false) => sys::open::reopen(fd, OFlags::RDONLY),
@@ -213,15 +213,13 @@ impl Union {
                 (Leaf::Name(at), true) => sys::open::writer(at.dir, at.name),
             })
         };
-        let file = match open() {
+        match open() {
             Err(error) if matches!(error.errno(), Errno::MFILE | Errno::NFILE) => {
                 self.close_idle();
-                open()?
+                open()
             }
-            opened => opened?,
-        };
-        refuse_metacopy(&file)?;
-        Ok(file)
+            opened => opened,
+        }
     }
 
     /// Closes what nobody has open, after the process ran out of descriptors.
@@ -298,6 +296,10 @@ impl Union {
             return Ok(());
         }
         let data = self.readable_data(&node)?;
+        if data.lent {
+            let file = self.open_itself(&node, false)?;
+            return sys::data::sync(file.as_fd(), data_only).at("fsync", || OPEN_FILE);
+        }
         sys::data::sync(data.file.as_fd(), data_only).at("fsync", || OPEN_FILE)
     }
 

@@ -12,6 +12,7 @@
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use rustix::fs::RenameFlags;
 
@@ -151,11 +152,12 @@ impl Union {
             let dir = lock::directory(&parent)?;
             let names = self.names_listed(dir)?;
             for child in names.listing.iter().flat_map(|listing| listing.children()) {
-                if child.top == UPPER && child.kind != FileType::Directory {
+                let is_own = child.top == UPPER && child.kind != FileType::Directory;
+                if is_own && child.kind != FileType::Regular {
                     continue;
                 }
                 let Some(found) = self.find_child(dir, child)? else { continue };
-                if !has_lower(&found) {
+                if !has_lower(&found) && !self.lacks_data(dir, child, &found)? {
                     continue;
                 }
                 let is_file = child.kind == FileType::Regular;
@@ -166,6 +168,16 @@ impl Union {
             }
         }
         Ok(dirs)
+    }
+
+    /// Tells whether an upper file is a metacopy, which needs its data before it moves.
+    fn lacks_data(&self, dir: &Dir, child: &Child, found: &Found) -> Result<bool> {
+        match dir.upper.get() {
+            Some(part) if found.layer == UPPER => {
+                self.is_metacopy(part, &child.name, &found.stat, None)
+            }
+            _ => Ok(false),
+        }
     }
 
     /// Returns the node of what was found in `parent`, whose names are locked.
@@ -184,8 +196,8 @@ impl Union {
     ) -> Result<()> {
         let dir = lock::directory(parent)?;
         for Leaf { name, pin, stat } in self.lower_leaves(parent, dir)? {
-            if pin.node.links.get().is_some() {
-                // Its names are linked to one copy, which has its own way.
+            if pin.node.links.get().is_some() || pin.node.is_upper() {
+                // Its names are linked to one copy, which has its own way; or it is a metacopy.
                 self.copy_up(&pin.node, Extent::All)?;
                 continue;
             }
@@ -207,10 +219,14 @@ impl Union {
         let names = self.names_listed(dir)?;
         let mut leaves = Vec::new();
         for child in names.listing.iter().flat_map(|listing| listing.children()) {
-            if child.top == UPPER || child.kind == FileType::Directory {
+            let is_own = child.top == UPPER && child.kind != FileType::Regular;
+            if is_own || child.kind == FileType::Directory {
                 continue;
             }
             let Some(found) = self.find_child(dir, child)? else { continue };
+            if found.layer == UPPER && !self.lacks_data(dir, child, &found)? {
+                continue;
+            }
             let stat = found.stat;
             let pin = self.pin_found(parent, child, found)?;
             leaves.push(Leaf { name: Arc::clone(&child.name), pin, stat });
@@ -280,6 +296,7 @@ impl Union {
             listing.copied_up(&name, object);
         }
         self.set_upper(node, data, object);
+        node.is_whole.store(true, Ordering::Release);
         Ok(())
     }
 
@@ -294,11 +311,14 @@ impl Union {
         let listing = self.load(dir, &mut names)?;
         let mut hidden = Vec::new();
         for child in listing.children() {
-            if child.top == UPPER && child.kind != FileType::Directory {
+            // Only this mount itself makes metacopies meanwhile.
+            let may_lack = self.metacopy && child.kind == FileType::Regular;
+            if child.top == UPPER && child.kind != FileType::Directory && !may_lack {
                 continue;
             }
             match self.find_child(dir, child)? {
                 Some(found) if has_lower(&found) => return Ok(false),
+                Some(found) if self.lacks_data(dir, child, &found)? => return Ok(false),
                 Some(_) => {}
                 None => hidden.push(Arc::clone(&child.name)),
             }
@@ -308,6 +328,7 @@ impl Union {
         self.numbers.keep(part.device, part.inode, node.ino);
         node.place.write().object = (part.device, part.inode);
         part.with("setxattr", |dir| upper.work.set_opaque_handle(dir))?;
+        self.drop_redirect(upper, part);
         dir.seal();
         for name in hidden {
             listing.remove(&name, false);

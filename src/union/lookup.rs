@@ -14,7 +14,7 @@ use super::lock;
 use super::node::{Dir, Links, Node, NodeId, Place};
 use super::readdir::{Child, Names};
 use super::resolve::Fact;
-use crate::error::{Errno, Error, Result};
+use crate::error::{Errno, Result};
 use crate::layer::{self, UPPER};
 use crate::marks;
 use crate::sys::name::At;
@@ -137,8 +137,10 @@ impl Union {
         }
         // One part, or one lower part and an upper one made this moment by a copy-up: what is empty
         // until a change, which would have made the listing.
-        let part = dir.lowers().first().or_else(|| dir.upper.get());
-        part.map_or(Ok(None), |part| self.find_in(part, name))
+        match dir.lowers().first().or_else(|| dir.upper.get()) {
+            Some(part) => self.find_from(dir, part, name, &[]),
+            None => Ok(None),
+        }
     }
 
     /// Finds a name in a single part.
@@ -149,28 +151,55 @@ impl Union {
             Fact::Absent | Fact::Whiteout => None,
             Fact::Leaf => Some(Found { stat, layer, parts: Vec::new() }),
             Fact::Directory { .. } => {
-                if layer < self.lowest {
-                    refuse_redirect(part, name)?;
-                }
                 Some(Found { stat, layer, parts: vec![part.child(name, &stat)] })
             }
         })
     }
 
-    /// Finds the parts of a listed name, asking opaque marks where more lies beneath.
-    pub(super) fn find_child(&self, dir: &Dir, child: &Child) -> Result<Option<Found>> {
-        let top = dir.part(child.top).ok_or(Errno::STALE)?;
-        let Some(mut found) = self.find_in(top, &child.name)? else { return Ok(None) };
-        for layer in child.parts.iter().flatten().skip(1) {
-            let Some(last) = found.parts.last() else { break };
+    /// Finds what `top` holds under a name; for a directory also its parts further down, which are
+    /// in the `others` of the layers that hold it, or where a redirect leads to.
+    fn find_from(
+        &self,
+        dir: &Dir,
+        top: &Arc<layer::Dir>,
+        name: &[u8],
+        others: &[layer::Index],
+    ) -> Result<Option<Found>> {
+        let Some(mut found) = self.find_in(top, name)? else { return Ok(None) };
+        let mut part = top;
+        let mut others = others.iter();
+        while let Some(last) = found.parts.last() {
+            if part.layer.index >= self.lowest {
+                break;
+            }
+            let list = part.call("listxattr", name, |at| xattr::list(Target::Name(at)))?;
+            if marks::lists_any(&list, &marks::REDIRECT_XATTRS) {
+                if !is_closed(last)?
+                    && let Some(redirect) = self.listed_redirect(part, name, &list)?
+                {
+                    self.follow(dir, &mut found, redirect)?;
+                }
+                break;
+            }
+            let Some(layer) = others.next() else { break };
             if is_closed(last)? {
                 break;
             }
-            let part = dir.part(*layer).ok_or(Errno::STALE)?;
-            let Some(below) = self.find_in(part, &child.name)? else { break };
+            part = dir.part(*layer).ok_or(Errno::STALE)?;
+            let Some(below) = self.find_in(part, name)? else { break };
+            if below.parts.is_empty() {
+                break;
+            }
             found.parts.extend(below.parts);
         }
         Ok(Some(found))
+    }
+
+    /// Finds the parts of a listed name, asking opaque marks where more lies beneath.
+    pub(super) fn find_child(&self, dir: &Dir, child: &Child) -> Result<Option<Found>> {
+        let top = dir.part(child.top).ok_or(Errno::STALE)?;
+        let others = child.parts.as_deref().and_then(|parts| parts.get(1..)).unwrap_or_default();
+        self.find_from(dir, top, &child.name, others)
     }
 
     /// Tells what `name` shows in `dir` by its number: that of the lower object that was or would be
@@ -246,17 +275,24 @@ impl Union {
                 node.with_dir(Dir::new(upper, parts))
             });
             let is_alias = several && node.links.get().is_some();
-            let is_same = || node.place.read().object == object || node.has_upper(upper_part);
+            // Two redirects may lead to one lower directory, which makes no one directory of them.
+            let is_same = || match (&node.dir, upper_part) {
+                (Some(_), Some(_)) => node.has_upper(upper_part),
+                (Some(dir), None) if dir.upper.get().is_some() => false,
+                _ => node.place.read().object == object,
+            };
             if new || is_alias || is_same() {
                 break (node, new);
             }
+            let several_ways = node.dir.is_some() && upper_part.is_none();
             // An origin that is not true, or the same directory in the stack twice.
             self.release(&node, 1);
-            if tries == 2 {
+            if tries == 2 || several_ways {
                 return Err(Errno::STALE.into());
             }
             tries += 1;
-            ino = self.numbers.another(object.0, object.1);
+            let (device, inode) = upper_part.unwrap_or(object);
+            ino = self.numbers.another(device, inode);
         };
         if new && on_disk && tries == 0 {
             self.numbers.keep(object.0, object.1, ino);
@@ -344,23 +380,6 @@ pub(super) fn fact_of(part: &layer::Dir, name: &[u8], stat: &Statx) -> Result<Fa
         return Ok(Fact::Whiteout);
     }
     Ok(Fact::Leaf)
-}
-
-/// Refuses a directory that goes on elsewhere in the lower layers: to show it without what lies
-/// there would be to lose files.
-fn refuse_redirect(part: &layer::Dir, name: &[u8]) -> Result<()> {
-    let list = part.call("listxattr", name, |at| xattr::list(Target::Name(at)))?;
-    if !marks::lists_any(&list, &marks::REDIRECT_XATTRS) {
-        return Ok(());
-    }
-    Err(Error::Unsupported {
-        feature: format!(
-            "{}: written with redirect_dir=on, which is not supported yet; mount the layers with \
-             kernel overlayfs",
-            part.describe(name)
-        )
-        .into(),
-    })
 }
 
 fn has_whiteout_xattr(part: &layer::Dir, name: &[u8]) -> Result<bool> {

@@ -17,11 +17,13 @@ mod link;
 mod lock;
 mod look;
 mod lookup;
+mod metacopy;
 mod node;
 mod origin;
 mod owner;
 mod publish;
 mod readdir;
+mod redirect;
 mod remove;
 mod rename;
 pub(crate) mod resolve;
@@ -45,11 +47,13 @@ use self::index::Index;
 use self::ino::Numbers;
 use self::look::Carrier;
 pub use self::lookup::Entry;
+pub use self::metacopy::Verity;
 pub use self::node::NodeId;
 use self::node::{Dir, Node, Place, Table};
 use self::origin::Origins;
 use self::publish::Work;
 pub use self::readdir::{DirEntry, Visit};
+pub use self::redirect::Follow;
 use crate::error::{Context, Errno, Error, Result};
 use crate::idmap::{Ids, OuterId};
 use crate::layer::cache::HandleCache;
@@ -90,6 +94,16 @@ pub struct Config {
     pub uuid: Uuid,
     /// How much is copied to rename a directory that has lower parts.
     pub copy_limit: CopyLimit,
+    /// Whose redirects are followed.
+    pub follow: Follow,
+    /// Directories that have lower parts are renamed by writing a redirect.
+    pub redirects: bool,
+    /// A change of attributes alone copies no data.
+    pub metacopy: bool,
+    /// What is done about digests of data.
+    pub verity: Verity,
+    /// Layers that only lend data to metacopies, topmost first.
+    pub data: Vec<LayerSpec>,
     /// Owner, mode and type of upper objects are kept in an xattr of this form.
     pub overrides: Option<Form>,
 }
@@ -142,6 +156,14 @@ pub struct Union {
     forms: Box<[Option<Form>]>,
     static_nlink: bool,
     copy_limit: CopyLimit,
+    follow: Follow,
+    redirects: bool,
+    metacopy: bool,
+    verity: Verity,
+    /// The tops of the data-only layers, topmost first.
+    data_roots: Box<[Arc<layer::Dir>]>,
+    /// The tops of the lower layers, topmost first.
+    roots: Box<[Arc<layer::Dir>]>,
     /// The bottom of the stack.
     lowest: layer::Index,
     /// See [`lock`].
@@ -225,6 +247,11 @@ impl Union {
                 origin::give_uuid(&upper.work, &upper.root)?;
             }
         }
+        let mut data_roots = Vec::with_capacity(config.data.len());
+        let first = lowers.last().map_or(UPPER, |lower| lower.layer.index) + 1;
+        for (index, data) in (first..).zip(config.data) {
+            data_roots.push(layer::Dir::root(index, data.dir, data.path, None, &handles)?);
+        }
         let idle = NonZeroUsize::new((files / 4).min(IDLE_MAX)).unwrap_or(NonZeroUsize::MIN);
         let union = Self {
             table: Table::default(),
@@ -240,6 +267,12 @@ impl Union {
             },
             static_nlink: config.static_nlink,
             copy_limit: config.copy_limit,
+            follow: config.follow,
+            redirects: config.redirects,
+            metacopy: config.metacopy,
+            verity: config.verity,
+            data_roots: data_roots.into(),
+            roots: lowers.clone().into(),
             lowest: lowers.last().map_or(UPPER, |lower| lower.layer.index),
             rename: RwLock::new(()),
             handles,
@@ -409,7 +442,7 @@ impl Union {
         }
         let is_symlink = node.kind == FileType::Symlink;
         let data = node.data.lock().clone();
-        if let Some(data) = data {
+        if let Some(data) = data.filter(|data| !data.lent) {
             return call(data.file.as_fd(), false).at(op, || "an open file");
         }
         self.with_leaf(node, op, |leaf| match leaf {

@@ -49,6 +49,8 @@ pub(crate) struct Node {
     pub(crate) unprivileged: AtomicBool,
     /// What is known of xattrs that users may see.
     pub(crate) xattrs: XattrMemo,
+    /// Known to hold its own data, if it is an upper file: no metacopy.
+    pub(crate) is_whole: AtomicBool,
     pub(crate) dir: Option<Box<Dir>>,
     /// Set for an object that has several names in a lower layer.
     pub(crate) links: OnceLock<Box<Mutex<Links>>>,
@@ -251,6 +253,7 @@ impl Node {
             used: AtomicBool::new(false),
             unprivileged: AtomicBool::new(false),
             xattrs: XattrMemo::default(),
+            is_whole: AtomicBool::new(false),
             dir: None,
             links: OnceLock::new(),
         }

@@ -470,7 +470,8 @@ impl Union {
             let upper = dir.upper.get().is_some_and(|upper| upper.is_impure().unwrap_or(true));
             child.top == UPPER && upper && self.numbers.kept(device, inode).is_none()
         };
-        if (child.parts.is_some() || may_have_origin())
+        let is_redirected = child.kind == FileType::Directory && child.top < self.lowest;
+        if (child.parts.is_some() || is_redirected || may_have_origin())
             && let Ok(Some(found)) = self.find_child(dir, child)
             && let Ok(identity) = self.identity(dir, &child.name, &found)
         {

@@ -11,7 +11,7 @@ use rustix::fs::RenameFlags;
 use super::copy_up::{Extent, copy_attributes};
 use super::create::check_name;
 use super::flatten::Pin;
-use super::node::{Node, NodeId};
+use super::node::{Dir, Node, NodeId};
 use super::readdir::{Child, shows_nothing};
 use super::remove::Victim;
 use super::{Union, Upper, lock};
@@ -57,6 +57,8 @@ enum LowerParts {
     Stay,
     /// Its upper part is completed first.
     Copy,
+    /// A redirect leads to them.
+    Redirect,
 }
 
 /// What to do next.
@@ -73,6 +75,10 @@ enum Step {
 struct Plan {
     /// Flags of the one renameat2(2).
     flags: RenameFlags,
+    /// The moved directory needs a redirect.
+    redirect_source: bool,
+    /// The other directory of an exchange needs one.
+    redirect_target: bool,
     /// The moved directory must hide what lies beneath its new place.
     opaque_source: bool,
     /// The other directory of an exchange likewise.
@@ -104,26 +110,28 @@ fn plan_rename(case: &Case) -> std::result::Result<Step, Errno> {
         Some(target) if !exchange && !source.is_dir && target.is_dir => return Err(Errno::ISDIR),
         _ => {}
     }
-    let stays = Step::Flatten {
-        source: !source.is_movable,
-        target: exchange && case.target.is_some_and(|target| !target.is_movable),
-    };
-    let is_movable = stays == Step::Flatten { source: false, target: false };
+    let redirect_source = !source.is_movable;
+    let redirect_target = exchange && case.target.is_some_and(|target| !target.is_movable);
+    let is_movable = !redirect_source && !redirect_target;
     if !is_movable && case.lower_parts == LowerParts::Stay {
         return Err(Errno::XDEV);
     }
     if !exchange && case.target.is_some_and(|target| !target.is_empty) {
         return Err(Errno::NOTEMPTY);
     }
-    if !is_movable {
-        return Ok(stays);
+    if !is_movable && case.lower_parts == LowerParts::Copy {
+        return Ok(Step::Flatten { source: redirect_source, target: redirect_target });
     }
+    // A redirect hides what lies beneath the new name.
+    let opaque_source = source.is_dir && !redirect_source && case.below_target;
     if exchange {
         let target_is_dir = case.target.is_some_and(|target| target.is_dir);
         return Ok(Step::Rename(Plan {
             flags: RenameFlags::EXCHANGE,
-            opaque_source: source.is_dir && case.below_target,
-            opaque_target: target_is_dir && case.below_source,
+            redirect_source,
+            redirect_target,
+            opaque_source,
+            opaque_target: target_is_dir && !redirect_target && case.below_source,
             clear_target: false,
             drop_whiteout: false,
             leaves_whiteout: false,
@@ -137,7 +145,9 @@ fn plan_rename(case: &Case) -> std::result::Result<Step, Errno> {
             (false, true) => RenameFlags::WHITEOUT,
             (false, false) => RenameFlags::empty(),
         },
-        opaque_source: source.is_dir && case.below_target,
+        redirect_source,
+        redirect_target,
+        opaque_source,
         opaque_target: false,
         clear_target: source.is_dir && case.target.is_some_and(|target| target.is_upper),
         drop_whiteout: swap && !case.below_source,
@@ -212,7 +222,7 @@ impl Union {
         Err(Errno::BUSY.into())
     }
 
-    /// Copies up what a name shows, unless it is a directory or not `wanted`.
+    /// Copies up what a name shows, if it is `wanted`; a directory only to write a redirect.
     fn bring_up(&self, parent: &Arc<Node>, name: &[u8], wanted: fn(&Node) -> bool) -> Result<()> {
         let dir = lock::directory(parent)?;
         let names = self.names(dir)?;
@@ -220,7 +230,8 @@ impl Union {
         let entry = self.enter(parent, name, found)?;
         drop(names);
         let node = self.node(entry.node)?;
-        let is_wanted = node.dir.is_none() && wanted(&node);
+        // A directory that is completed first is copied up then.
+        let is_wanted = (node.dir.is_none() || self.redirects) && wanted(&node);
         let done = if is_wanted { self.copy_up(&node, Extent::All) } else { Ok(()) };
         self.release(&node, 1);
         done
@@ -282,7 +293,9 @@ impl Union {
                 return Ok(Tried::Flatten(dirs.map(|dir| self.pin(&dir.node)).collect()));
             }
         };
-        let lower = |victim: &Victim<'_>| victim.node.dir.is_none() && victim.layer != UPPER;
+        let lower = |victim: &Victim<'_>| {
+            victim.layer != UPPER && (victim.node.dir.is_none() || self.redirects)
+        };
         let exchange = flags.contains(RenameFlags::EXCHANGE);
         let (Some(old), Some(new)) = (from_dir.upper.get(), to_dir.upper.get()) else {
             return Ok(Tried::CopyUp);
@@ -292,6 +305,31 @@ impl Union {
         };
         if lower(&source) || target.as_ref().is_some_and(must_be_upper) {
             return Ok(Tried::CopyUp);
+        }
+        let lends = |dir: &Dir, part: &layer::Dir, name: &[u8], victim: &Victim<'_>| {
+            // Where nothing lies beneath, nothing is lent by it.
+            if !dir.is_merged() {
+                return Ok(false);
+            }
+            self.is_metacopy(part, name, &victim.stat, Some(&victim.node))
+        };
+        let swapped = target.as_ref().filter(|_| exchange);
+        if lends(from_dir, old, name, &source)?
+            || swapped.map_or(Ok(false), |target| lends(to_dir, new, new_name, target))?
+        {
+            return Ok(Tried::CopyUp);
+        }
+        for (needed, victim) in
+            [(plan.redirect_source, Some(&source)), (plan.redirect_target, target.as_ref())]
+        {
+            let Some(victim) = victim.filter(|_| needed) else { continue };
+            match self.set_redirect(upper, &victim.node, apart) {
+                // The path is too long.
+                Err(Error::Refused(Errno::XDEV)) if !self.copy_limit.is_none() => {
+                    return Ok(Tried::Flatten(vec![self.pin(&victim.node)]));
+                }
+                done => done?,
+            }
         }
         let old = End { parent: from, upper: old, name };
         let new = End { parent: to, upper: new, name: new_name };
@@ -331,7 +369,11 @@ impl Union {
     }
 
     fn lower_parts(&self) -> LowerParts {
-        if self.copy_limit.is_none() { LowerParts::Stay } else { LowerParts::Copy }
+        match self.copy_limit.is_none() {
+            _ if self.redirects => LowerParts::Redirect,
+            true => LowerParts::Stay,
+            false => LowerParts::Copy,
+        }
     }
 
     fn side(&self, victim: &Victim<'_>) -> Result<Side> {
@@ -411,7 +453,7 @@ impl Union {
             .and_then(|stat| self.seen_in_upper(Target::Handle(target.as_fd()), stat))
             .at("statx", || new.upper.describe(new.name))?;
         let empty = upper.work.make_directory(0o700)?;
-        if plan.opaque_source {
+        if plan.opaque_source || plan.redirect_source {
             empty.call("setxattr", |at| upper.work.set_opaque(at))?;
         }
         let work = upper.work.dir.handle()?;
@@ -512,6 +554,8 @@ mod tests {
     };
     const NOTHING: Plan = Plan {
         flags: RenameFlags::empty(),
+        redirect_source: false,
+        redirect_target: false,
         opaque_source: false,
         opaque_target: false,
         clear_target: false,
@@ -559,6 +603,39 @@ mod tests {
         ];
         for (case, step) in cases {
             assert_eq!(plan_rename(&case), step, "{case:?}");
+        }
+    }
+
+    #[test]
+    fn redirects_hide_what_lies_beneath_the_new_name() {
+        let merged = Side { is_movable: false, ..DIR };
+        let redirect = Case { lower_parts: LowerParts::Redirect, below_source: true, ..PLAIN };
+        let moved = Plan {
+            flags: RenameFlags::WHITEOUT,
+            redirect_source: true,
+            leaves_whiteout: true,
+            ..NOTHING
+        };
+        let swapped = Plan { flags: RenameFlags::EXCHANGE, ..NOTHING };
+        let exchange = Case { flags: RenameFlags::EXCHANGE, below_target: true, ..redirect };
+        let cases = [
+            (Case { source: merged, ..redirect }, moved),
+            (Case { source: merged, below_target: true, ..redirect }, moved),
+            (
+                Case { source: merged, target: Some(DIR), ..exchange },
+                Plan { redirect_source: true, opaque_target: true, ..swapped },
+            ),
+            (
+                Case { source: DIR, target: Some(merged), ..exchange },
+                Plan { redirect_target: true, opaque_source: true, ..swapped },
+            ),
+            (
+                Case { source: merged, target: Some(merged), ..exchange },
+                Plan { redirect_source: true, redirect_target: true, ..swapped },
+            ),
+        ];
+        for (case, plan) in cases {
+            assert_eq!(plan_rename(&case), Ok(Step::Rename(plan)), "{case:?}");
         }
     }
 

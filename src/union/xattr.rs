@@ -111,7 +111,7 @@ impl Union {
         op: &'static str,
         call: impl FnMut(Target<'_>) -> std::result::Result<(), Errno>,
     ) -> Result<()> {
-        self.copy_up(node, Extent::All)?;
+        self.copy_up(node, Extent::Attributes)?;
         node.xattrs.setting();
         // An ACL is a mode too.
         node.unprivileged.store(false, std::sync::atomic::Ordering::Relaxed);
@@ -122,7 +122,7 @@ impl Union {
         changed
     }
 
-    fn with_xattrs<T>(
+    pub(super) fn with_xattrs<T>(
         &self,
         node: &Arc<Node>,
         op: &'static str,
@@ -191,6 +191,9 @@ impl Union {
             return Err(Errno::NOTTY.into());
         }
         let data = self.readable_data(&node)?;
+        if data.lent {
+            return call(self.open_itself(&node, false)?.as_fd()).map_err(Into::into);
+        }
         call(data.file.as_fd()).map_err(Into::into)
     }
 }

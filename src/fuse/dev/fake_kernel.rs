@@ -251,6 +251,11 @@ fn open_union(at: &std::path::Path) -> union::Union {
         uuid: union::Uuid::Auto,
         copy_limit,
         overrides: None,
+        follow: union::Follow::Nobody,
+        redirects: false,
+        metacopy: false,
+        verity: union::Verity::Off,
+        data: Vec::new(),
         ids: Ids::default(),
         static_nlink: false,
     };
