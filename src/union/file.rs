@@ -191,7 +191,9 @@ impl Union {
         if node.kind != FileType::Regular || self.upper.is_some() && !node.is_upper() {
             return Ok(None);
         }
-        self.readable_data(&node).map(Some)
+        let data = self.readable_data(&node)?;
+        // What a lower lends to a file of the upper is replaced by a copy one day.
+        Ok((self.upper.is_none() || !data.lent).then_some(data))
     }
 
     /// Tells whether `node` lies in the upper layer.
