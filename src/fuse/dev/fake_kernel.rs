@@ -256,11 +256,6 @@ fn open_union(at: &std::path::Path) -> union::Union {
         verity: union::Verity::Off,
         data: Vec::new(),
         overrides: None,
-        follow: union::Follow::Nobody,
-        redirects: false,
-        metacopy: false,
-        verity: union::Verity::Off,
-        data: Vec::new(),
         ids: Ids::default(),
         static_nlink: false,
     };
