@@ -9,5 +9,6 @@ pub mod run;
 pub mod same;
 pub mod store;
 pub mod tarball;
+pub mod targets;
 pub mod trace;
 pub mod tree;

@@ -340,3 +340,21 @@ fn somebody_swaps_a_directory_for_a_symlink_meanwhile() {
     tree::assert_same("what lies around the layer", &before, &after);
     assert_eq!(text(trap.dir.join("beside/victim")), "untouched");
 }
+
+#[test]
+fn directories_that_fill_the_memory() {
+    let value = [b'v'; 1000];
+    let dirs = (0..3000).flat_map(|n| {
+        [Item::pax(&[("SCHILY.xattr.user.a", &value[..])]), Item::dir(format!("d{n}"))]
+    });
+    let archive = Tar::of(dirs);
+    let trap = Trap::new();
+    std::fs::create_dir(trap.layer()).unwrap();
+    let root = std::os::fd::OwnedFd::from(std::fs::File::open(trap.layer()).unwrap());
+    let options = laminafs::archive::ApplyOptions {
+        limits: laminafs::archive::Limits { meta_max: 2000, ..Default::default() },
+        ..Default::default()
+    };
+    let error = laminafs::archive::apply(root, trap.layer(), &archive[..], &options).unwrap_err();
+    assert!(error.to_string().contains("more memory for directories"), "{error}");
+}

@@ -17,6 +17,7 @@ const ORDER: &[&str] = &[
     "fuse",
     "mount",
     "store",
+    "image",
     "cli",
 ];
 const LEAVES: usize = 5;

@@ -158,11 +158,15 @@ pub(super) struct Applying<'a> {
     /// What this archive put there; kept for flat trees only.
     pub(super) unpacked: HashSet<Vec<u8>>,
     buffer: Vec<u8>,
+    /// Bytes of memory that `directories` took, with what was replaced since.
+    kept: u64,
     size: u64,
     count: u64,
     left_out: u64,
 }
 
+/// All directories together may take this many times what one entry may.
+const KEPT_TIMES: u64 = 1024;
 const BUFFER: usize = 256 * 1024;
 
 impl<'a> Applying<'a> {
@@ -173,6 +177,7 @@ impl<'a> Applying<'a> {
             directories: BTreeMap::new(),
             unpacked: HashSet::new(),
             buffer: vec![0; BUFFER],
+            kept: 0,
             size: 0,
             count: 0,
             left_out: 0,
@@ -206,8 +211,7 @@ impl<'a> Applying<'a> {
             if entry.kind != Kind::Directory {
                 return Err(broken(&entry.path, "takes the place of the layer itself"));
             }
-            self.directories.insert(plain, entry);
-            return Ok(());
+            return self.describe_later(plain, entry);
         }
         let (dir, name) = path::split(&plain);
         if entry.kind == Kind::Char && entry.device == (0, 0) {
@@ -220,8 +224,7 @@ impl<'a> Applying<'a> {
         match entry.kind {
             Kind::Directory => {
                 self.make_directory(&parent, &plain, &entry)?;
-                self.directories.insert(plain, entry);
-                Ok(())
+                self.describe_later(plain, entry)
             }
             Kind::HardLink => self.hard_link(&plain, &entry),
             Kind::Symlink => self.symlink(&parent, &plain, &entry),
@@ -234,6 +237,20 @@ impl<'a> Applying<'a> {
             | Kind::PaxGlobal
             | Kind::Other(_) => Err(broken(&entry.path, "has a type that is not known")),
         }
+    }
+
+    /// Keeps what a directory is to be like until all that it holds is there.
+    fn describe_later(&mut self, path: Vec<u8>, entry: Entry) -> Result<()> {
+        let xattrs: usize = entry.xattrs.iter().map(|(name, value)| name.len() + value.len()).sum();
+        self.kept += (2 * path.len() + xattrs + size_of::<Entry>()) as u64;
+        if self.kept > self.options.limits.meta_max.saturating_mul(KEPT_TIMES) {
+            return Err(broken(
+                &entry.path,
+                "needs more memory for directories than the bound allows",
+            ));
+        }
+        self.directories.insert(path, entry);
+        Ok(())
     }
 
     /// Returns the directory at a clean path, making what is missing of it.

@@ -4,11 +4,13 @@
 
 pub mod apply;
 pub mod buildkit;
+pub mod bundle;
 pub mod digest;
 pub mod header;
 mod hide;
 pub mod ids;
 pub mod input;
+pub mod manifest;
 pub mod metadata;
 pub mod naive;
 pub mod path;
@@ -17,6 +19,7 @@ pub mod read;
 pub mod same;
 pub mod sparse;
 pub mod stage;
+pub mod tar_split;
 mod target;
 pub mod view;
 pub mod walk;

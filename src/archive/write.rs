@@ -398,7 +398,7 @@ fn without_namespace(value: &mut Vec<u8>) {
 }
 
 /// Returns the error for an output that cannot be written.
-fn output_error(error: &io::Error) -> Error {
+pub(super) fn output_error(error: &io::Error) -> Error {
     let errno = Errno::from_io_error(error).unwrap_or(Errno::IO);
     Error::sys("write", "archive", errno)
 }

@@ -228,7 +228,7 @@ fn open_input(path: Option<&Path>) -> Result<Box<dyn Read + Send>> {
 }
 
 /// A progress bar over `size` bytes on stderr.
-fn bar(size: u64) -> ProgressBar {
+pub(super) fn bar(size: u64) -> ProgressBar {
     let style = ProgressStyle::with_template("{wide_bar} {bytes}/{total_bytes} {bytes_per_sec}");
     let bar = ProgressBar::new(size);
     match style {
@@ -238,7 +238,7 @@ fn bar(size: u64) -> ProgressBar {
 }
 
 /// Tells whether ids are those of a user namespace below the first.
-fn in_user_namespace() -> bool {
+pub(super) fn in_user_namespace() -> bool {
     std::fs::read_to_string("/proc/self/uid_map").is_ok_and(|map| {
         let numbers: Vec<&str> = map.split_whitespace().collect();
         numbers != ["0", "0", "4294967295"]

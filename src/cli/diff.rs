@@ -12,11 +12,12 @@ use serde::Serialize;
 use super::apply::{IdArgs, open_directory, print_json};
 use super::{Failure, print};
 use crate::archive::buildkit::{self, Mount};
+use crate::archive::input::unpack;
 use crate::archive::same::Rules;
 use crate::archive::view::Stack;
 use crate::archive::walk::{self, Differ, Sink};
 use crate::archive::write::{Line, List, Size, WriteOptions, Writer};
-use crate::archive::{metadata, naive};
+use crate::archive::{Digest, Limits, metadata, naive, tar_split};
 use crate::error::{Errno, Error, Result};
 
 /// Shown below the help of `lamina diff`.
@@ -69,6 +70,22 @@ pub struct LayerListArgs {
     /// Print JSON
     #[arg(long)]
     json: bool,
+}
+
+/// Arguments of `lamina layer rebuild`.
+#[derive(clap::Args, Debug)]
+pub struct RebuildArgs {
+    #[command(flatten)]
+    layers: LayerArgs,
+    /// The record, compressed or not
+    #[arg(long, value_name = "FILE")]
+    tar_split: PathBuf,
+    /// What the digest of the archive must be
+    #[arg(long, value_name = "DIGEST", value_parser = Digest::parse)]
+    diff_id: Option<Digest>,
+    /// Write to this file [default: stdout]
+    #[arg(short = 'O', long, value_name = "FILE")]
+    output: Option<PathBuf>,
 }
 
 /// Arguments of `lamina diff`.
@@ -160,6 +177,29 @@ pub fn run_layer_diff_size(args: LayerListArgs) -> std::result::Result<(), Failu
     print(&format!("{}\n", size.bytes))
 }
 
+/// Runs `lamina layer rebuild`.
+///
+/// # Errors
+/// The sentence to print.
+pub fn run_layer_rebuild(args: RebuildArgs) -> std::result::Result<(), Failure> {
+    rebuild_file(args).map_err(Failure::run)
+}
+
+fn rebuild_file(args: RebuildArgs) -> Result<()> {
+    let stack = open_stack(std::iter::once(args.layers.layer).chain(args.layers.lower))?;
+    let record = open_file(&args.tar_split)?;
+    let output = BufWriter::with_capacity(256 * 1024, open_output(args.output.as_deref())?);
+    let (rebuilt, _) =
+        unpack(record, Limits::default(), |record| tar_split::rebuild(&stack, record, output))?;
+    match args.diff_id {
+        Some(wanted) if wanted != rebuilt.0 => Err(Error::Corrupt {
+            what: format!("the digest is {}, expected {wanted}", rebuilt.0).into(),
+            at: "archive".into(),
+        }),
+        _ => Ok(()),
+    }
+}
+
 /// Runs `lamina diff`.
 ///
 /// # Errors
@@ -221,20 +261,25 @@ fn write(source: &Source, args: &WriteArgs) -> Result<()> {
         subseconds: args.subseconds,
         overridden: source.is_overridden()?,
     };
-    let output: Box<dyn Write> = match &args.output {
-        Some(path) => Box::new(create(path)?),
-        None => Box::new(io::stdout().lock()),
-    };
+    let output = open_output(args.output.as_deref())?;
     let mut writer = Writer::new(BufWriter::with_capacity(256 * 1024, output), options);
     source.tell(&mut writer)?;
     writer.finish().map(drop)
 }
 
-fn create(path: &Path) -> Result<File> {
-    File::create(path).map_err(|error| {
-        let errno = Errno::from_io_error(&error).unwrap_or(Errno::IO);
-        Error::sys("open", path.display().to_string(), errno)
-    })
+fn open_output(path: Option<&Path>) -> Result<Box<dyn Write>> {
+    let Some(path) = path else { return Ok(Box::new(io::stdout().lock())) };
+    let file = File::create(path).map_err(|error| open_error(path, &error))?;
+    Ok(Box::new(file))
+}
+
+fn open_file(path: &Path) -> Result<File> {
+    File::open(path).map_err(|error| open_error(path, &error))
+}
+
+fn open_error(path: &Path, error: &io::Error) -> Error {
+    let errno = Errno::from_io_error(error).unwrap_or(Errno::IO);
+    Error::sys("open", path.display().to_string(), errno)
 }
 
 /// One change as it is printed.

@@ -41,6 +41,8 @@ enum LayerCommand {
     Diff(diff::LayerDiffArgs),
     /// List what a layer changes: A added, C changed, D deleted
     Changes(diff::LayerListArgs),
+    /// Write the archive that a layer came as, from its tar-split record
+    Rebuild(diff::RebuildArgs),
     /// Print the size of the files that a layer has, in bytes
     DiffSize(diff::LayerListArgs),
 }
@@ -133,6 +135,7 @@ pub fn run(args: LayerCommandArgs) -> Result<(), Failure> {
         LayerCommand::Apply(args) => apply::run_apply(args),
         LayerCommand::Diff(args) => diff::run_layer_diff(args),
         LayerCommand::Changes(args) => diff::run_layer_changes(args),
+        LayerCommand::Rebuild(args) => diff::run_layer_rebuild(args),
         LayerCommand::DiffSize(args) => diff::run_layer_diff_size(args),
         LayerCommand::Remove(args) => {
             let (store, id) = args.open()?;

@@ -5,6 +5,7 @@
 
 mod apply;
 pub mod diff;
+pub mod image;
 pub mod layer;
 pub mod mount;
 pub mod program;
@@ -24,7 +25,8 @@ use crate::sys::process::Inherited;
 const NAME: &str = "lamina";
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// First words that make a call one of the subcommand form.
-const COMMANDS: [&str; 7] = ["mount", "unmount", "umount", "layer", "store", "diff", "help"];
+const COMMANDS: [&str; 8] =
+    ["mount", "unmount", "umount", "layer", "store", "diff", "image", "help"];
 
 const PROGRAM_HELP: &str = "\
 usage: lamina [-f] [-d] -o OPTS MERGED
@@ -96,6 +98,8 @@ enum Command {
     /// List or write how directories differ
     #[command(after_help = diff::EXAMPLES)]
     Diff(diff::DiffArgs),
+    /// Take images into a store and out of it
+    Image(image::ImageCommandArgs),
     /// Keep one layer of a store: create, remove, ...; layers from archives and back
     Layer(layer::LayerCommandArgs),
     /// Keep a store of layers: init, list, ...
@@ -199,6 +203,7 @@ fn run_command(arguments: &[OsString], inherited: Inherited) -> Result<(), Failu
             crate::mount::unmount::unmount(&merged, lazy).map_err(Failure::run)
         }
         Ok(Cli { command: Command::Diff(args) }) => diff::run_diff(args),
+        Ok(Cli { command: Command::Image(args) }) => image::run(args),
         Ok(Cli { command: Command::Layer(args) }) => layer::run(args),
         Ok(Cli { command: Command::Store(args) }) => store::run(args),
         Err(error)

@@ -53,6 +53,8 @@ enum What<'a> {
         kind: u32,
         rdev: (u32, u32),
     },
+    /// A whiteout for an overlay nested in the mount.
+    Whiteout,
 }
 
 impl What<'_> {
@@ -62,13 +64,14 @@ impl What<'_> {
             Self::Directory => FileType::Directory,
             Self::Symlink(_) => FileType::Symlink,
             Self::Special { kind, .. } => FileType::of_mode(*kind),
+            Self::Whiteout => FileType::CharDevice,
         }
     }
 
     fn rdev(&self) -> (u32, u32) {
         match self {
             Self::Special { rdev, .. } => *rdev,
-            Self::File | Self::Directory | Self::Symlink(_) => (0, 0),
+            Self::File | Self::Directory | Self::Symlink(_) | Self::Whiteout => (0, 0),
         }
     }
 
@@ -79,6 +82,7 @@ impl What<'_> {
             Self::Directory => sys::name::mkdir(at, mode)?,
             Self::Symlink(target) => sys::name::symlink(target, at)?,
             Self::Special { kind, rdev } => sys::name::mknod(at, kind | mode & 0o7777, rdev)?,
+            Self::Whiteout => return Err(Errno::INVAL),
         }
         Ok(None)
     }
@@ -115,7 +119,7 @@ impl Union {
         let kind = mode & libc::S_IFMT;
         let what = match kind {
             0 | libc::S_IFREG => What::File,
-            libc::S_IFCHR if rdev == (0, 0) => return Err(Errno::PERM.into()),
+            libc::S_IFCHR if rdev == (0, 0) => What::Whiteout,
             libc::S_IFCHR | libc::S_IFBLK | libc::S_IFIFO | libc::S_IFSOCK => {
                 What::Special { kind, rdev }
             }
@@ -178,6 +182,8 @@ impl Union {
         let is_ours = owner.to_store() == (Some(self.uid), Some(self.gid))
             && (upper.carrier.is_none() || matches!(what, What::Symlink(_)));
         let new = New { umask: caller.umask, owner, dir, to, name, mode, what };
+        let is_nested = matches!(what, What::Whiteout);
+        let is_ours = is_ours && !is_nested;
         if is_ours && names.listing.is_none() && !dir.is_merged() {
             // Nothing is hidden, and most often nothing is there: the call that makes it tells.
             match self.make_in_place(&new) {
@@ -236,8 +242,10 @@ impl Union {
         }
         match to.find(name)? {
             None => Ok(false),
-            Some(stat) if fact_of(to, name, &stat)? == Fact::Whiteout => Ok(true),
-            Some(_) => Err(Errno::EXIST.into()),
+            Some(mut stat) => match fact_of(to, name, &mut stat)? {
+                Fact::Whiteout => Ok(true),
+                Fact::Absent | Fact::Leaf | Fact::Directory { .. } => Err(Errno::EXIST.into()),
+            },
         }
     }
 
@@ -285,6 +293,19 @@ impl Union {
             kind: what.kind(),
             rdev: what.rdev(),
         };
+        if let What::Whiteout = what {
+            upper.work.set_nested(to)?;
+            let staged = upper.work.stage_nested_whiteout()?;
+            if upper.carrier.is_none() {
+                let owner = owner.to_store();
+                sys::name::chown_handle(&staged.file, owner.0, owner.1)
+                    .at("fchownat", || "a whiteout in work")?;
+            }
+            let file = upper.work.publish_file(staged, to, name, way.whiteout)?;
+            let mut stat = sys::stat::of(&file).at("statx", || to.describe(name))?;
+            sys::stat::show_as_whiteout(&mut stat);
+            return Ok((None, stat));
+        }
         let carrier = upper.carrier;
         let stands_for = carrier.is_some() && matches!(what, What::Special { .. });
         if stands_for || matches!(what, What::File) {
@@ -336,7 +357,7 @@ impl Union {
         let mut parts = Vec::new();
         if kind == FileType::Directory {
             let part = to.child(name, &stat);
-            part.set_impure(false);
+            part.now_unmarked();
             parts.push(part);
         }
         let unprivileged = u32::from(stat.stx_mode) & 0o6000 == 0;

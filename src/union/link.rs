@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use rustix::fs::{OFlags, RenameFlags};
 
+use super::attr::{FileType, show};
 use super::copy_up::Extent;
 use super::create::check_name;
 use super::lookup::Entry;
@@ -45,6 +46,11 @@ impl Union {
         }
         let to = dir.upper.get().ok_or(Errno::STALE)?;
         self.pass_on_origin(upper, &node, to)?;
+        if node.kind == FileType::CharDevice {
+            let mut stat = sys::stat::of(&object).at("statx", || "an upper device")?;
+            show(&node, &mut stat);
+            self.pass_on_whiteout(upper, &stat, to)?;
+        }
         self.before_count_changes(upper, &node)?;
         if self.in_the_way(dir, &mut names, to, new_name)? {
             let temp = upper.work.temp();
@@ -53,11 +59,12 @@ impl Union {
         } else {
             to.call("linkat", new_name, |at| sys::name::link_handle(object.as_fd(), at))?;
         }
-        let stat = sys::stat::of(&object)
+        let mut stat = sys::stat::of(&object)
             .and_then(|stat| self.seen_in_upper(Target::Handle(object.as_fd()), stat))
             .at("statx", || to.describe(new_name))
             // The name may be there all the same.
             .inspect_err(|_| self.distrust(&mut names))?;
+        show(&node, &mut stat);
         if let Some(listing) = &mut names.listing {
             listing.insert(Child {
                 name: new_name.into(),

@@ -567,21 +567,27 @@ fn open_work(workdir: &Arc<layer::Dir>) -> Result<Arc<layer::Dir>> {
     let work = open_within(workdir, b"work")?;
     // Its handle is needed again and again.
     work.pin()?;
-    let marker = work.with("statx", |work| match sys::open::directory(work, MARKER_DIR) {
-        Ok(incompat) => sys::stat::find(incompat.as_fd(), MARKER),
-        Err(Errno::NOENT) => Ok(None),
+    let mut marker = None;
+    work.with("getdents64", |work| match sys::open::directory(work, MARKER_DIR) {
+        Ok(incompat) => sys::name::list(incompat.as_fd(), |name, _, _| {
+            marker = Some(String::from_utf8_lossy(name).into_owned());
+            Ok(())
+        }),
+        Err(Errno::NOENT) => Ok(()),
         Err(errno) => Err(errno),
     })?;
-    if marker.is_some() {
-        return Err(Error::Busy {
-            what: format!(
-                "workdir: {} exists: the last mount was volatile, so its upper layer may be \
-                 incomplete; discard upperdir and workdir, or remove that directory to use them \
-                 all the same",
-                workdir.layer.path.join("work").join("incompat").join("volatile").display()
-            )
-            .into(),
-        });
-    }
-    Ok(work)
+    let Some(marker) = marker else { return Ok(work) };
+    let why = if marker.as_bytes() == MARKER {
+        "the last mount was volatile, so its upper layer may be incomplete"
+    } else {
+        "the last mount had a feature that is not known here"
+    };
+    Err(Error::Busy {
+        what: format!(
+            "workdir: {} exists: {why}; discard upperdir and workdir, or remove that directory to \
+             use them all the same",
+            workdir.layer.path.join("work").join("incompat").join(marker).display()
+        )
+        .into(),
+    })
 }

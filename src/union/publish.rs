@@ -235,7 +235,7 @@ impl Work {
                 Err(errno) => Err(errno),
             }
         })?;
-        dir.set_impure(true);
+        dir.now_impure();
         Ok(())
     }
 
@@ -243,6 +243,44 @@ impl Work {
     pub(crate) fn set_opaque_handle(&self, dir: BorrowedFd<'_>) -> std::result::Result<(), Errno> {
         let name = self.namespace.of(&marks::OPAQUE_XATTRS);
         xattr::set(Target::Handle(dir), name, marks::OPAQUE_VALUE, XattrFlags::empty())
+    }
+
+    /// Marks the upper directory `dir` as one that may hold whiteouts of a nested overlay, unless it
+    /// is: for our own listings, and for a nested overlay that has it as a lower layer.
+    ///
+    /// # Errors
+    /// Those of getxattr(2) and setxattr(2).
+    pub(crate) fn set_nested(&self, dir: &layer::Dir) -> Result<()> {
+        if dir.has_nested_whiteouts()? {
+            return Ok(());
+        }
+        let mark = self.namespace.of(&marks::NESTED_WHITEOUTS_XATTRS);
+        let opaque = self.namespace.of(&marks::NESTED_OPAQUE_XATTRS);
+        dir.with("setxattr", |dir| {
+            let dir = Target::Handle(dir);
+            if xattr::get(dir, opaque)?.is_none() {
+                xattr::set(dir, opaque, marks::XATTR_WHITEOUTS_VALUE, XattrFlags::empty())?;
+            }
+            // Also there if the nested overlay makes the directory opaque.
+            xattr::set(dir, mark, b"y", XattrFlags::empty())
+        })?;
+        dir.now_nested();
+        Ok(())
+    }
+
+    /// Makes a whiteout of a nested overlay that no name leads to yet: an empty file with the
+    /// escaped xattr, because a device 0:0 would be one of ours.
+    ///
+    /// # Source
+    /// overlayfs.rst, "Nesting overlayfs mounts". Differs: shown as a device again, which all
+    /// overlays read, in every layer.
+    pub(crate) fn stage_nested_whiteout(&self) -> Result<Staged<'_>> {
+        let staged = self.stage_file(&self.dir, 0o600)?;
+        let name = self.namespace.of(&marks::NESTED_WHITEOUT_XATTRS);
+        let target = Target::Open(staged.file.as_fd());
+        xattr::set(target, name, b"y", XattrFlags::empty())
+            .at("setxattr", || "a whiteout in work")?;
+        Ok(staged)
     }
 
     /// Name of the anchor of the object with inode number `ino`.
