@@ -6,7 +6,8 @@ usage() {
 Usage: scripts/test-mounts.sh [ARGUMENTS OF cargo test]
 
 Builds lamina and runs all suites of fuse-tests, which mount for real: as whoever starts it and,
-started by root, again as an ordinary user, whom it makes for the time of the run. Suites enter
+started by root, again as an ordinary user, whom it makes for the time of the run; a share of them
+also over the other transport. Suites enter
 user namespaces by themselves. Lists what was skipped, and fails if a mount is left behind.
 
   scripts/test-mounts.sh                   everything
@@ -64,6 +65,13 @@ export FUSE_TESTS_SKIP_LOG=${FUSE_TESTS_SKIP_LOG:-$dir/skips}
 
 printf 'suites: as user %s\n' "$(id -un)"
 cargo test -p fuse-tests --locked "$@"
+
+# A share of them over the other transport.
+if [ $# = 0 ]; then
+    printf 'suites: over transport=fuser\n'
+    FUSE_TESTS_OPTIONS=transport=fuser cargo test -p fuse-tests --locked --quiet \
+        --test posix_basic --test merge --test regressions --test transport
+fi
 
 # The same binaries as somebody without privilege, who has a range of ids to map.
 if [ "$(id -u)" = 0 ] && [ $# = 0 ]; then

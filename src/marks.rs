@@ -23,7 +23,7 @@ pub const TRUSTED_PREFIX: &[u8] = b"trusted.overlay.";
 /// Private xattrs of an unprivileged mount.
 pub const USER_PREFIX: &[u8] = b"user.overlay.";
 
-/// Private xattrs that older mount programs write; read, never written, never shown.
+/// Private xattrs that older mount programs write; read, and written for such a program in the mount.
 pub const MOUNT_PROGRAM_PREFIX: &[u8] = b"user.fuseoverlayfs.";
 
 /// What one level of nesting adds between a private prefix and the rest of the name.
@@ -35,6 +35,22 @@ pub const OPAQUE_XATTRS: [&[u8]; 3] =
 
 /// Xattrs whose presence makes an empty regular file a whiteout, whatever their value.
 pub const WHITEOUT_XATTRS: [&[u8]; 2] = [b"trusted.overlay.whiteout", b"user.overlay.whiteout"];
+
+/// Xattrs whose presence makes an empty regular file a whiteout of an overlay nested in the mount:
+/// it shows as a character device 0:0 there.
+pub const NESTED_WHITEOUT_XATTRS: [&[u8]; 2] =
+    [b"trusted.overlay.overlay.whiteout", b"user.overlay.overlay.whiteout"];
+
+/// Xattrs that mark a directory which may hold whiteouts of a nested overlay, whatever their value.
+pub const NESTED_WHITEOUTS_XATTRS: [&[u8]; 2] =
+    [b"trusted.overlay.overlay.whiteouts", b"user.overlay.overlay.whiteouts"];
+
+/// Xattrs that mark a directory opaque for a nested overlay, or with `x` as one like the above.
+pub const NESTED_OPAQUE_XATTRS: [&[u8]; 2] =
+    [b"trusted.overlay.overlay.opaque", b"user.overlay.overlay.opaque"];
+
+/// Value that is written to mark a directory as one that may hold xattr whiteouts.
+pub const XATTR_WHITEOUTS_VALUE: &[u8] = b"x";
 
 /// Xattrs by which Linux 6.7 marked a directory that may hold xattr whiteouts, whatever their
 /// value; later kernels write opaque `x` instead ([`Opaque::XattrWhiteouts`]).
@@ -230,17 +246,14 @@ pub fn is_private_xattr(stored: &[u8]) -> bool {
 
 /// Returns the name under which the xattr that users call `visible` is stored.
 ///
-/// `None` if there can be no such xattr: it is private to older mount programs, or its escaped
-/// name is longer than [`XATTR_NAME_MAX`]. The kernel answers `EOPNOTSUPP` then, to reads as well.
+/// `None` if there can be no such xattr: its escaped name is longer than [`XATTR_NAME_MAX`]. The
+/// kernel answers `EOPNOTSUPP` then, to reads as well.
 ///
 /// # Source
 /// overlayfs.rst, "Nesting overlayfs mounts". Differs: `trusted.` and `user.` names are both
-/// escaped, as both are read as marks; the kernel escapes those of the mount's namespace only. A
-/// bare prefix is a name like any other; the kernel answers `EINVAL`.
+/// escaped, as both are read as marks, and so are those of mount programs; the kernel escapes those
+/// of the mount's namespace only. A bare prefix is a name like any other; the kernel answers `EINVAL`.
 pub fn stored_name(visible: &[u8]) -> Option<Cow<'_, [u8]>> {
-    if visible.starts_with(MOUNT_PROGRAM_PREFIX) {
-        return None;
-    }
     match split_private(visible) {
         Some((prefix, rest)) => {
             let stored = [prefix, NESTING, rest].concat();
@@ -255,9 +268,6 @@ pub fn stored_name(visible: &[u8]) -> Option<Cow<'_, [u8]>> {
 /// # Source
 /// overlayfs.rst, "Nesting overlayfs mounts".
 pub fn visible_name(stored: &[u8]) -> Option<Cow<'_, [u8]>> {
-    if stored.starts_with(MOUNT_PROGRAM_PREFIX) {
-        return None;
-    }
     match split_private(stored) {
         Some((prefix, rest)) => {
             let inner = rest.strip_prefix(NESTING)?;
@@ -267,9 +277,9 @@ pub fn visible_name(stored: &[u8]) -> Option<Cow<'_, [u8]>> {
     }
 }
 
-/// Splits a name behind `trusted.overlay.` or `user.overlay.`.
+/// Splits a name behind a prefix of private ones.
 fn split_private(name: &[u8]) -> Option<(&'static [u8], &[u8])> {
-    [TRUSTED_PREFIX, USER_PREFIX]
+    [TRUSTED_PREFIX, USER_PREFIX, MOUNT_PROGRAM_PREFIX]
         .into_iter()
         .find_map(|prefix| Some((prefix, name.strip_prefix(prefix)?)))
 }
@@ -390,8 +400,7 @@ mod tests {
             (b"trusted.overlay.overlay.a", Some(b"trusted.overlay.overlay.overlay.a")),
             (b"user.overlay.", Some(b"user.overlay.overlay.")),
             (b"user.overlay.\xff", Some(b"user.overlay.overlay.\xff")),
-            (b"user.fuseoverlayfs.opaque", None),
-            (b"user.fuseoverlayfs.", None),
+            (b"user.fuseoverlayfs.opaque", Some(b"user.fuseoverlayfs.overlay.opaque")),
             (b"user.fuseoverlayfs", Some(b"user.fuseoverlayfs")),
         ] {
             assert_eq!(stored_name(visible).as_deref(), stored, "{visible:?}");
@@ -419,6 +428,7 @@ mod tests {
             (b"trusted.overlay.overlay.opaque", Some(b"trusted.overlay.opaque")),
             (b"user.overlay.overlay.overlay.a", Some(b"user.overlay.overlay.a")),
             (b"user.fuseoverlayfs.origin", None),
+            (b"user.fuseoverlayfs.overlay.origin", Some(b"user.fuseoverlayfs.origin")),
         ] {
             assert_eq!(visible_name(stored).as_deref(), visible, "{stored:?}");
             assert_eq!(is_private_xattr(stored), visible.is_none(), "{stored:?}");

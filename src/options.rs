@@ -73,6 +73,16 @@ const ABILITIES: [(&str, Ability); 8] = [
     ("unlink_open", Ability::UnlinkOpen),
 ];
 
+/// What carries the kernel's requests to the server.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Transport {
+    /// Our own, straight from the device.
+    #[default]
+    Dev,
+    /// The `fuser` crate.
+    Fuser,
+}
+
 /// What a mount does with UUIDs, as the kernel's `uuid=`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Uuid {
@@ -94,6 +104,9 @@ pub enum IoMode {
     NoOpen,
     /// Each open and its end is a request.
     Open,
+    /// As `Open`, and the kernel reads and writes files of the upper, or of a mount without one, by
+    /// itself.
+    Passthrough,
 }
 
 impl IoMode {
@@ -102,6 +115,7 @@ impl IoMode {
         match self {
             Self::NoOpen => "noopen",
             Self::Open => "open",
+            Self::Passthrough => "passthrough",
         }
     }
 }
@@ -214,6 +228,8 @@ pub struct MountOptions {
     pub debug: bool,
     /// Worker threads, when a number was asked for.
     pub threads: Option<usize>,
+    /// What carries requests.
+    pub transport: Transport,
     /// How files are opened; `None` chooses by what the server may do.
     pub io: Option<IoMode>,
     /// The kernel collects writes.
@@ -264,6 +280,7 @@ impl Default for MountOptions {
             timeout: None,
             debug: false,
             threads: None,
+            transport: Transport::default(),
             io: None,
             writeback: false,
             labels: Vec::new(),
@@ -301,7 +318,7 @@ use Rule::{Ignored as Skip, Only, Refused as No};
 const ACTING: &str = "index uuid lowerdir lowerdir+ upperdir workdir volatile userxattr redirect_dir metacopy verity datadir+ \
      dir_rename_entries dir_rename_size ro rw dev nodev suid \
      nosuid exec noexec private rprivate shared rshared slave rslave unbindable runbindable \
-     user users owner group allow_other noacl debug threads io writeback fsname subtype log_level log_file context fscontext defcontext \
+     user users owner group allow_other noacl debug threads io transport writeback fsname subtype log_level log_file context fscontext defcontext \
      rootcontext uidmapping gidmapping squash_to_root squash_to_uid squash_to_gid static_nlink \
      noxattrs timeout threaded fsync xattr_permissions upper_lacks";
 
@@ -432,6 +449,9 @@ impl MountOptions {
         if let Some(threads) = self.threads {
             items.push(format!("threads={threads}").into_bytes());
         }
+        if self.transport == Transport::Fuser {
+            items.push(b"transport=fuser".to_vec());
+        }
         if let Some(timeout) = self.timeout {
             let (whole, rest) = (timeout.as_secs(), timeout.subsec_nanos());
             items.push(format!("timeout={whole}.{rest:09}").into_bytes());
@@ -547,6 +567,7 @@ impl MountOptions {
             }
             "log_level" => self.log_level = Some(parse_level(&text(needed(key, value)?))?),
             "upper_lacks" => self.upper_lacks = parse_abilities(&text(needed(key, value)?))?,
+            "transport" => self.transport = parse_transport(&text(needed(key, value)?))?,
             "redirect_dir" => {
                 self.redirect_dir = Some(RedirectDir::parse(needed(key, value)?)?);
             }
@@ -661,7 +682,10 @@ fn parse_io(name: &str) -> Result<Option<IoMode>> {
         "auto" => Ok(None),
         "noopen" => Ok(Some(IoMode::NoOpen)),
         "open" => Ok(Some(IoMode::Open)),
-        other => Err(Error::invalid(format!("io={other}"), "is none of auto, noopen, open")),
+        "passthrough" => Ok(Some(IoMode::Passthrough)),
+        other => {
+            Err(Error::invalid(format!("io={other}"), "is none of auto, noopen, open, passthrough"))
+        }
     }
 }
 
@@ -693,6 +717,18 @@ fn parse_abilities(names: &str) -> Result<Vec<Ability>> {
             format!("names something that is none of {}", known.join(", ")),
         )
     })
+}
+
+/// Parses the name of a transport.
+fn parse_transport(name: &str) -> Result<Transport> {
+    match name {
+        "dev" => Ok(Transport::Dev),
+        "fuser" => Ok(Transport::Fuser),
+        other => Err(Error::invalid(
+            format!("transport={other}"),
+            "is no transport; use dev (the default) or fuser",
+        )),
+    }
 }
 
 /// Parses the ranges of an id map.
@@ -1180,7 +1216,12 @@ mod tests {
             Just(Propagation::Slave),
             Just(Propagation::Unbindable)
         ]);
-        let io = proptest::option::of(prop_oneof![Just(IoMode::NoOpen), Just(IoMode::Open)]);
+        let transport = prop_oneof![Just(Transport::Dev), Just(Transport::Fuser)];
+        let io = proptest::option::of(prop_oneof![
+            Just(IoMode::NoOpen),
+            Just(IoMode::Open),
+            Just(IoMode::Passthrough)
+        ]);
         let redirect = proptest::option::of(prop_oneof![
             Just(RedirectDir::On),
             Just(RedirectDir::Off),
@@ -1189,7 +1230,8 @@ mod tests {
         ]);
         let redirect = (redirect, proptest::option::of(any::<bool>()));
         let limits = (any::<u64>(), any::<u64>(), redirect);
-        let rest = (proptest::option::of(1..=THREADS_MAX), levels, propagation, io, limits);
+        let rest =
+            (proptest::option::of(1..=THREADS_MAX), levels, propagation, io, limits, transport);
         let ids = (
             prop_oneof![Just("0:100000:65536"), Just("0:1:1500:1500:0:1"), Just("")],
             proptest::option::of(0..u32::MAX),
@@ -1212,7 +1254,7 @@ mod tests {
                 debug,
             ] = flags;
             let (lowers, upper, work, log_file, fsname, subtype) = paths;
-            let (threads, log_level, propagation, io, limits) = rest;
+            let (threads, log_level, propagation, io, limits, transport) = rest;
             let (ranges, squash, more_flags, timeout, overrides) = ids;
             let [xattrs, sync, static_nlink, squash_to_root, writeback] = more_flags;
             let mut ids = Ids::default();
@@ -1249,6 +1291,7 @@ mod tests {
                 posix_acl,
                 debug,
                 threads,
+                transport,
                 io,
                 writeback,
                 log_level,

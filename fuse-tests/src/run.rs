@@ -455,6 +455,10 @@ impl Run<'_> {
                 Verb::drop_caches if env::is_machine_root() => {
                     std::fs::write("/proc/sys/vm/drop_caches", "2").unwrap();
                 }
+                // Whiteouts that users make: the kernel refuses them, and no trees could be compared after.
+                Verb::mkwhiteout | Verb::rename_whiteout if self.config.ours == Kind::Lamina => {
+                    continue;
+                }
                 Verb::remount if self.config.may_remount() => {
                     drop(targets);
                     pair.remount();

@@ -6,7 +6,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use fuse_tests::case::{Case, forget_all, gone, names, put, sh, text};
 use fuse_tests::trace::{Counts, count, no_strace};
@@ -52,10 +52,11 @@ fn cheapest(c: &Case, mut work: impl FnMut()) -> Counts {
     (0..4).map(|_| counted(c, &mut work)).min_by_key(Counts::requests).unwrap()
 }
 
-/// Makes the kernel know attributes; of a directory, so that no path walk asks for them.
+/// Makes the kernel know attributes; of a directory, so that no path walk asks for them. Does not ask for the time of
+/// birth, as std's metadata does: that is a request of its own.
 fn know(c: &Case, names: &[&str]) {
     for name in names {
-        fs::metadata(c.m(name)).unwrap();
+        rustix::fs::stat(c.m(name)).unwrap();
     }
 }
 
@@ -100,7 +101,7 @@ fn lookups() {
     counts.assert_requests("listing lookup", "LOOKUP");
     let counts = counted(&c, || {
         for n in 2..50 {
-            fs::metadata(c.m(&format!("merged/f{n}"))).unwrap();
+            know(&c, &[&format!("merged/f{n}")]);
         }
     });
     assert_eq!(counts.requests(), 48, "{counts:?}");
@@ -112,6 +113,28 @@ fn lookups() {
     });
     assert_eq!(counts.requests(), 50, "{counts:?}");
     counts.assert_calls("miss when listed", 0);
+}
+
+/// Whoever asks for the time of birth pays one request for each file, once: the kernel asks for it apart.
+#[test]
+fn the_time_of_birth_is_asked_for_once() {
+    needs_counts!();
+    let c = mounted(|_| ());
+    let born = |path: PathBuf| fs::metadata(path).unwrap().created();
+    know(&c, &["", "plain", "plain/f1", "plain/f2"]);
+    let mut shown = None;
+    let counts = counted(&c, || shown = born(c.m("plain/f1")).ok());
+    // A transport that does not serve it has said so, and is not asked again.
+    counts.assert_requests("first time", if shown.is_some() { "STATX" } else { "" });
+    if let Some(shown) = shown {
+        assert_eq!(shown, born(c.l(1, "plain/f1")).unwrap());
+        let counts = counted(&c, || drop(born(c.m("plain/f2"))));
+        counts.assert_requests("another file", "STATX");
+    }
+    for name in ["plain/f1", "plain/f2"] {
+        let counts = cheapest(&c, || drop(born(c.m(name))));
+        counts.assert_requests("later", "");
+    }
 }
 
 #[test]

@@ -4,20 +4,24 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use fuse_tests::case::{
-    Case, forget_all, gone, ino, mode, names, put, python, sh, text, user_command,
+    BOUND, Case, forget_all, gone, ino, mode, names, put, python, sh, text, user_command,
 };
+use fuse_tests::env::wait_until;
 use fuse_tests::fixture::pattern;
-use fuse_tests::{needs_root, skip};
+use fuse_tests::trace::{count, no_strace};
+use fuse_tests::{needs_kernel_overlay, needs_root, skip};
 use rustix::io::Errno;
 
 /// How the server runs: its options, and what a shell does before it starts.
-const MODES: [(&str, &str); 6] = [
+const MODES: [(&str, &str); 7] = [
     ("io=noopen", ":"),
     ("io=open", ":"),
+    ("io=passthrough", ":"),
     ("io=noopen,writeback", ":"),
     ("io=open,writeback", ":"),
     // So few that hardly any file keeps its data handle from one request to the next.
@@ -558,7 +562,7 @@ fn a_full_upper_is_reported_by_the_write() {
             assert_eq!(fs::metadata(c.m("new")).unwrap().len(), written as u64);
             assert!(fs::read(c.m("new")).unwrap().iter().all(|byte| *byte == 7));
         }
-        // By mapping: msync says it.
+        // By mapping: msync says it; where the kernel serves the file, the store does, as on the filesystem itself.
         let script = r#"
 import errno, mmap, os, sys
 fd = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT, 0o644)
@@ -572,7 +576,11 @@ try:
 except OSError as e:
     assert e.errno == errno.ENOSPC, e
 "#;
-        python(script, &[c.m("mapped").to_str().unwrap()]);
+        let mut store = Command::new("/usr/bin/python3");
+        let status = store.args(["-c", script]).arg(c.m("mapped")).status().unwrap();
+        let bus = options.contains("passthrough").then_some(7);
+        assert_eq!(status.signal(), bus);
+        assert!(bus.is_some() || status.success());
         // Room again, and all goes on.
         fs::remove_file(c.m("new")).unwrap();
         put(c.m("small"), "larger now");
@@ -688,7 +696,7 @@ fn more_open_files_than_descriptors() {
             put(c.l(n % 2, &format!("d{}/f{n}", n % 7)), format!("{n}"));
         }
     };
-    for (options, setup) in MODES.into_iter().filter(|(options, _)| !options.contains("io=open")) {
+    for (options, setup) in MODES.into_iter().filter(|(options, _)| options.contains("noopen")) {
         println!("mode: {options}, after: {setup}");
         let mut c = Case::new(2);
         prepare(&c);
@@ -719,6 +727,91 @@ fn more_open_files_than_descriptors() {
         gone(path(&c, 40));
         c.unmount();
     }
+}
+
+// What the kernel serves by itself costs no request, and is never a lower file that may be copied up.
+#[test]
+fn passthrough_serves_the_upper_and_no_lower_beneath_it() {
+    needs_root!();
+    if let Some(reason) = no_strace() {
+        skip!("{reason}");
+    }
+    let content = pattern(1 << 20, 9);
+    let mut c = Case::new(1);
+    put(c.l(0, "lower"), &content);
+    put(c.u("upper"), &content);
+    for options in ["io=passthrough", "io=passthrough,volatile"] {
+        c.mount_with(options);
+        let log = c.sandbox.root().join("strace");
+        let requests = |c: &Case, name: &str| {
+            drop_pages();
+            let counts =
+                count(c.server(), &log, || assert!(fs::read(c.m(name)).unwrap() == content));
+            ["READ", "WRITE"].map(|kind| counts.requests.get(kind).copied().unwrap_or(0))
+        };
+        fs::metadata(c.m("upper")).unwrap();
+        assert_eq!(requests(&c, "upper"), [0, 0], "{options}");
+        assert!(requests(&c, "lower")[0] > 0, "{options}");
+        // Written while a reader has it open and mapped: through the server, whoever opens it.
+        let script = r#"
+import mmap, os, sys
+reader = os.open(sys.argv[1], os.O_RDONLY)
+m = mmap.mmap(reader, 1 << 20, mmap.MAP_SHARED, mmap.PROT_READ)
+first = m[0:4]
+writer = os.open(sys.argv[1], os.O_RDWR)
+assert os.pwrite(writer, b"anew", 0) == 4
+assert m[0:4] == b"anew" and os.pread(reader, 4, 0) == b"anew"
+late = os.open(sys.argv[1], os.O_RDWR)
+assert os.pread(late, 4, 0) == b"anew"
+assert os.pwrite(late, first, 0) == 4
+assert m[0:4] == first
+"#;
+        python(script, &[c.m("lower").to_str().unwrap()]);
+        assert!(fs::read(c.u("lower")).unwrap() == content);
+        // Nobody has it open any more: now the kernel serves the copy.
+        wait_until("the release of all opens", BOUND, || requests(&c, "lower") == [0, 0]);
+        let mapped = r#"
+import mmap, os, sys, time
+path = sys.argv[1]
+os.utime(path, (1, 1))
+fd = os.open(path, os.O_RDWR)
+m = mmap.mmap(fd, 1 << 20, mmap.MAP_SHARED)
+first = m[0:1]
+m[0:1] = b"!"
+assert os.pread(os.open(path, os.O_RDONLY), 1, 0) == b"!"
+m[0:1] = first
+m.flush()
+"#;
+        python(mapped, &[c.m("upper").to_str().unwrap()]);
+        wait_until("the time of a store", BOUND, || {
+            fs::metadata(c.m("upper")).unwrap().mtime() > 1
+        });
+        if options.contains("volatile") {
+            break;
+        }
+        // Without an upper, lower files are served too.
+        c.unmount();
+        c.mount = Some(c.spec().option(options).read_only().mount());
+        assert_eq!(requests(&c, "lower"), [0, 0], "read-only");
+        c.unmount();
+        fs::remove_file(c.u("lower")).unwrap();
+    }
+}
+
+// An overlay of the kernel takes the mount for a layer.
+#[test]
+fn kernel_overlay_mounts_on_passthrough() {
+    needs_root!();
+    needs_kernel_overlay!();
+    let mut c = Case::new(1);
+    put(c.l(0, "f"), "lower");
+    put(c.u("g"), "upper");
+    c.mount_with("io=passthrough");
+    assert_eq!(text(c.m("g")), "upper");
+    let script = "mkdir a-upper a-work above; \
+         mount -t overlay overlay -o lowerdir=merged,upperdir=a-upper,workdir=a-work above; \
+         cat above/f above/g; echo changed >above/g; cat above/g merged/g; umount above";
+    assert_eq!(sh(c.sandbox.root(), script), "lowerupperchanged\nupper");
 }
 
 // What the server cannot keep it does not promise.

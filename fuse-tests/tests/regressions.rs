@@ -569,6 +569,12 @@ fn a_volatile_upper_is_refused_until_its_mark_is_removed() {
                 .expect_err("the kernel does not know the mark");
         }
         fs::remove_dir(&mark).unwrap();
+        // Another incompatible feature, as later kernels may have.
+        let other = mark.with_file_name("other");
+        fs::create_dir(&other).unwrap();
+        let out = c.spec().try_mount().expect_err("mounted in spite of an unknown feature");
+        assert!(said(&out).contains("incompat/other exists"), "{}", said(&out));
+        fs::remove_dir(&other).unwrap();
         c.mount();
         gone(&mark);
         assert_eq!(text(c.m("f")), format!("content{}", "+".repeat(1 + usize::from(killed))));

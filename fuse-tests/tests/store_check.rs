@@ -72,6 +72,7 @@ fn every_fault_is_found_and_mended() {
         ("damaged-lower", Box::new(|s| fs::remove_file(s.path("c", "lower")).unwrap())),
         ("damaged-lower", Box::new(|s| fs::write(s.path("c", "lower-layers"), "b:").unwrap())),
         ("lost-directory", Box::new(|s| fs::remove_dir(s.path("c", "work")).unwrap())),
+        ("unfinished-rotation", Box::new(|s| fs::create_dir(s.path("c", "diff.next")).unwrap())),
         (
             "leftover",
             Box::new(|s| fs::write(s.path("c", &format!("link.{}", "Q".repeat(26))), "").unwrap()),

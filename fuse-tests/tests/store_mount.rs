@@ -374,3 +374,47 @@ fn ids_are_mapped() {
         unmount(&store, "top");
     }
 }
+
+// An image for a user namespace, where ids cannot be shown otherwise: changed owners above, the image as it was beneath.
+both!(owners_are_changed_for_good_above_the_content_that_was);
+fn owners_are_changed_for_good_above_the_content_that_was() {
+    let store = three_layers();
+    fill(&store.diff("top"), "file mine 4755 x\nsymlink s /nowhere\nlink twice mine\nfifo p 600\n");
+    let to = ["--to-uidmap", "0:1000:100", "--to-gidmap", "0:2000:100"];
+    let words: Vec<&str> =
+        ["layer", "update-id-map"].iter().chain(&to).chain(&["top"]).copied().collect();
+    let names = ["f", "d", "d/b", "e", "mine", "twice", "s", "p", "."];
+    for round in 1..3 {
+        store.ok(&words);
+        let merged = mount(&store, &["top"]);
+        for name in names {
+            let stat = fs::symlink_metadata(merged.join(name)).unwrap();
+            assert_eq!((stat.uid(), stat.gid()), (1000, 2000), "{name} in round {round}");
+        }
+        assert_eq!(stat_of(&merged.join("mine")).0, 0o4755);
+        let ino = |name: &str| fs::metadata(merged.join(name)).unwrap().ino();
+        assert_eq!(ino("mine"), ino("twice"), "a hard link was parted");
+        assert_eq!(text(merged.join("f")), "base");
+        unmount(&store, "top");
+        // Once there, once back, once there again.
+        assert!(store.path("top", &format!("diff{}", 2 * round - 1)).is_dir());
+        assert_eq!(fs::read_dir(store.diff("top")).unwrap().count(), 0);
+        assert_eq!(stat_of(&store.diff("base").join("f")), (0o644, 0, 0));
+        if round == 1 {
+            let from = ["--from-uidmap", "0:1000:100", "--from-gidmap", "0:2000:100"];
+            let words: Vec<&str> =
+                ["layer", "update-id-map"].iter().chain(&from).chain(&["top"]).copied().collect();
+            store.ok(&words);
+            let merged = mount(&store, &["top"]);
+            assert_eq!(stat_of(&merged.join("mine")), (0o4755, 0, 0));
+            unmount(&store, "top");
+        }
+    }
+    let narrow = ["layer", "update-id-map", "--to-uidmap", "0:1000:1", "top"];
+    fs::create_dir(store.diff("top").join("other")).unwrap();
+    std::os::unix::fs::chown(store.diff("top").join("other"), Some(77), Some(0)).unwrap();
+    let sentence = store.fails(&narrow);
+    assert!(sentence.contains("is in no map"), "{sentence}");
+    assert!(!is_mounted(&store.path("top", "merged")));
+    store.ok(&["layer", "remove", "top"]);
+}

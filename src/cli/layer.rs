@@ -33,6 +33,8 @@ enum LayerCommand {
     /// Give a mount back; the last one takes it down
     #[command(alias = "umount")]
     Unmount(OneLayer),
+    /// Change the owners of all that a layer shows, from one map of ids to another
+    UpdateIdMap(IdMapArgs),
     /// Unpack an archive to a layer
     Apply(apply::ApplyArgs),
     /// Write what a layer changes as an archive
@@ -43,6 +45,24 @@ enum LayerCommand {
     Rebuild(diff::RebuildArgs),
     /// Print the size of the files that a layer has, in bytes
     DiffSize(diff::LayerListArgs),
+}
+
+#[derive(clap::Args, Debug)]
+struct IdMapArgs {
+    #[command(flatten)]
+    layer: OneLayer,
+    /// Users as they are: INSIDE:OUTSIDE:COUNT; none is equal ids
+    #[arg(long, value_name = "MAP")]
+    from_uidmap: Vec<String>,
+    /// Groups as they are
+    #[arg(long, value_name = "MAP")]
+    from_gidmap: Vec<String>,
+    /// Users as they are to be
+    #[arg(long, value_name = "MAP")]
+    to_uidmap: Vec<String>,
+    /// Groups as they are to be
+    #[arg(long, value_name = "MAP")]
+    to_gidmap: Vec<String>,
 }
 
 #[derive(clap::Args, Debug)]
@@ -129,6 +149,12 @@ pub fn run(args: LayerCommandArgs) -> Result<(), Failure> {
             }
         }
         LayerCommand::Mount(args) => mount(&args),
+        LayerCommand::UpdateIdMap(args) => {
+            let (store, id) = args.layer.open()?;
+            let from = maps(&args.from_uidmap, &args.from_gidmap)?.unwrap_or_default();
+            let to = maps(&args.to_uidmap, &args.to_gidmap)?.unwrap_or_default();
+            store.update_id_map(&id, &from, &to).map_err(failure)
+        }
         LayerCommand::Unmount(args) => {
             let (store, id) = args.open()?;
             store.unmount(&id).map_err(failure)

@@ -60,7 +60,8 @@ mount options:
   noacl                  do without POSIX ACLs
   writeback              let the kernel collect small writes; errors come late
   io=auto|noopen|open    whether opening a file is a request; auto: only where the server needs it
-  threads=N, fsname=NAME, log_level=LEVEL, log_file=FILE
+  io=passthrough         open, and the kernel serves files of the upper by itself; root only
+  threads=N, transport=dev|fuser, fsname=NAME, log_level=LEVEL, log_file=FILE
 ";
 
 const EXAMPLES: &str = "\

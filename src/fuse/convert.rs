@@ -21,13 +21,14 @@ const ERRNO_END: i32 = 512;
 ///
 /// The kernel keeps numbers from 512 up to itself, but some filesystems let one slip (`ENOTSUPP`).
 /// A reply with such a number is refused and its request would wait for ever, so it becomes `EIO`.
-pub(super) fn reply_errno(errno: Errno) -> ::fuser::Errno {
+pub(super) fn reply_number(errno: Errno) -> i32 {
     let number = errno.raw_os_error();
-    ::fuser::Errno::from_i32(if (1..ERRNO_END).contains(&number) {
-        number
-    } else {
-        Errno::IO.raw_os_error()
-    })
+    if (1..ERRNO_END).contains(&number) { number } else { Errno::IO.raw_os_error() }
+}
+
+/// Returns [`reply_number`] in `fuser`'s type.
+pub(super) fn reply_errno(errno: Errno) -> ::fuser::Errno {
+    ::fuser::Errno::from_i32(reply_number(errno))
 }
 
 /// Returns the device number as the kernel puts it on the wire (`new_encode_dev`).

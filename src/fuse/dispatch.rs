@@ -19,8 +19,8 @@ use crate::error::{Errno, Error, Result};
 use crate::idmap::OuterId;
 use crate::options::IoMode;
 use crate::union::{
-    Attr, Caller, DirEntry, Entry, NodeId, RenameFlags, SetAttr, SetTime, StatVfs, Union, Visit,
-    Whence, Written, XattrFlags,
+    Attr, Caller, Data, DirEntry, Entry, NodeId, RenameFlags, SetAttr, SetTime, StatVfs, Union,
+    Visit, Whence, Written, XattrFlags,
 };
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -113,7 +113,7 @@ impl Dispatcher {
     fn opens(&self) -> Answer<()> {
         match self.io {
             IoMode::NoOpen => Err(Errno::NOSYS),
-            IoMode::Open => Ok(()),
+            IoMode::Open | IoMode::Passthrough => Ok(()),
         }
     }
 
@@ -273,6 +273,43 @@ impl Dispatcher {
         self.run("create", parent, name, || {
             self.union.create(caller, parent, name, mode).map(|entry| (entry, KEEP_FILE))
         })
+    }
+
+    /// Creates a regular file without a name, and opens it.
+    pub(super) fn tmpfile(
+        &self,
+        caller: &Caller,
+        parent: NodeId,
+        mode: u32,
+    ) -> Answer<(Entry, Keep)> {
+        self.run("tmpfile", parent, b"", || {
+            let entry = self.union.tmpfile(caller, parent, mode)?;
+            if self.io == IoMode::NoOpen {
+                self.union.release_file(entry.node);
+            }
+            Ok((entry, KEEP_FILE))
+        })
+    }
+
+    /// Makes all that was written durable.
+    ///
+    /// # Errors
+    /// `ENOSYS` on a volatile mount, as [`fsync`](Self::fsync).
+    pub(super) fn syncfs(&self) -> Answer<()> {
+        if self.volatile {
+            return Err(Errno::NOSYS);
+        }
+        self.run("syncfs", NodeId::ROOT, b"", || self.union.sync_all())
+    }
+
+    /// Returns the file that holds the data of a node, if no other will ever take its place.
+    pub(super) fn provider(&self, node: NodeId) -> Option<Arc<Data>> {
+        self.run("provider", node, b"", || self.union.provider(node)).unwrap_or_default()
+    }
+
+    /// Tells whether a node lies in the upper layer.
+    pub(super) fn is_upper(&self, node: NodeId) -> bool {
+        self.run("is_upper", node, b"", || self.union.is_upper(node)).unwrap_or(true)
     }
 
     /// Ends one open of a file.
@@ -597,7 +634,7 @@ impl Dispatcher {
     ///
     /// A panic is a bug of ours and may have left a table half changed; what is on disk is whole,
     /// since every change is published in one step, and shall stay so.
-    fn panicked(&self, op: &'static str, panic: &(dyn Any + Send)) -> Errno {
+    pub(super) fn panicked(&self, op: &'static str, panic: &(dyn Any + Send)) -> Errno {
         let message = panic
             .downcast_ref::<&str>()
             .copied()

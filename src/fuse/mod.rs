@@ -1,18 +1,22 @@
 //! The FUSE server: carries the kernel's requests to a union and its answers back.
 //!
-//! In three parts, so that what carries a request and what it means stay apart: a transport
-//! (`transport_fuser` is the one there is) decodes and encodes; `dispatch` calls the union,
-//! survives its bugs and decides what the kernel may cache; `convert` has the pure conversions.
+//! In three parts, so that what carries a request and what it means stay apart: a transport (`dev`,
+//! our own, or `transport_fuser`) decodes and encodes; `dispatch` calls the union, survives its bugs
+//! and decides what the kernel may cache; `convert` has the pure conversions.
 //!
 //! Knows nothing of layers or of what a union is made of, and neither mounts nor unmounts. Takes no
 //! lock. A crash leaves the mount without a server: its users get `ENOTCONN` until it is unmounted.
 
 mod convert;
+mod counts;
+mod dev;
 mod dispatch;
 mod transport_fuser;
 
+pub use self::counts::RequestCounts;
 use crate::error::Result;
 use crate::options::IoMode;
+pub use crate::options::Transport;
 use crate::union::Union;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -39,6 +43,10 @@ pub struct ServeOptions {
     pub writeback: bool,
     /// Whether the kernel is told not to send syncs, since nobody wants them.
     pub volatile: bool,
+    /// What carries the requests.
+    pub transport: Transport,
+    /// Where requests are counted, by the transport of our own.
+    pub counts: Arc<RequestCounts>,
 }
 
 /// Answers the kernel's INIT on `device`, which is mounted already, and serves requests until the
@@ -56,5 +64,8 @@ pub fn serve(
     options: &ServeOptions,
     on_ready: impl FnOnce() + Send,
 ) -> Result<()> {
-    transport_fuser::serve(device, union, options, on_ready)
+    match options.transport {
+        Transport::Dev => dev::serve(device, union, options, on_ready),
+        Transport::Fuser => transport_fuser::serve(device, union, options, on_ready),
+    }
 }

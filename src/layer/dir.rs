@@ -81,16 +81,17 @@ pub struct Dir {
     id: u64,
     /// `None` for the root of the layer. Changed by a rename in the upper only.
     place: RwLock<Option<Place>>,
-    /// Whether the directory is marked impure, once that is known.
-    impure: AtomicU8,
+    /// Which marks of its own the directory has, once that is known: [`KNOWN`] and others.
+    marked: AtomicU8,
     /// Set for the root, and for a directory removed while somebody still uses it.
     pinned: OnceLock<Arc<OwnedFd>>,
 }
 
-/// Values of [`Dir::impure`].
-const UNKNOWN: u8 = 0;
-const PURE: u8 = 1;
+/// Bits of [`Dir::marked`].
+const KNOWN: u8 = 1;
 const IMPURE: u8 = 2;
+const NESTED: u8 = 4;
+const XATTR_WHITEOUTS: u8 = 8;
 
 /// How often a walk is begun again because a rename crossed it.
 const RENAME_TRIES: u32 = 100;
@@ -134,7 +135,7 @@ impl Dir {
             inode: stat.stx_ino,
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
             place: RwLock::new(place),
-            impure: AtomicU8::new(UNKNOWN),
+            marked: AtomicU8::new(0),
             pinned: OnceLock::new(),
         }
     }
@@ -322,24 +323,7 @@ impl Dir {
         self.with("getxattr", |dir| {
             let dir = Target::Handle(dir);
             // Most directories have no mark, which one call tells.
-            let list = xattr::list(dir)?;
-            let mut opaque = marks::Opaque::No;
-            if marks::lists_any(&list, &marks::XATTR_WHITEOUTS_XATTRS) {
-                opaque = marks::Opaque::XattrWhiteouts;
-            }
-            for name in marks::OPAQUE_XATTRS {
-                if !marks::lists_any(&list, &[name]) {
-                    continue;
-                }
-                let value = xattr::get(dir, name)?;
-                match value.as_deref().map_or(marks::Opaque::No, marks::Opaque::from_value) {
-                    // Hides all, whatever else the directory is marked with.
-                    marks::Opaque::Yes => return Ok(marks::Opaque::Yes),
-                    marks::Opaque::XattrWhiteouts => opaque = marks::Opaque::XattrWhiteouts,
-                    marks::Opaque::No => {}
-                }
-            }
-            Ok(opaque)
+            opaque_in(dir, &xattr::list(dir)?)
         })
     }
 
@@ -349,19 +333,65 @@ impl Dir {
     /// # Errors
     /// Those of listxattr(2).
     pub fn is_impure(&self) -> Result<bool> {
-        let impure = self.impure.load(Ordering::Relaxed);
-        if impure == UNKNOWN {
-            let list = self.with("listxattr", |dir| xattr::list(Target::Handle(dir)))?;
-            let is_marked = marks::lists_any(&list, &marks::IMPURE_XATTRS);
-            self.set_impure(is_marked);
-            return Ok(is_marked);
-        }
-        Ok(impure == IMPURE)
+        Ok(self.marks()? & IMPURE != 0)
     }
 
-    /// Takes note of whether the directory is marked impure, where that is known without asking.
-    pub fn set_impure(&self, impure: bool) {
-        self.impure.store(if impure { IMPURE } else { PURE }, Ordering::Relaxed);
+    /// Tells whether empty files in the directory may be whiteouts of a nested overlay; asked once.
+    ///
+    /// # Errors
+    /// Those of listxattr(2).
+    pub fn has_nested_whiteouts(&self) -> Result<bool> {
+        Ok(self.marks()? & NESTED != 0)
+    }
+
+    /// Tells whether empty files in the directory may be whiteouts, ours or a nested overlay's; asked
+    /// once.
+    ///
+    /// # Errors
+    /// Those of listxattr(2) and getxattr(2).
+    pub fn has_xattr_whiteouts(&self) -> Result<bool> {
+        Ok(self.marks()? & (NESTED | XATTR_WHITEOUTS) != 0)
+    }
+
+    fn marks(&self) -> Result<u8> {
+        let known = self.marked.load(Ordering::Relaxed);
+        if known & KNOWN != 0 {
+            return Ok(known);
+        }
+        let mut found = KNOWN;
+        let list = self.with("listxattr", |dir| {
+            let dir = Target::Handle(dir);
+            let list = xattr::list(dir)?;
+            if opaque_in(dir, &list)? == marks::Opaque::XattrWhiteouts {
+                found |= XATTR_WHITEOUTS;
+            }
+            Ok(list)
+        })?;
+        if marks::lists_any(&list, &marks::IMPURE_XATTRS) {
+            found |= IMPURE;
+        }
+        if marks::lists_any(&list, &marks::NESTED_WHITEOUTS_XATTRS)
+            || marks::lists_any(&list, &marks::NESTED_OPAQUE_XATTRS)
+        {
+            found |= NESTED;
+        }
+        // What was marked meanwhile stays so.
+        Ok(self.marked.fetch_or(found, Ordering::Relaxed) | found)
+    }
+
+    /// Takes note that the directory was made without marks.
+    pub fn now_unmarked(&self) {
+        self.marked.store(KNOWN, Ordering::Relaxed);
+    }
+
+    /// Takes note that the directory was marked impure.
+    pub fn now_impure(&self) {
+        self.marked.fetch_or(IMPURE, Ordering::Relaxed);
+    }
+
+    /// Takes note that the directory was marked as one that may hold whiteouts of a nested overlay.
+    pub fn now_nested(&self) {
+        self.marked.fetch_or(NESTED, Ordering::Relaxed);
     }
 
     /// Calls `visit` with each name, its inode number and `d_type`.
@@ -430,6 +460,27 @@ impl Dir {
             done => done,
         })
     }
+}
+
+/// Tells what the opaque mark of a directory with these xattrs says.
+fn opaque_in(dir: Target<'_>, list: &[u8]) -> std::result::Result<marks::Opaque, Errno> {
+    let mut opaque = marks::Opaque::No;
+    if marks::lists_any(list, &marks::XATTR_WHITEOUTS_XATTRS) {
+        opaque = marks::Opaque::XattrWhiteouts;
+    }
+    for name in marks::OPAQUE_XATTRS {
+        if !marks::lists_any(list, &[name]) {
+            continue;
+        }
+        let value = xattr::get(dir, name)?;
+        match value.as_deref().map_or(marks::Opaque::No, marks::Opaque::from_value) {
+            // Hides all, whatever else the directory is marked with.
+            marks::Opaque::Yes => return Ok(marks::Opaque::Yes),
+            marks::Opaque::XattrWhiteouts => opaque = marks::Opaque::XattrWhiteouts,
+            marks::Opaque::No => {}
+        }
+    }
+    Ok(opaque)
 }
 
 impl Drop for Dir {

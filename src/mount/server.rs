@@ -23,9 +23,11 @@ use super::fuse_mount::{self, Device, Mounted, NewMount};
 use super::stack::Stack;
 use super::{MountSpec, refuse, unmount};
 use crate::error::{Context, Errno, Error, Result};
-use crate::fuse::{self, ServeOptions};
-use crate::options::{IoMode, MountOptions, show_path};
-use crate::sys::process::{EndSignals, Fork, Inherited, fork, overrides_permissions};
+use crate::fuse::{self, RequestCounts, ServeOptions};
+use crate::options::{IoMode, MountOptions, Transport, show_path};
+use crate::sys::process::{
+    Fork, Heard, Inherited, Signals, fork, is_root_of_the_machine, overrides_permissions,
+};
 use crate::union::Union;
 
 /// `statfs` type of a FUSE mount.
@@ -34,6 +36,10 @@ const FUSE_SUPER_MAGIC: i64 = 0x6573_5546;
 const THREADS_USUAL: usize = 8;
 /// Threads that are needed for requests to be answered beside long copy-ups.
 const THREADS_LEAST: usize = 4;
+
+/// What to do about a missing capability.
+const NEEDS_OVERRIDE: &str =
+    "needs CAP_DAC_OVERRIDE; be root, also of a user namespace (unshare -Urm), or leave it out";
 
 /// How long a server that was not accepted may take to end by itself.
 const UNACCEPTED_WAIT: Duration = Duration::from_secs(1);
@@ -188,7 +194,7 @@ pub fn check_answers(merged: &Path) -> Result<()> {
 /// Mounts and serves until the mount is gone.
 fn serve(spec: &MountSpec, inherited: Inherited, parent: Option<UnixStream>) -> Result<()> {
     // Before anything is mounted, so that no signal leaves a mount without its server.
-    let signals = EndSignals::block()?;
+    let signals = Signals::block()?;
     raise_descriptor_limit();
     umask(Mode::empty());
     let stack = Stack::open(spec)?;
@@ -203,7 +209,8 @@ fn serve(spec: &MountSpec, inherited: Inherited, parent: Option<UnixStream>) -> 
     let NewMount { device, mounted, allow_other } = fuse_mount::mount(device, &merged.path, spec)?;
     let mounted = Arc::new(mounted);
     let guard = UnmountGuard(Some(Arc::clone(&mounted)));
-    end_on_signal(signals, Arc::clone(&mounted))?;
+    let counts = Arc::new(RequestCounts::default());
+    heed_signals(signals, Arc::clone(&mounted), Arc::clone(&counts))?;
     if let Some(parent) = parent {
         report(parent, Arc::clone(&mounted))?;
     }
@@ -217,6 +224,8 @@ fn serve(spec: &MountSpec, inherited: Inherited, parent: Option<UnixStream>) -> 
         io,
         writeback: options.writeback,
         volatile: options.volatile || !options.sync,
+        transport: options.transport,
+        counts: Arc::clone(&counts),
     };
     let on_ready = || info!("{}: serving", show_path(mounted.path()));
     let served = fuse::serve(device, Arc::clone(&union), &serve_options, on_ready);
@@ -230,6 +239,7 @@ fn serve(spec: &MountSpec, inherited: Inherited, parent: Option<UnixStream>) -> 
     // From here on another server may have the upper; syncing it harms nobody.
     drop(locks);
     let synced = union.sync_all();
+    debug!("{}: requests: {counts}", show_path(mounted.path()));
     info!("{}: ended", show_path(mounted.path()));
     drop(merged);
     served.and(synced)
@@ -260,26 +270,33 @@ impl Drop for UnmountGuard {
     }
 }
 
-/// Starts the thread that unmounts when a signal asks for the end.
-fn end_on_signal(signals: EndSignals, mounted: Arc<Mounted>) -> Result<()> {
+/// Starts the thread that unmounts when a signal asks for the end, and logs the counts of requests
+/// when one asks for those.
+fn heed_signals(signals: Signals, mounted: Arc<Mounted>, counts: Arc<RequestCounts>) -> Result<()> {
     spawn("signals", move || {
         let path = show_path(mounted.path());
-        match signals.wait() {
-            Ok(name) => info!("{path}: {name}, unmounting"),
-            Err(error) => return error!("{error}"),
-        }
-        if let Err(error) = mounted.unmount(false) {
-            warn!("{error}; detaching it, the server ends with the last open file");
-            if let Err(error) = mounted.unmount(true) {
-                error!("{error}");
+        let mut asked = false;
+        loop {
+            match signals.wait() {
+                Ok(Heard::Report) => info!("{path}: requests: {counts}"),
+                Ok(Heard::End(name)) if !asked => {
+                    asked = true;
+                    info!("{path}: {name}, unmounting");
+                    if let Err(error) = mounted.unmount(false) {
+                        warn!("{error}; detaching it, the server ends with the last open file");
+                        if let Err(error) = mounted.unmount(true) {
+                            error!("{error}");
+                        }
+                    }
+                }
+                Ok(Heard::End(name)) => {
+                    warn!("{path}: {name} again, ending at once");
+                    drop(mounted.unmount(true));
+                    std::process::exit(1);
+                }
+                Err(error) => return error!("{error}"),
             }
         }
-        match signals.wait() {
-            Ok(name) => warn!("{path}: {name} again, ending at once"),
-            Err(error) => error!("{error}"),
-        }
-        drop(mounted.unmount(true));
-        std::process::exit(1);
     })
 }
 
@@ -333,21 +350,28 @@ fn with_cure(error: Error) -> Error {
 
 /// Chooses the I/O mode: without opens the server must be able to open a file again at any time,
 /// whatever its mode has become; and to read one that is only written, where the kernel fills pages.
+/// Passthrough is for root of the machine, by the transport of our own.
 ///
 /// # Errors
 /// `Invalid` where that was asked for and cannot be.
 fn io_mode(options: &MountOptions) -> Result<IoMode> {
     let may = overrides_permissions();
-    let needs = match options.io {
+    let missing = match options.io {
+        Some(IoMode::Passthrough) if !is_root_of_the_machine() => {
+            Some(("io=passthrough", "needs root of the machine; leave it out"))
+        }
+        Some(IoMode::Passthrough) if options.transport == Transport::Fuser => {
+            Some(("io=passthrough", "needs transport=dev, the default"))
+        }
+        Some(IoMode::Passthrough) if options.writeback => {
+            Some(("io=passthrough", "leaves no writes to collect; leave writeback out"))
+        }
         _ if may => None,
-        Some(IoMode::NoOpen) => Some("io=noopen"),
-        _ => options.writeback.then_some("writeback"),
+        Some(IoMode::NoOpen) => Some(("io=noopen", NEEDS_OVERRIDE)),
+        _ => options.writeback.then_some(("writeback", NEEDS_OVERRIDE)),
     };
-    match needs {
-        Some(option) => Err(Error::invalid(
-            option,
-            "needs CAP_DAC_OVERRIDE; be root, also of a user namespace (unshare -Urm), or leave it out",
-        )),
+    match missing {
+        Some((option, why)) => Err(Error::invalid(option, why)),
         None => Ok(options.io.unwrap_or(if may { IoMode::NoOpen } else { IoMode::Open })),
     }
 }

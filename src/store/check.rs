@@ -11,13 +11,13 @@ use rustix::fs::FileType;
 use serde::Serialize;
 
 use super::layout::{
-    DIFF, EMPTY, Home, LINK, LINK_DIR, LOWER, LOWER_LAYERS, LayerId, LinkId, MERGED, STAGING,
-    Variant, WORK, find_dir, has, link_target, read_small, replace_small,
+    DIFF, EMPTY, Home, LINK, LINK_DIR, LOWER, LOWER_LAYERS, LayerId, LinkId, STAGING, Variant,
+    WORK, find_dir, has, link_target, read_small, replace_small,
 };
 use super::link::Farm;
 use super::lower::{parse_lower, parse_lower_layers};
 use super::stage::TempDir;
-use super::{Store, link, lock, stage};
+use super::{Store, idmap, link, lock, stage};
 use crate::error::{Context, Errno, Error, Result};
 use crate::mount::mountinfo;
 use crate::options::show_path;
@@ -45,6 +45,8 @@ pub enum Kind {
     MissingParent,
     /// A directory that a layer needs for its mounts is missing.
     LostDirectory,
+    /// Contents of a layer were on their way to other names.
+    UnfinishedRotation,
     /// A file that was written aside and never put in place.
     Leftover,
     /// A temporary directory whose owner is gone.
@@ -95,6 +97,7 @@ enum Mend {
         id: LayerId,
         name: &'static [u8],
     },
+    FinishRotation(LayerId),
     RemoveFile {
         id: LayerId,
         name: Vec<u8>,
@@ -209,6 +212,10 @@ impl Store {
             note(Kind::Incomplete, detail, Mend::RemoveLayer(id.clone()));
             return Ok(());
         }
+        if idmap::has_unfinished_rotation(layer).at("statx", at)? {
+            let detail = "the next mount finishes it, or --repair".to_owned();
+            note(Kind::UnfinishedRotation, detail, Mend::FinishRotation(id.clone()));
+        }
         let lower = read_small(layer.as_fd(), LOWER).at("read", at)?;
         let layers = read_small(layer.as_fd(), LOWER_LAYERS).at("read", at)?;
         let has_parent = lower.is_some() || layers.is_some();
@@ -216,8 +223,9 @@ impl Store {
         let needed: &[&'static [u8]] = match (docker, has_parent) {
             (true, true) => &[WORK],
             (true, false) => &[],
-            (false, true) => &[WORK, MERGED],
-            (false, false) => &[WORK, MERGED, EMPTY],
+            // `merged` is made when it is needed, and some engines remove it.
+            (false, true) => &[WORK],
+            (false, false) => &[WORK, EMPTY],
         };
         for name in needed {
             if !has(layer.as_fd(), name).at("statx", at)? {
@@ -382,6 +390,10 @@ impl Store {
                     Ok(()) | Err(Errno::EXIST) => Ok(()),
                     Err(errno) => Err(Error::sys("mkdirat", home.show(&id), errno)),
                 }
+            }
+            Mend::FinishRotation(id) => {
+                let Some(layer) = locked(&id)? else { return Ok(()) };
+                idmap::finish_rotation(&layer.dir).at("renameat", || home.show(&id))
             }
             Mend::RemoveFile { id, name } => {
                 let Some(layer) = locked(&id)? else { return Ok(()) };

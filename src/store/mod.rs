@@ -10,6 +10,7 @@
 pub mod check;
 pub mod config;
 pub mod create;
+pub mod idmap;
 pub mod layout;
 pub mod link;
 pub mod lock;

@@ -19,7 +19,7 @@ use super::layout::{
 };
 use super::lock::LockedLayer;
 use super::probe::Backend;
-use super::{Content, Found, Store, contents, empty_lower, lock};
+use super::{Content, Found, Store, contents, empty_lower, idmap, lock};
 use crate::error::{Context, Errno, Error, Result};
 use crate::mount::kernel::{self, LayerDir, Overlay};
 use crate::mount::mountinfo::{self, MountEntry};
@@ -78,6 +78,7 @@ impl Store {
             return Ok(found.home.join(&[id.bytes(), b"diff"]));
         }
         let locked = self.lock_layer(&found, id)?;
+        idmap::finish_rotation(&locked.dir).at("renameat", at)?;
         let merged = self.make_merged(&found, id, &locked.dir)?;
         let counts = self.counts()?;
         let mut known = read_count(&counts, id)?;

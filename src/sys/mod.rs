@@ -5,6 +5,7 @@
 //! below this module only.
 
 pub mod data;
+pub mod fuse_device;
 pub mod handle;
 pub mod inode_flags;
 pub mod lockfile;

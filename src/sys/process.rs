@@ -95,14 +95,35 @@ pub fn overrides_permissions() -> bool {
     }
 }
 
+/// Tells whether this process has the rights of root in the first user namespace.
+pub fn is_root_of_the_machine() -> bool {
+    let administers = rustix::thread::capabilities(None)
+        .is_ok_and(|sets| sets.effective.contains(rustix::thread::CapabilitySet::SYS_ADMIN));
+    // Only the first one maps all ids to themselves, and no other can be given that map.
+    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    administers && map.split_whitespace().eq(["0", "0", "4294967295"])
+}
+
 /// Signals that end the server.
 const ENDING: [Signal; 4] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT];
 
-/// The signals that end the server, blocked in this thread and those it starts.
-#[derive(Debug)]
-pub struct EndSignals(SigSet);
+/// The signal that asks the server what it has done so far.
+const REPORT: Signal = Signal::SIGUSR1;
 
-impl EndSignals {
+/// What a signal asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Heard {
+    /// The end; with the name of the signal.
+    End(&'static str),
+    /// A report.
+    Report,
+}
+
+/// The signals that the server heeds, blocked in this thread and those it starts.
+#[derive(Debug)]
+pub struct Signals(SigSet);
+
+impl Signals {
     /// Blocks them; to be called before any thread is started.
     ///
     /// # Errors
@@ -112,18 +133,20 @@ impl EndSignals {
         for signal in ENDING {
             set.add(signal);
         }
+        set.add(REPORT);
         set.thread_block().map_err(|errno| from_nix("pthread_sigmask", "server", errno))?;
         Ok(Self(set))
     }
 
-    /// Waits for the next of them and returns its name.
+    /// Waits for the next of them.
     ///
     /// # Errors
     /// None known.
-    pub fn wait(&self) -> Result<&'static str> {
+    pub fn wait(&self) -> Result<Heard> {
         loop {
             match self.0.wait() {
-                Ok(signal) => return Ok(signal.as_str()),
+                Ok(REPORT) => return Ok(Heard::Report),
+                Ok(signal) => return Ok(Heard::End(signal.as_str())),
                 Err(nix::errno::Errno::EINTR) => (),
                 Err(errno) => return Err(from_nix("sigwait", "server", errno)),
             }

@@ -44,6 +44,15 @@ pub fn device(stat: &Statx) -> u64 {
     makedev(stat.stx_dev_major, stat.stx_dev_minor)
 }
 
+/// Makes the attributes of a file those of a whiteout that users see.
+pub fn show_as_whiteout(stat: &mut Statx) {
+    const TYPE: u16 = 0o170_000;
+    const CHARACTER_DEVICE: u16 = 0o020_000;
+    stat.stx_mode = stat.stx_mode & !TYPE | CHARACTER_DEVICE;
+    stat.stx_rdev_major = 0;
+    stat.stx_rdev_minor = 0;
+}
+
 /// Tells whether the object is a whiteout: a character device 0:0.
 pub fn is_whiteout(stat: &Statx) -> bool {
     u32::from(stat.stx_mode) & libc::S_IFMT == libc::S_IFCHR

@@ -108,6 +108,24 @@ pub fn walk(
     dir: BorrowedFd<'_>,
     visit: &mut impl FnMut(&[u8], &Statx) -> Result<(), Errno>,
 ) -> Result<(), Errno> {
+    let mut seen = HashSet::new();
+    walk_from(dir, &mut |_, name, stat| {
+        let is_dir = u32::from(stat.stx_mode) & libc::S_IFMT == libc::S_IFDIR;
+        if !is_dir && stat.stx_nlink > 1 && !seen.insert(stat.stx_ino) {
+            return Ok(());
+        }
+        visit(name, stat)
+    })
+}
+
+/// Like [`walk`], but with every name, also of one inode; `visit` is given the directory, too.
+///
+/// # Errors
+/// As [`walk`].
+pub fn walk_from(
+    dir: BorrowedFd<'_>,
+    visit: &mut impl FnMut(BorrowedFd<'_>, &[u8], &Statx) -> Result<(), Errno>,
+) -> Result<(), Errno> {
     let names = |dir: BorrowedFd<'_>| {
         let mut names = Vec::new();
         list(dir, |name, _, _| {
@@ -116,7 +134,6 @@ pub fn walk(
         })?;
         Ok::<_, Errno>(names)
     };
-    let mut seen = HashSet::new();
     // The way down: an open directory and the names in it that are still to be looked at.
     let mut way = vec![(open::directory(dir, b".")?, names(dir)?)];
     while let Some((dir, left)) = way.last_mut() {
@@ -126,10 +143,7 @@ pub fn walk(
         };
         let Some(found) = stat::find(dir.as_fd(), &name)? else { continue };
         let is_dir = u32::from(found.stx_mode) & libc::S_IFMT == libc::S_IFDIR;
-        if !is_dir && found.stx_nlink > 1 && !seen.insert(found.stx_ino) {
-            continue;
-        }
-        visit(&name, &found)?;
+        visit(dir.as_fd(), &name, &found)?;
         if is_dir {
             match open::directory(dir.as_fd(), &name) {
                 Ok(below) => {

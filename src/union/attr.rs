@@ -204,6 +204,14 @@ pub(super) fn times_of(stat: &Statx) -> Timestamps {
     Timestamps { last_access: time(stat.stx_atime), last_modification: time(stat.stx_mtime) }
 }
 
+/// Makes what statx(2) says of the object of `node` what users see of it.
+pub(super) fn show(node: &Node, stat: &mut Statx) {
+    let kind = FileType::of_mode(u32::from(stat.stx_mode));
+    if node.kind == FileType::CharDevice && kind == FileType::Regular {
+        sys::stat::show_as_whiteout(stat);
+    }
+}
+
 impl Union {
     /// Returns the permission bits without setgid, if they have it and the object is of another group.
     fn without_foreign_setgid(&self, stat: &Statx, gid: OuterId) -> Option<u32> {
@@ -238,7 +246,7 @@ impl Union {
         if let Some(data) = data.filter(|data| !data.lent) {
             return self.stat_of_data(&data);
         }
-        self.with_form(node, |form| {
+        let mut stat = self.with_form(node, |form| {
             self.with_leaf(node, "statx", |leaf| {
                 let (stat, target) = match leaf {
                     super::Leaf::Handle(fd) => (sys::stat::of(fd)?, Target::Handle(fd)),
@@ -246,7 +254,9 @@ impl Union {
                 };
                 form.map_or(Ok(stat), |form| layer::seen(form, target, stat))
             })
-        })
+        })?;
+        show(node, &mut stat);
+        Ok(stat)
     }
 
     fn stat_of_data(&self, data: &Data) -> Result<Statx> {

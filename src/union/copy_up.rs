@@ -164,7 +164,10 @@ impl Union {
     ) -> Result<(Temp<'a>, Origin)> {
         let temp = upper.work.temp();
         let source = self.lower_handle(node)?;
-        if node.kind == FileType::Symlink {
+        if sys::stat::is_whiteout(stat) {
+            // Of a nested overlay; its xattr comes with the others.
+            temp.call("openat", |at| sys::open::create(at.dir, at.name, 0o600))?;
+        } else if node.kind == FileType::Symlink {
             let target = self.link_target(node)?;
             temp.call("symlinkat", |at| sys::name::symlink(&target, at))?;
         } else if upper.carrier.is_some() {
@@ -221,8 +224,9 @@ impl Union {
             let place = node.place.read();
             (!place.gone).then(|| place.name.clone())
         };
-        let stat = copy.stat(upper)?;
-        let object = (sys::stat::device(&stat), stat.stx_ino);
+        let mut shown = copy.stat(upper)?;
+        super::attr::show(node, &mut shown);
+        let object = (sys::stat::device(&shown), shown.stx_ino);
         let Some(name) = name else {
             // Removed while it was copied: whoever has it open goes on with the copy.
             node.place.write().held = Some(copy.handle()?);
@@ -231,6 +235,7 @@ impl Union {
             return Ok(());
         };
         let to = dir.upper.get().ok_or(Errno::STALE)?;
+        self.pass_on_whiteout(upper, &shown, to)?;
         if !matches!(origin, Origin::None) {
             upper.work.set_impure(to)?;
         }
@@ -307,7 +312,9 @@ impl Union {
             let (anchors, anchor) = upper.anchor(node, &links)?;
             let handle = anchors.handle()?;
             let from = At::new(handle.as_fd(), &anchor);
-            let stat = anchors.call("statx", &anchor, |at| sys::stat::at(at.dir, at.name))?;
+            let mut stat = anchors.call("statx", &anchor, |at| sys::stat::at(at.dir, at.name))?;
+            super::attr::show(node, &mut stat);
+            self.pass_on_whiteout(upper, &stat, to)?;
             if links.index.is_some() {
                 upper.work.set_impure(to)?;
                 upper.write_count(&links, Base::Lower)?;
@@ -377,7 +384,6 @@ impl Union {
         }
         // Held back until the directory is there: set once, under Node::copy.
         let part = to.child(&name, &made);
-        part.set_impure(false);
         drop(dir.upper.set(part));
         node.place.write().layer = UPPER;
         Ok(())

@@ -8,14 +8,14 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use rustix::fs::{RenameFlags, XattrFlags};
+use rustix::fs::{OFlags, RenameFlags, XattrFlags};
 
 use super::acl;
 use super::attr::FileType;
 use super::file::Data;
 use super::look::{Carrier, try_owner};
 use super::lookup::{Entry, Found, Identity, fact_of};
-use super::node::{Dir, Node, NodeId};
+use super::node::{Dir, Node, NodeId, Place};
 use super::owner::Owner;
 use super::publish::{self, Temp, Work};
 use super::readdir::{Child, Names};
@@ -53,6 +53,8 @@ enum What<'a> {
         kind: u32,
         rdev: (u32, u32),
     },
+    /// A whiteout for an overlay nested in the mount.
+    Whiteout,
 }
 
 impl What<'_> {
@@ -62,13 +64,14 @@ impl What<'_> {
             Self::Directory => FileType::Directory,
             Self::Symlink(_) => FileType::Symlink,
             Self::Special { kind, .. } => FileType::of_mode(*kind),
+            Self::Whiteout => FileType::CharDevice,
         }
     }
 
     fn rdev(&self) -> (u32, u32) {
         match self {
             Self::Special { rdev, .. } => *rdev,
-            Self::File | Self::Directory | Self::Symlink(_) => (0, 0),
+            Self::File | Self::Directory | Self::Symlink(_) | Self::Whiteout => (0, 0),
         }
     }
 
@@ -79,6 +82,7 @@ impl What<'_> {
             Self::Directory => sys::name::mkdir(at, mode)?,
             Self::Symlink(target) => sys::name::symlink(target, at)?,
             Self::Special { kind, rdev } => sys::name::mknod(at, kind | mode & 0o7777, rdev)?,
+            Self::Whiteout => return Err(Errno::INVAL),
         }
         Ok(None)
     }
@@ -115,7 +119,7 @@ impl Union {
         let kind = mode & libc::S_IFMT;
         let what = match kind {
             0 | libc::S_IFREG => What::File,
-            libc::S_IFCHR if rdev == (0, 0) => return Err(Errno::PERM.into()),
+            libc::S_IFCHR if rdev == (0, 0) => What::Whiteout,
             libc::S_IFCHR | libc::S_IFBLK | libc::S_IFIFO | libc::S_IFSOCK => {
                 What::Special { kind, rdev }
             }
@@ -156,6 +160,55 @@ impl Union {
         Ok(entry)
     }
 
+    /// Makes a regular file without a name and opens it, as [`Union::create`] does. It owes owner,
+    /// mode and ACL to its maker and to `parent`; [`Union::link`] may name it anywhere.
+    ///
+    /// # Errors
+    /// `EROFS` without an upper; `EOPNOTSUPP` if its filesystem has no unnamed files; those of the
+    /// calls there.
+    /// # Source
+    /// open(2), `O_TMPFILE`. Differs: `parent` is not copied up.
+    pub fn tmpfile(&self, caller: &Caller, parent: NodeId, mode: u32) -> Result<Entry> {
+        let upper = self.writable()?;
+        let parent = self.node(parent)?;
+        let dir = lock::directory(&parent)?;
+        if parent.place.read().gone {
+            return Err(Errno::NOENT.into());
+        }
+        let dress = Dress {
+            owner: self.owner_of(caller)?,
+            umask: caller.umask,
+            mode,
+            parent: dir.top().ok_or(Errno::STALE)?.stat()?,
+            acl: self.default_acl(dir)?,
+            kind: FileType::Regular,
+            rdev: (0, 0),
+        };
+        let file = upper.work.unnamed(&upper.work.dir, mode & 0o700)?.ok_or(Errno::OPNOTSUPP)?;
+        dress.put_on(&upper.work, upper.carrier, file.as_fd())?;
+        let at = || "a new object in work";
+        let stat = sys::stat::of(&file)
+            .and_then(|stat| self.seen_in_upper(Target::Open(file.as_fd()), stat))
+            .at("statx", at)?;
+        let held = sys::open::reopen(file.as_fd(), OFlags::PATH).at("open", at)?;
+        let object = (sys::stat::device(&stat), stat.stx_ino);
+        self.numbers.drop_kept(object.0, object.1);
+        let ino = self.numbers.of(object.0, object.1);
+        let (node, new) = self.table.get_or_insert(ino, |id| {
+            let place = Place::nameless(Arc::clone(&parent), Arc::new(held), object);
+            Node::new(id, ino, dress.kind, place)
+        });
+        if !new {
+            // Its inode number is one that something shows which a layer lost from outside.
+            self.release(&node, 1);
+            return Err(Errno::STALE.into());
+        }
+        *node.data.lock() = Some(Arc::new(Data::new(file)));
+        node.opened.fetch_add(1, Ordering::AcqRel);
+        self.note_data(&node);
+        Ok(Entry { node: node.id, attr: self.attr_from(&node, &stat) })
+    }
+
     fn make(
         &self,
         caller: &Caller,
@@ -181,6 +234,8 @@ impl Union {
         let is_ours = owner.to_store() == (Some(self.uid), Some(self.gid))
             && (upper.carrier.is_none() || matches!(what, What::Symlink(_)));
         let new = New { umask: caller.umask, owner, dir, to, name, mode, what };
+        let is_nested = matches!(what, What::Whiteout);
+        let is_ours = is_ours && !is_nested;
         if is_ours && names.listing.is_none() && !dir.is_merged() {
             // Nothing is hidden, and most often nothing is there: the call that makes it tells.
             match self.make_in_place(&new) {
@@ -255,8 +310,10 @@ impl Union {
         }
         match to.find(name)? {
             None => Ok(false),
-            Some(stat) if fact_of(to, name, &stat)? == Fact::Whiteout => Ok(true),
-            Some(_) => Err(Errno::EXIST.into()),
+            Some(mut stat) => match fact_of(to, name, &mut stat)? {
+                Fact::Whiteout => Ok(true),
+                Fact::Absent | Fact::Leaf | Fact::Directory { .. } => Err(Errno::EXIST.into()),
+            },
         }
     }
 
@@ -304,6 +361,19 @@ impl Union {
             kind: what.kind(),
             rdev: what.rdev(),
         };
+        if let What::Whiteout = what {
+            upper.work.set_nested(to)?;
+            let staged = upper.work.stage_nested_whiteout()?;
+            if upper.carrier.is_none() {
+                let owner = owner.to_store();
+                sys::name::chown_handle(&staged.file, owner.0, owner.1)
+                    .at("fchownat", || "a whiteout in work")?;
+            }
+            let file = upper.work.publish_file(staged, to, name, way.whiteout)?;
+            let mut stat = sys::stat::of(&file).at("statx", || to.describe(name))?;
+            sys::stat::show_as_whiteout(&mut stat);
+            return Ok((None, stat));
+        }
         let carrier = upper.carrier;
         let stands_for = carrier.is_some() && matches!(what, What::Special { .. });
         if stands_for || matches!(what, What::File) {
@@ -357,7 +427,7 @@ impl Union {
         let mut parts = Vec::new();
         if kind == FileType::Directory {
             let part = to.child(name, &stat);
-            part.set_impure(false);
+            part.now_unmarked();
             parts.push(part);
         }
         let unprivileged = u32::from(stat.stx_mode) & 0o6000 == 0;

@@ -22,7 +22,7 @@ use crate::sys;
 
 /// An open file behind a node.
 #[derive(Debug)]
-pub(crate) struct Data {
+pub struct Data {
     pub(crate) file: OwnedFd,
     /// Open for writing; then it is the upper object.
     writable: bool,
@@ -31,6 +31,12 @@ pub(crate) struct Data {
     pub(super) lent: bool,
     /// The layer that the object of the node lies in.
     pub(super) layer: layer::Index,
+}
+
+impl AsFd for Data {
+    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.file.as_fd()
+    }
 }
 
 impl Data {
@@ -173,6 +179,29 @@ impl Union {
         drop(old);
         self.note_data(node);
         Ok(opened)
+    }
+
+    /// Returns the file that holds the data of `node`, if no copy-up will ever replace it: one in the
+    /// upper layer, or any where there is none.
+    ///
+    /// # Errors
+    /// `ESTALE` for an unknown node; those of openat(2).
+    pub fn provider(&self, node: NodeId) -> Result<Option<Arc<Data>>> {
+        let node = self.node(node)?;
+        if node.kind != FileType::Regular || self.upper.is_some() && !node.is_upper() {
+            return Ok(None);
+        }
+        let data = self.readable_data(&node)?;
+        // What a lower lends to a file of the upper is replaced by a copy one day.
+        Ok((self.upper.is_none() || !data.lent).then_some(data))
+    }
+
+    /// Tells whether `node` lies in the upper layer.
+    ///
+    /// # Errors
+    /// `ESTALE` for an unknown node.
+    pub fn is_upper(&self, node: NodeId) -> Result<bool> {
+        self.node(node).map(|node| node.is_upper())
     }
 
     /// Returns a handle to copy a lower file from once, which need not be kept.

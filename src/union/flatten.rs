@@ -16,7 +16,7 @@ use std::sync::atomic::Ordering;
 
 use rustix::fs::RenameFlags;
 
-use super::attr::{FileType, times_of};
+use super::attr::{FileType, show, times_of};
 use super::copy_up::Extent;
 use super::file::Data;
 use super::lookup::Found;
@@ -89,8 +89,8 @@ struct Ready<'a> {
     name: Arc<[u8]>,
     pin: Pin<'a>,
     temp: Temp<'a>,
-    /// Device and inode number of the copy.
-    object: (u64, u64),
+    /// What statx(2) says of the copy, as users see it.
+    made: Statx,
 }
 
 impl Union {
@@ -202,10 +202,10 @@ impl Union {
                 continue;
             }
             let temp = self.stage_named(upper, &pin.node, &stat)?;
-            let made = temp.call("statx", |at| sys::stat::at(at.dir, at.name))?;
-            let object = (sys::stat::device(&made), made.stx_ino);
+            let mut made = temp.call("statx", |at| sys::stat::at(at.dir, at.name))?;
+            show(&pin.node, &mut made);
             *bytes += made.stx_blocks * 512;
-            batch.push(Ready { parent: Arc::clone(parent), name, pin, temp, object });
+            batch.push(Ready { parent: Arc::clone(parent), name, pin, temp, made });
             if batch.len() >= BATCH_FILES || *bytes >= BATCH_BYTES {
                 self.publish_batch(upper, batch)?;
                 *bytes = 0;
@@ -271,7 +271,8 @@ impl Union {
         names: &mut Names,
         ready: Ready<'_>,
     ) -> Result<()> {
-        let Ready { parent, name, pin, temp, object } = ready;
+        let Ready { parent, name, pin, temp, made } = ready;
+        let object = (sys::stat::device(&made), made.stx_ino);
         let node = &pin.node;
         // Whoever holds it copies the file up by itself.
         let Some(_copying) = node.copy.try_lock() else { return Ok(()) };
@@ -281,6 +282,7 @@ impl Union {
                 return Ok(());
             }
         }
+        self.pass_on_whiteout(upper, &made, to)?;
         // Whoever has the file open may not be able to open it again by its mode.
         let data = if node.is_opened() && node.kind == FileType::Regular {
             Some(Data::new(temp.call("openat", |at| sys::open::writer(at.dir, at.name))?))

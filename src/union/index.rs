@@ -179,8 +179,7 @@ impl Index {
     fn is_stale(&self, name: &[u8], record: &[u8]) -> Result<bool> {
         let Some(stat) = self.dir.find(name)? else { return Ok(false) };
         // Marks of the kernel's nfs_export, which mean nothing here.
-        let kind = FileType::of_mode(u32::from(stat.stx_mode));
-        if kind == FileType::Directory || sys::stat::is_whiteout(&stat) {
+        if kind_of(&stat) == FileType::Directory || sys::stat::is_whiteout(&stat) {
             return Ok(false);
         }
         if self.mark(name, &marks::ORIGIN_XATTRS)?.as_deref() != Some(record) {
@@ -201,6 +200,10 @@ impl Index {
             Ok(None)
         })
     }
+}
+
+fn kind_of(stat: &Statx) -> FileType {
+    FileType::of_mode(u32::from(stat.stx_mode))
 }
 
 fn without_handles(layer: &layer::Dir) -> Error {
@@ -332,8 +335,13 @@ impl Union {
         if record.is_empty() || name.len() > marks::NAME_MAX {
             return Ok(None);
         }
-        let Some(stat) = index.dir.find(&name)? else { return Ok(None) };
-        if (stat.stx_mode ^ like.stx_mode) & 0o170_000 != 0 || sys::stat::is_whiteout(&stat) {
+        let Some(mut stat) = index.dir.find(&name)? else { return Ok(None) };
+        let is_deleted = sys::stat::is_whiteout(&stat);
+        if sys::stat::is_whiteout(like) && kind_of(&stat) == FileType::Regular {
+            // Of a nested overlay.
+            sys::stat::show_as_whiteout(&mut stat);
+        }
+        if is_deleted || kind_of(&stat) != kind_of(like) {
             return Err(Error::Corrupt {
                 what: "an entry of the index is of another type than its origin".into(),
                 at: index.dir.describe(&name),

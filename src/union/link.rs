@@ -5,10 +5,11 @@ use std::sync::Arc;
 
 use rustix::fs::{OFlags, RenameFlags};
 
+use super::attr::{FileType, show};
 use super::copy_up::Extent;
 use super::create::check_name;
 use super::lookup::Entry;
-use super::node::{Links, Node, NodeId};
+use super::node::{Links, Node, NodeId, Place};
 use super::readdir::Child;
 use super::{Leaf, Union, lock};
 use crate::error::{Context, Errno, Result};
@@ -20,7 +21,7 @@ impl Union {
     /// Gives `node` one more name.
     ///
     /// # Errors
-    /// `EROFS` without an upper; `EPERM` for a directory; `ENOENT` for an object without a name;
+    /// `EROFS` without an upper; `EPERM` for a directory; `ENOENT` for an object that lost its name;
     /// `EEXIST`; those of the copy-up and of linkat(2).
     pub fn link(&self, node: NodeId, new_parent: NodeId, new_name: &[u8]) -> Result<Entry> {
         let upper = self.writable()?;
@@ -29,7 +30,8 @@ impl Union {
         if node.dir.is_some() {
             return Err(Errno::PERM.into());
         }
-        if node.place.read().gone {
+        let lost = |place: &Place| place.gone && !place.nameless;
+        if lost(&node.place.read()) {
             return Err(Errno::NOENT.into());
         }
         let dir = lock::directory(&parent)?;
@@ -45,6 +47,11 @@ impl Union {
         }
         let to = dir.upper.get().ok_or(Errno::STALE)?;
         self.pass_on_origin(upper, &node, to)?;
+        if node.kind == FileType::CharDevice {
+            let mut stat = sys::stat::of(&object).at("statx", || "an upper device")?;
+            show(&node, &mut stat);
+            self.pass_on_whiteout(upper, &stat, to)?;
+        }
         self.before_count_changes(upper, &node)?;
         if self.in_the_way(dir, &mut names, to, new_name)? {
             let temp = upper.work.temp();
@@ -56,11 +63,12 @@ impl Union {
                 upper.work.uncover(to, new_name);
             }
         }
-        let stat = sys::stat::of(&object)
+        let mut stat = sys::stat::of(&object)
             .and_then(|stat| self.seen_in_upper(Target::Handle(object.as_fd()), stat))
             .at("statx", || to.describe(new_name))
             // The name may be there all the same.
             .inspect_err(|_| self.distrust(&mut names))?;
+        show(&node, &mut stat);
         if let Some(listing) = &mut names.listing {
             listing.insert(Child {
                 name: new_name.into(),

@@ -148,9 +148,9 @@ impl Union {
         if part.layer.is_leftover(name) {
             return Ok(None);
         }
-        let Some(stat) = part.find(name)? else { return Ok(None) };
+        let Some(mut stat) = part.find(name)? else { return Ok(None) };
         let layer = part.layer.index;
-        Ok(match fact_of(part, name, &stat)? {
+        Ok(match fact_of(part, name, &mut stat)? {
             Fact::Absent | Fact::Whiteout => None,
             Fact::Leaf => Some(Found { stat, layer, parts: Vec::new() }),
             Fact::Directory { .. } => {
@@ -361,6 +361,7 @@ impl Union {
         place.name = name.into();
         place.layer = UPPER;
         place.gone = false;
+        place.nameless = false;
         place.held = None;
         drop(place);
         if let Some(old) = old {
@@ -372,31 +373,29 @@ impl Union {
 /// Names remembered of one upper object; with more, a handle is held when the first name goes.
 const OTHERS_MAX: usize = 8;
 
-/// Tells what an object is for the merge rule; opaque marks are left for when they matter.
+/// Tells what an object is for the merge rule; opaque marks are left for when they matter. Of a
+/// whiteout of a nested overlay `stat` is made what users see.
 ///
 /// # Errors
-/// Those of getxattr(2), asked of empty files only.
-pub(super) fn fact_of(part: &layer::Dir, name: &[u8], stat: &Statx) -> Result<Fact> {
+/// Those of listxattr(2), asked of empty files only.
+pub(super) fn fact_of(part: &layer::Dir, name: &[u8], stat: &mut Statx) -> Result<Fact> {
     let kind = FileType::of_mode(u32::from(stat.stx_mode));
     if kind == FileType::Directory {
         return Ok(Fact::Directory { closed: false });
     }
-    let is_empty_file = kind == FileType::Regular && stat.stx_size == 0;
-    if stat::is_whiteout(stat) || is_empty_file && has_whiteout_xattr(part, name)? {
+    if stat::is_whiteout(stat) {
         return Ok(Fact::Whiteout);
     }
-    Ok(Fact::Leaf)
-}
-
-fn has_whiteout_xattr(part: &layer::Dir, name: &[u8]) -> Result<bool> {
-    part.call("getxattr", name, |at| {
-        for xattr in marks::WHITEOUT_XATTRS {
-            if xattr::get(Target::Name(at), xattr)?.is_some() {
-                return Ok(true);
-            }
+    if kind == FileType::Regular && stat.stx_size == 0 {
+        let list = part.call("listxattr", name, |at| xattr::list(Target::Name(at)))?;
+        if marks::lists_any(&list, &marks::WHITEOUT_XATTRS) {
+            return Ok(Fact::Whiteout);
         }
-        Ok(false)
-    })
+        if marks::lists_any(&list, &marks::NESTED_WHITEOUT_XATTRS) {
+            stat::show_as_whiteout(stat);
+        }
+    }
+    Ok(Fact::Leaf)
 }
 
 /// Tells whether a directory of a layer hides everything beneath it.

@@ -43,7 +43,7 @@ pub use rustix::fs::{RenameFlags, StatVfs, XattrFlags};
 
 pub use self::attr::{Attr, FileType, SetAttr, SetTime, Time};
 pub use self::create::Caller;
-pub use self::file::{Whence, Written};
+pub use self::file::{Data, Whence, Written};
 pub use self::flatten::CopyLimit;
 use self::index::Index;
 use self::ino::Numbers;
@@ -328,6 +328,21 @@ impl Union {
         Ok(Node::new(NodeId::ROOT, ino, FileType::Directory, place).with_dir(dir))
     }
 
+    /// Tells whether a layer that files may be opened in for good lies on kernel overlayfs.
+    pub fn is_on_overlay(&self) -> bool {
+        const OVERLAYFS_MAGIC: u64 = 0x794c_7630;
+        let Ok(root) = self.node(NodeId::ROOT) else { return false };
+        let Some(dir) = &root.dir else { return false };
+        let is_overlay = |part: &Arc<layer::Dir>| {
+            let stat = part.with("fstatfs", |dir| rustix::fs::fstatfs(dir));
+            stat.is_ok_and(|stat| u64::try_from(stat.f_type) == Ok(OVERLAYFS_MAGIC))
+        };
+        match &self.upper {
+            Some(upper) => is_overlay(&upper.root),
+            None => dir.lowers().iter().any(is_overlay),
+        }
+    }
+
     /// Refuses every later change, because a request ended in a way nobody foresaw.
     pub fn poison(&self) {
         self.poisoned.store(true, Ordering::Release);
@@ -591,21 +606,27 @@ fn open_work(workdir: &Arc<layer::Dir>) -> Result<Arc<layer::Dir>> {
     let work = open_within(workdir, b"work")?;
     // Its handle is needed again and again.
     work.pin()?;
-    let marker = work.with("statx", |work| match sys::open::directory(work, MARKER_DIR) {
-        Ok(incompat) => sys::stat::find(incompat.as_fd(), MARKER),
-        Err(Errno::NOENT) => Ok(None),
+    let mut marker = None;
+    work.with("getdents64", |work| match sys::open::directory(work, MARKER_DIR) {
+        Ok(incompat) => sys::name::list(incompat.as_fd(), |name, _, _| {
+            marker = Some(String::from_utf8_lossy(name).into_owned());
+            Ok(())
+        }),
+        Err(Errno::NOENT) => Ok(()),
         Err(errno) => Err(errno),
     })?;
-    if marker.is_some() {
-        return Err(Error::Busy {
-            what: format!(
-                "workdir: {} exists: the last mount was volatile, so its upper layer may be \
-                 incomplete; discard upperdir and workdir, or remove that directory to use them \
-                 all the same",
-                workdir.layer.path.join("work").join("incompat").join("volatile").display()
-            )
-            .into(),
-        });
-    }
-    Ok(work)
+    let Some(marker) = marker else { return Ok(work) };
+    let why = if marker.as_bytes() == MARKER {
+        "the last mount was volatile, so its upper layer may be incomplete"
+    } else {
+        "the last mount had a feature that is not known here"
+    };
+    Err(Error::Busy {
+        what: format!(
+            "workdir: {} exists: {why}; discard upperdir and workdir, or remove that directory to \
+             use them all the same",
+            workdir.layer.path.join("work").join("incompat").join(marker).display()
+        )
+        .into(),
+    })
 }

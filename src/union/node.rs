@@ -105,8 +105,10 @@ pub(crate) struct Place {
     pub(crate) object: (u64, u64),
     /// Its number was found by an origin on the disk, and can be found there again.
     pub(crate) found_origin: bool,
-    /// No name leads to the object any more.
+    /// No name leads to the object any more, or none has yet.
     pub(crate) gone: bool,
+    /// No name has ever led to the object, and one may (`O_TMPFILE`).
+    pub(crate) nameless: bool,
     /// Reaches an upper object whose name above is not, or no longer, its own.
     pub(crate) held: Option<Arc<OwnedFd>>,
     /// More names of an upper object, to go on with when the one above goes. Parents are counted.
@@ -128,9 +130,16 @@ impl Place {
             object,
             found_origin: false,
             gone: false,
+            nameless: false,
             held: None,
             others: Vec::new(),
         }
+    }
+
+    /// A place in upper without a name, beneath the directory that one may be given in.
+    pub(crate) fn nameless(parent: Arc<Node>, held: Arc<OwnedFd>, object: (u64, u64)) -> Self {
+        let place = Self::new(Some(parent), b"", UPPER, object);
+        Self { gone: true, nameless: true, held: Some(held), ..place }
     }
 
     pub(crate) fn is_named(&self, parent: &Arc<Node>, name: &[u8]) -> bool {

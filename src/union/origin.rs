@@ -363,6 +363,22 @@ impl Union {
         }
         Ok(())
     }
+
+    /// Marks an upper directory that an object is about to appear in, if the object is a whiteout of
+    /// a nested overlay.
+    ///
+    /// # Errors
+    /// Those of setxattr(2).
+    pub(super) fn pass_on_whiteout(
+        &self,
+        upper: &Upper,
+        stat: &Statx,
+        to: &layer::Dir,
+    ) -> Result<()> {
+        // Where files stand for devices, an empty one need not be a whiteout.
+        let is_nested = upper.carrier.is_none() && sys::stat::is_whiteout(stat);
+        if is_nested { upper.work.set_nested(to) } else { Ok(()) }
+    }
 }
 
 /// What a copy is known by at the next mount.
@@ -419,10 +435,10 @@ fn same_name(
         return Ok(None);
     }
     for part in dir.lowers() {
-        let Some(stat) = part.find(name)? else { continue };
+        let Some(mut stat) = part.find(name)? else { continue };
         let is_like =
             FileType::of_mode(u32::from(stat.stx_mode)) == kind && stat.stx_nlink <= links;
-        if !is_like || fact_of(part, name, &stat)? != Fact::Leaf {
+        if !is_like || fact_of(part, name, &mut stat)? != Fact::Leaf {
             return Ok(None);
         }
         if let Some(handle) = handle {

@@ -126,8 +126,7 @@ impl Work {
     /// Makes an empty regular file that no name leads to. It inherits from `parent` what a file
     /// made there does (group, ACL), if the filesystem has unnamed files.
     pub(crate) fn stage_file(&self, parent: &layer::Dir, mode: u32) -> Result<Staged<'_>> {
-        if self.can.unnamed {
-            let file = parent.with("openat", |dir| sys::open::unnamed(dir, mode))?;
+        if let Some(file) = self.unnamed(parent, mode)? {
             return Ok(Staged { file, name: None });
         }
         let temp = self.temp();
@@ -228,7 +227,7 @@ impl Work {
                 Err(errno) => Err(errno),
             }
         })?;
-        dir.set_impure(true);
+        dir.now_impure();
         Ok(())
     }
 
@@ -239,6 +238,44 @@ impl Work {
         }
         let name = self.namespace.of(&marks::OPAQUE_XATTRS);
         xattr::set(Target::Handle(dir), name, marks::OPAQUE_VALUE, XattrFlags::empty())
+    }
+
+    /// Marks the upper directory `dir` as one that may hold whiteouts of a nested overlay, unless it
+    /// is: for our own listings, and for a nested overlay that has it as a lower layer.
+    ///
+    /// # Errors
+    /// Those of getxattr(2) and setxattr(2).
+    pub(crate) fn set_nested(&self, dir: &layer::Dir) -> Result<()> {
+        if dir.has_nested_whiteouts()? {
+            return Ok(());
+        }
+        let mark = self.namespace.of(&marks::NESTED_WHITEOUTS_XATTRS);
+        let opaque = self.namespace.of(&marks::NESTED_OPAQUE_XATTRS);
+        dir.with("setxattr", |dir| {
+            let dir = Target::Handle(dir);
+            if xattr::get(dir, opaque)?.is_none() {
+                xattr::set(dir, opaque, marks::XATTR_WHITEOUTS_VALUE, XattrFlags::empty())?;
+            }
+            // Also there if the nested overlay makes the directory opaque.
+            xattr::set(dir, mark, b"y", XattrFlags::empty())
+        })?;
+        dir.now_nested();
+        Ok(())
+    }
+
+    /// Makes a whiteout of a nested overlay that no name leads to yet: an empty file with the
+    /// escaped xattr, because a device 0:0 would be one of ours.
+    ///
+    /// # Source
+    /// overlayfs.rst, "Nesting overlayfs mounts". Differs: shown as a device again, which all
+    /// overlays read, in every layer.
+    pub(crate) fn stage_nested_whiteout(&self) -> Result<Staged<'_>> {
+        let staged = self.stage_file(&self.dir, 0o600)?;
+        let name = self.namespace.of(&marks::NESTED_WHITEOUT_XATTRS);
+        let target = Target::Open(staged.file.as_fd());
+        xattr::set(target, name, b"y", XattrFlags::empty())
+            .at("setxattr", || "a whiteout in work")?;
+        Ok(staged)
     }
 
     /// Name of the anchor of the object with inode number `ino`.
@@ -295,6 +332,17 @@ impl Work {
             moving.restore()?;
             done
         })
+    }
+
+    /// Makes a regular file without a name, where the filesystem has such files.
+    ///
+    /// # Errors
+    /// Those of openat(2).
+    pub(crate) fn unnamed(&self, parent: &layer::Dir, mode: u32) -> Result<Option<OwnedFd>> {
+        if !self.can.unnamed {
+            return Ok(None);
+        }
+        parent.with("openat", |dir| sys::open::unnamed(dir, mode)).map(Some)
     }
 
     /// Publishes a staged file as `name` in `to`; over what is there only if `replace`.

@@ -545,7 +545,8 @@ fn read_part(part: &Arc<layer::Dir>) -> Result<Vec<Found>> {
         }
         Ok(())
     })?;
-    if part.layer.index != UPPER && part.opaque()? == marks::Opaque::XattrWhiteouts {
+    // Any empty file in them may be a whiteout, ours or a nested overlay's.
+    if part.has_xattr_whiteouts()? {
         let regular = |(_, entry): &(usize, &Found)| entry.2 == FileType::Regular;
         unsure.extend(found.iter().enumerate().filter(regular).map(|(at, _)| at));
     }
@@ -555,13 +556,13 @@ fn read_part(part: &Arc<layer::Dir>) -> Result<Vec<Found>> {
     for at in unsure {
         let Some(entry) = found.get_mut(at) else { continue };
         // A name that went meanwhile was not there.
-        let Some(stat) = part.find(&entry.0)? else {
+        let Some(mut stat) = part.find(&entry.0)? else {
             entry.1 = Fact::Absent;
             continue;
         };
+        entry.1 = super::lookup::fact_of(part, &entry.0, &mut stat)?;
         entry.2 = FileType::of_mode(u32::from(stat.stx_mode));
         entry.3 = stat.stx_ino;
-        entry.1 = super::lookup::fact_of(part, &entry.0, &stat)?;
     }
     if marked.is_empty() {
         return Ok(found);

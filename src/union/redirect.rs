@@ -152,10 +152,10 @@ impl Union {
             Some(mark) => dir.find(&mark)?.is_some(),
             None => false,
         };
-        let Some(stat) = dir.find(name)? else {
+        let Some(mut stat) = dir.find(name)? else {
             return Ok(marked.then_some((Fact::Whiteout, None)));
         };
-        Ok(Some(match fact_of(dir, name, &stat)? {
+        Ok(Some(match fact_of(dir, name, &mut stat)? {
             Fact::Directory { .. } => {
                 let part = dir.child(name, &stat);
                 let closed = marked || is_closed(&part)?;

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use rustix::fs::RenameFlags;
 
+use super::attr::FileType;
 use super::copy_up::{Extent, copy_attributes};
 use super::create::check_name;
 use super::flatten::Pin;
@@ -106,7 +107,8 @@ impl Plan {
 /// `ENOTEMPTY`; `EXDEV` for a directory whose lower parts stay.
 fn plan_rename(case: &Case) -> std::result::Result<Step, Errno> {
     let exchange = case.flags == RenameFlags::EXCHANGE;
-    if !exchange && !(case.flags - RenameFlags::NOREPLACE).is_empty() {
+    let known = RenameFlags::NOREPLACE | RenameFlags::WHITEOUT;
+    if !exchange && !(case.flags - known).is_empty() {
         return Err(Errno::INVAL);
     }
     let source = case.source;
@@ -346,13 +348,21 @@ impl Union {
         let new = End { parent: to, upper: new, name: new_name };
         if apart {
             self.pass_on_origin(upper, &source.node, new.upper)?;
+            self.pass_on_whiteout(upper, &source.stat, new.upper)?;
             if let Some(target) = target.as_ref().filter(|_| exchange) {
                 self.pass_on_origin(upper, &target.node, old.upper)?;
+                self.pass_on_whiteout(upper, &target.stat, old.upper)?;
             }
         }
         let kept = match &target {
             Some(target) if !exchange => self.before_replacing(upper, &new, target)?,
             _ => None,
+        };
+        let nested = if flags.contains(RenameFlags::WHITEOUT) {
+            upper.work.set_nested(old.upper)?;
+            Some(upper.work.stage_nested_whiteout()?)
+        } else {
+            None
         };
         self.publish_rename(upper, &plan, &old, &new)?;
         if case.below_target && target.is_none() && !case.whiteout {
@@ -362,6 +372,14 @@ impl Union {
         if let Some(listing) = &mut both.from().listing {
             listing.remove(name, plan.leaves_whiteout && upper.work.can.device);
         }
+        let whiteout = nested
+            .map(|staged| {
+                upper
+                    .work
+                    .publish_file(staged, old.upper, name, plan.leaves_whiteout)
+                    .and_then(|file| sys::stat::of(&file).at("statx", || old.upper.describe(name)))
+            })
+            .transpose();
         match (&target, exchange) {
             (Some(target), true) => {
                 if let Some(listing) = &mut both.from().listing {
@@ -379,6 +397,16 @@ impl Union {
             listing.insert(child(new_name, &source));
         }
         self.moved(&source, &new, &old);
+        // The rename is done, whatever became of the whiteout.
+        if let (Some(stat), Some(listing)) = (whiteout?, &mut both.from().listing) {
+            listing.insert(Child {
+                name: name.into(),
+                kind: FileType::CharDevice,
+                top: UPPER,
+                object: (device(&stat), stat.stx_ino),
+                parts: None,
+            });
+        }
         Ok(Tried::Done)
     }
 
@@ -644,10 +672,11 @@ mod tests {
 
     #[test]
     fn refusals() {
+        let both = RenameFlags::WHITEOUT | RenameFlags::EXCHANGE;
         let merged = Side { is_movable: false, ..DIR };
         let full = Side { is_empty: false, ..DIR };
         let cases = [
-            (Case { flags: RenameFlags::WHITEOUT, ..PLAIN }, Errno::INVAL),
+            (Case { flags: both, ..PLAIN }, Errno::INVAL),
             (Case { flags: RenameFlags::EXCHANGE, ..PLAIN }, Errno::NOENT),
             (Case { flags: RenameFlags::NOREPLACE, target: Some(FILE), ..PLAIN }, Errno::EXIST),
             (Case { target: Some(DIR), ..PLAIN }, Errno::ISDIR),

@@ -14,8 +14,14 @@ use super::node::{Node, NodeId};
 use super::{Leaf, Union};
 use crate::error::{Errno, Result};
 use crate::layer::UPPER;
+use crate::marks;
 use crate::sys::inode_flags;
 use crate::sys::xattr::{self, Target};
+
+/// Tells whether an xattr is what makes a file the whiteout of a nested overlay that `node` shows.
+fn is_form(node: &Node, name: &[u8]) -> bool {
+    node.kind == FileType::CharDevice && marks::WHITEOUT_XATTRS.contains(&name)
+}
 
 impl Union {
     /// Returns the value of an xattr; `None` if the object has none of that name.
@@ -24,6 +30,9 @@ impl Union {
     /// Those of getxattr(2) but `ENODATA` and `EOPNOTSUPP`.
     pub fn getxattr(&self, node: NodeId, name: &[u8]) -> Result<Option<Vec<u8>>> {
         let node = self.node(node)?;
+        if is_form(&node, name) {
+            return Ok(None);
+        }
         if is_listed(name) && !self.may_have_xattrs(&node)? {
             return Ok(None);
         }
@@ -47,7 +56,8 @@ impl Union {
             let stored = self.with_xattrs(node, "listxattr", xattr::list)?;
             let mut visible = Vec::with_capacity(stored.len());
             for name in stored.split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
-                if let Some(name) = Self::visible_xattr(form, name) {
+                let shown = Self::visible_xattr(form, name);
+                if let Some(name) = shown.filter(|name| !is_form(node, name)) {
                     visible.extend_from_slice(&name);
                     visible.push(0);
                 }

@@ -1,0 +1,201 @@
+//! What the transport itself carries: requests that not every FUSE library knows, the threads behind them, and the counts
+//! of them. Tests of what only our own transport serves are skipped where `FUSE_TESTS_OPTIONS` asks for another.
+
+use std::fs;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::Path;
+
+use fuse_tests::case::{BOUND, Case, as_user, gone, names, put, said, text, work_residue};
+use fuse_tests::env::{is_other_program, wait_until};
+use fuse_tests::fixture::Kind;
+use fuse_tests::{both, needs_kernel_overlay, needs_root, skip};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, linkat, open};
+use rustix::io::Errno;
+use rustix::process::{Signal, kill_process};
+
+/// Ends the calling test unless the transport is ours.
+macro_rules! needs_our_transport {
+    () => {
+        let options = std::env::var("FUSE_TESTS_OPTIONS").unwrap_or_default();
+        if is_other_program() || options.contains("transport=fuser") {
+            skip!("not served by this transport");
+        }
+    };
+}
+
+fn unnamed(dir: impl AsRef<Path>, mode: u32, more: OFlags) -> OwnedFd {
+    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC | more;
+    open(dir.as_ref(), flags, Mode::from_raw_mode(mode)).unwrap()
+}
+
+fn name_it(file: &OwnedFd, path: impl AsRef<Path>) -> Result<(), Errno> {
+    let from = format!("/proc/self/fd/{}", file.as_raw_fd());
+    linkat(CWD, from, CWD, path.as_ref(), AtFlags::SYMLINK_FOLLOW)
+}
+
+both!(an_unnamed_file_is_named_once_it_is_complete);
+fn an_unnamed_file_is_named_once_it_is_complete() {
+    needs_our_transport!();
+    let mut c = Case::new(1);
+    fs::create_dir_all(c.l(0, "dir/other")).unwrap();
+    put(c.l(0, "dir/hidden"), "lower");
+    c.mount();
+    fs::remove_file(c.m("dir/hidden")).unwrap();
+    let file = unnamed(c.m("dir"), 0o640, OFlags::empty());
+    rustix::io::write(&file, b"all of it").unwrap();
+    let stat = rustix::fs::fstat(&file).unwrap();
+    assert_eq!((stat.st_nlink, stat.st_mode & 0o7777, stat.st_size), (0, 0o640, 9));
+    assert_eq!(names(c.m("dir")), ["other"]);
+    assert!(names(c.u("dir")).iter().all(|name| name == "hidden"), "nothing but the whiteout");
+
+    // Over a whiteout, in another directory, and under a name that exists.
+    name_it(&file, c.m("dir/hidden")).unwrap();
+    name_it(&file, c.m("dir/other/second")).unwrap();
+    assert_eq!(name_it(&file, c.m("dir/hidden")), Err(Errno::EXIST));
+    let stat = rustix::fs::fstat(&file).unwrap();
+    for path in ["dir/hidden", "dir/other/second"] {
+        assert_eq!(text(c.m(path)), "all of it");
+        let named = fs::metadata(c.m(path)).unwrap();
+        assert_eq!((named.ino(), named.nlink()), (stat.st_ino, 2));
+    }
+    // What is written now is seen through every name.
+    rustix::io::pwrite(&file, b"ALL", 0).unwrap();
+    assert_eq!(text(c.m("dir/other/second")), "ALL of it");
+    // Named once it has lost all names again, it stays without.
+    fs::remove_file(c.m("dir/hidden")).unwrap();
+    fs::remove_file(c.m("dir/other/second")).unwrap();
+    assert_eq!(name_it(&file, c.m("dir/again")), Err(Errno::NOENT));
+    assert_eq!(rustix::fs::fstat(&file).unwrap().st_nlink, 0);
+    drop(file);
+
+    let kept = unnamed(c.m("dir"), 0o600, OFlags::empty());
+    name_it(&kept, c.m("dir/kept")).unwrap();
+    drop(kept);
+    c.remount();
+    assert_eq!(names(c.m("dir")), ["kept", "other"]);
+    gone(c.m("dir/hidden"));
+    assert_eq!(work_residue(&c), Vec::<std::path::PathBuf>::new());
+}
+
+#[test]
+fn an_unnamed_file_opened_exclusively_gets_no_name() {
+    needs_root!();
+    needs_our_transport!();
+    let mut c = Case::new(1);
+    c.mount();
+    let file = unnamed(c.m(""), 0o600, OFlags::EXCL);
+    assert_eq!(name_it(&file, c.m("name")), Err(Errno::NOENT));
+    gone(c.m("name"));
+}
+
+/// Owner, group, mode and ACL are those that kernel overlayfs gives, beside it on the same layers.
+#[test]
+fn an_unnamed_file_owes_to_maker_and_directory_what_the_kernel_says() {
+    needs_root!();
+    needs_kernel_overlay!();
+    needs_our_transport!();
+    let mut c = Case::new(1);
+    for (dir, mode) in [("plain", 0o777), ("setgid", 0o2777), ("acl", 0o777)] {
+        fs::create_dir(c.l(0, dir)).unwrap();
+        fs::set_permissions(c.l(0, dir), fs::Permissions::from_mode(mode)).unwrap();
+        std::os::unix::fs::chown(c.l(0, dir), None, Some(4321)).unwrap();
+    }
+    // u::rwx, u:77:rw-, g::r-x, m::rwx, o::---
+    let acl: Vec<u8> = [(1_u16, 7_u16, u32::MAX), (2, 6, 77), (4, 5, u32::MAX), (16, 7, u32::MAX)]
+        .into_iter()
+        .chain([(32, 0, u32::MAX)])
+        .flat_map(|(tag, perm, id)| {
+            [&tag.to_le_bytes()[..], &perm.to_le_bytes(), &id.to_le_bytes()].concat()
+        })
+        .collect();
+    let acl = [&2_u32.to_le_bytes()[..], &acl].concat();
+    fuse_tests::case::setx(c.l(0, "acl"), "system.posix_acl_default", acl);
+    let kernel = c.sandbox.side(Kind::Kernel, "kernel").mount();
+    c.mount();
+    let script = "import os, sys\n\
+        for d in ['plain', 'setgid', 'acl']:\n\
+        \x20os.umask(0o027)\n\
+        \x20fd = os.open(d, os.O_TMPFILE | os.O_RDWR, 0o2666)\n\
+        \x20s = os.fstat(fd)\n\
+        \x20print(d, oct(s.st_mode), s.st_uid, s.st_gid, s.st_nlink, sorted(os.listxattr(fd)))\n\
+        \x20os.link(str(fd), d + '/n', src_dir_fd=os.open('/proc/self/fd', 0), follow_symlinks=True)\n\
+        \x20s = os.stat(d + '/n')\n\
+        \x20print(oct(s.st_mode), s.st_uid, s.st_gid, s.st_nlink)\n";
+    let script = format!("python3 -c \"{script}\"");
+    let run = |root: &Path| {
+        let out = as_user(1234, root, &script);
+        assert!(out.status.success(), "{}", said(&out));
+        String::from_utf8(out.stdout).unwrap()
+    };
+    assert_eq!(run(&c.m("")), run(kernel.path()));
+    kernel.unmount();
+}
+
+#[test]
+fn times_of_birth_are_those_of_the_layers() {
+    needs_root!();
+    needs_our_transport!();
+    let mut c = Case::new(1);
+    put(c.l(0, "lower"), "x");
+    let born = |path: std::path::PathBuf| fs::symlink_metadata(path).unwrap().created().ok();
+    if born(c.l(0, "lower")).is_none() {
+        skip!("this filesystem has no times of birth");
+    }
+    c.mount();
+    assert_eq!(born(c.m("lower")), born(c.l(0, "lower")));
+    put(c.m("upper"), "x");
+    assert_eq!(born(c.m("upper")), born(c.u("upper")));
+}
+
+/// SIGUSR1: one line in the log, with the number of requests of each kind; the server goes on.
+#[test]
+fn the_server_tells_what_it_was_asked() {
+    needs_root!();
+    needs_our_transport!();
+    let mut c = Case::new(1);
+    put(c.l(0, "file"), "x");
+    let log = c.sandbox.root().join("log");
+    c.mount_with(&format!("log_level=info,log_file={}", log.display()));
+    let ask = |lines: usize| -> String {
+        kill_process(c.server(), Signal::USR1).unwrap();
+        let mut found = String::new();
+        wait_until("the counts", BOUND, || {
+            let said = fs::read_to_string(&log).unwrap_or_default();
+            let counts: Vec<&str> =
+                said.lines().filter(|line| line.contains("requests: ")).collect();
+            found = counts.last().map(|line| (*line).to_owned()).unwrap_or_default();
+            counts.len() == lines && said.ends_with('\n')
+        });
+        found
+    };
+    let count = |line: &str, name: &str| -> u64 {
+        let is_it = |word: &&str| word.starts_with(&format!("{name}="));
+        line.split(' ').find(is_it).map_or(0, |word| word[name.len() + 1..].parse().unwrap())
+    };
+    let before = ask(1);
+    for n in 0..5 {
+        gone(c.m(&format!("absent-{n}")));
+    }
+    let after = ask(2);
+    assert_eq!(count(&after, "LOOKUP"), count(&before, "LOOKUP") + 5, "{before}\n{after}");
+    assert_eq!(text(c.m("file")), "x");
+}
+
+/// Both are accepted, and a word that is neither is refused.
+#[test]
+fn every_transport_serves() {
+    needs_root!();
+    for name in ["dev", "fuser"] {
+        if is_other_program() {
+            skip!("another program has no transports to choose from");
+        }
+        let mut c = Case::new(1);
+        put(c.l(0, "file"), "x");
+        c.mount_with(&format!("transport={name}"));
+        fs::rename(c.m("file"), c.m("moved")).unwrap();
+        assert_eq!(text(c.m("moved")), "x");
+        c.remount();
+        assert_eq!(names(c.m("")), ["moved"]);
+    }
+}

@@ -1,0 +1,118 @@
+//! Replies, put together in one buffer of a worker so that each is one write(2) and none allocates.
+
+use super::abi;
+use crate::error::Errno;
+use crate::union::NodeId;
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+/// Bytes of the header that every reply begins with.
+const HEADER: usize = size_of::<abi::OutHeader>();
+
+/// A reply in the making.
+#[derive(Debug)]
+pub(super) struct Reply {
+    buffer: Box<[u8]>,
+    /// Bytes in use, the header's included.
+    len: usize,
+    /// A node that this reply gives to the kernel, to be taken back should it not arrive.
+    pub(super) gives: Option<NodeId>,
+}
+
+impl Reply {
+    /// Returns a buffer for replies with up to `capacity` bytes beside the header.
+    ///
+    /// Its memory is zeroed by the system when it is first touched, so what is never used costs
+    /// nothing.
+    pub(super) fn new(capacity: usize) -> Self {
+        let buffer = vec![0; HEADER + capacity].into_boxed_slice();
+        Self { buffer, len: HEADER, gives: None }
+    }
+
+    /// Forgets what was put.
+    pub(super) fn clear(&mut self) {
+        self.len = HEADER;
+        self.gives = None;
+    }
+
+    /// Appends a structure; what does not fit is left out, and told by `false`.
+    pub(super) fn put(&mut self, value: &(impl IntoBytes + Immutable)) -> bool {
+        self.put_bytes(value.as_bytes())
+    }
+
+    /// Appends bytes; what does not fit is left out, and told by `false`.
+    pub(super) fn put_bytes(&mut self, bytes: &[u8]) -> bool {
+        let end = self.len + bytes.len();
+        match self.buffer.get_mut(self.len..end) {
+            Some(room) => room.copy_from_slice(bytes),
+            None => return false,
+        }
+        self.len = end;
+        true
+    }
+
+    /// Returns room for up to `size` bytes to be written in place; [`Reply::took`] says how many
+    /// were.
+    pub(super) fn room(&mut self, size: usize) -> Option<&mut [u8]> {
+        self.buffer.get_mut(self.len..self.len.checked_add(size)?)
+    }
+
+    /// Takes the first `count` bytes of the room into the reply.
+    pub(super) fn took(&mut self, count: usize) {
+        self.len = self.buffer.len().min(self.len.saturating_add(count));
+    }
+
+    /// Returns how many bytes follow the header.
+    pub(super) fn payload(&self) -> usize {
+        self.len - HEADER
+    }
+
+    /// Appends one name of a listing whose names take up to `limit` bytes, with its entry if it has
+    /// one; `false` and no change if it does not fit.
+    pub(super) fn put_name(
+        &mut self,
+        limit: usize,
+        entry: Option<&abi::EntryOut>,
+        dirent: &abi::Dirent,
+        name: &[u8],
+    ) -> bool {
+        const ALIGN: usize = 8;
+        let before = self.len;
+        let padding = name.len().next_multiple_of(ALIGN) - name.len();
+        let put = entry.is_none_or(|entry| self.put(entry))
+            && self.put(dirent)
+            && self.put_bytes(name)
+            && self.put_bytes([0; ALIGN].get(..padding).unwrap_or_default())
+            && self.payload() <= limit;
+        if !put {
+            self.len = before;
+        }
+        put
+    }
+
+    /// Completes the reply to request `unique` and returns its bytes.
+    pub(super) fn finish(&mut self, unique: u64) -> &[u8] {
+        self.finish_with(unique, 0)
+    }
+
+    /// Completes the reply as a refusal, which has nothing but its number.
+    pub(super) fn refuse(&mut self, unique: u64, number: i32) -> &[u8] {
+        self.len = HEADER;
+        self.finish_with(unique, -number)
+    }
+
+    /// Completes the reply as a refusal of the request in `bytes`, whose answer was not taken.
+    pub(super) fn refuse_request(&mut self, bytes: &[u8]) -> Option<&[u8]> {
+        let (header, _) = abi::InHeader::read_from_prefix(bytes).ok()?;
+        Some(self.refuse(header.unique, Errno::IO.raw_os_error()))
+    }
+
+    fn finish_with(&mut self, unique: u64, error: i32) -> &[u8] {
+        // No buffer is as large as that.
+        let len = u32::try_from(self.len).unwrap_or(u32::MAX);
+        let header = abi::OutHeader { len, error, unique };
+        if let Some(room) = self.buffer.get_mut(..HEADER) {
+            room.copy_from_slice(header.as_bytes());
+        }
+        self.buffer.get(..self.len).unwrap_or_default()
+    }
+}
