@@ -7,14 +7,19 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 
 use fuse_tests::case::{Case, forget_all, gone, names, put, sh, text};
 use fuse_tests::trace::{Counts, count, no_strace};
 use fuse_tests::{needs_root, skip};
 use rustix::fs::{Timespec, Timestamps};
 
+/// One test at a time: what one makes the kernel forget, another would count.
+static ALONE: Mutex<()> = Mutex::new(());
+
 macro_rules! needs_counts {
     () => {
+        let _alone = ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         needs_root!();
         if let Some(reason) = no_strace() {
             skip!("{reason}");

@@ -562,6 +562,8 @@ fn a_full_upper_is_reported_by_the_write() {
             assert_eq!(fs::metadata(c.m("new")).unwrap().len(), written as u64);
             assert!(fs::read(c.m("new")).unwrap().iter().all(|byte| *byte == 7));
         }
+        // What little is left, by whom there is no doubt.
+        fill_up(&File::create(image.path.join("rest")).unwrap(), 20 << 20);
         // By mapping: msync says it; where the kernel serves the file, the store does, as on the filesystem itself.
         let script = r#"
 import errno, mmap, os, sys
@@ -583,6 +585,7 @@ except OSError as e:
         assert!(bus.is_some() || status.success());
         // Room again, and all goes on.
         fs::remove_file(c.m("new")).unwrap();
+        fs::remove_file(image.path.join("rest")).unwrap();
         put(c.m("small"), "larger now");
         assert_eq!(text(c.m("small")), "larger now");
         c.unmount();

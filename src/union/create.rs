@@ -268,20 +268,20 @@ impl Union {
         let New { to, name, what, .. } = *new;
         let mode = self.masked(new)?;
         let file = to.call("create", name, |at| what.make(at, mode))?;
-        let stat = match &file {
-            Some(file) => {
-                let stat = sys::stat::of(file).at("statx", || to.describe(name))?;
-                // Lost where a server makes the file first and gives it to its owner then.
-                let lost = mode & !u32::from(stat.stx_mode) & 0o7000;
-                if lost == 0 || self.uid != 0 {
-                    stat
-                } else {
-                    sys::name::chmod_handle(file, mode).at("chmod", || to.describe(name))?;
-                    sys::stat::of(file).at("statx", || to.describe(name))?
-                }
-            }
-            None => to.call("statx", name, |at| sys::stat::at(at.dir, at.name))?,
+        let look = || match &file {
+            Some(file) => sys::stat::of(file).at("statx", || to.describe(name)),
+            None => to.call("statx", name, |at| sys::stat::at(at.dir, at.name)),
         };
+        let stat = look()?;
+        // Lost where a server makes the object first and gives it to its owner then.
+        let lost = mode & !u32::from(stat.stx_mode) & 0o7000;
+        if lost == 0 || self.uid != 0 || matches!(what, What::Symlink(_)) {
+            return Ok((file, stat));
+        }
+        to.call("chmod", name, |at| {
+            sys::name::chmod_handle(&sys::open::handle(at.dir, at.name)?, mode)
+        })?;
+        let stat = look()?;
         Ok((file, stat))
     }
 
