@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use fuse_tests::case::{
-    BOUND, CAP_NET_RAW, Case, getx, gone, names, put, refused, setx, sh, text, umount,
+    BOUND, CAP_NET_RAW, Case, append, getx, gone, names, put, refused, setx, sh, text, umount,
 };
 use fuse_tests::fixture::{Kind, pattern};
 use fuse_tests::tree::{Options, Snapshot, assert_same, snapshot_with};
@@ -330,6 +330,32 @@ fn data_only_layers_lend_data_and_show_nothing() {
         c.sandbox.check_lowers();
         assert_eq!(getx(c.u("etc/two"), METACOPY), None);
     }
+}
+
+// Marks that anybody may write lead into data-only layers alone, also from a metacopy of the file that has them.
+#[test]
+fn a_change_of_attributes_trusts_no_more_marks() {
+    needs_root!();
+    let c = Case::new(3);
+    put(c.l(2, "secret"), "object");
+    put(c.l(1, "secret"), "lower!");
+    stub(&c.l(0, "f"), 6, "user.overlay.metacopy", b"");
+    setx(c.l(0, "f"), "user.overlay.redirect", "/secret");
+    let spec = |option: &str| {
+        let mut spec = c.spec().option(option);
+        let data = spec.lowers.pop().unwrap();
+        spec.option(&format!("datadir+={}", data.display()))
+    };
+    // All marks are trusted while it is made, and those of root alone afterwards.
+    let mount = spec("metacopy=on").mount();
+    fs::set_permissions(mount.path().join("f"), fs::Permissions::from_mode(0o600)).unwrap();
+    drop(mount);
+    assert!(getx(c.u("f"), METACOPY).is_some());
+    let mount = spec("redirect_dir=off").mount();
+    let f = mount.path().join("f");
+    assert_eq!(text(&f), "object");
+    append(&f, "+");
+    assert_eq!(text(&f), "object+");
 }
 
 // `verity` says what is done about digests. A digest that nobody vouches for is as bad as a wrong one.

@@ -107,9 +107,12 @@ impl Union {
         let parent = parent.ok_or(Errno::STALE)?;
         let dir = lock::directory(&parent)?;
         let mut layer = layer;
+        let mut distrusted = stub.distrusted;
         let mut route = stub.redirect.unwrap_or(Redirect::Sibling(name));
-        let below = if stub.distrusted { &[] } else { self.roots_below(layer) };
-        for root in below {
+        for root in self.roots_below(layer) {
+            if distrusted {
+                break;
+            }
             if root.layer.index <= layer {
                 continue;
             }
@@ -127,6 +130,7 @@ impl Union {
                     None => return self.vouched(data, stub.digest.as_ref()).map(Some),
                     Some(next) => {
                         layer = root.layer.index;
+                        distrusted = next.distrusted;
                         route = next.redirect.unwrap_or(route);
                     }
                 }
