@@ -177,6 +177,10 @@ impl Union {
         if !self.metacopy || stat.stx_size == 0 || node.links.get().is_some() {
             return Ok(None);
         }
+        if self.uid != 0 && node.is_opened() {
+            // Its mode may forbid us to open it again, for those who have it open.
+            return Ok(None);
+        }
         let digest = match self.verity {
             Verity::Off => None,
             Verity::On | Verity::Require => measure(self.source_data(node)?.file.as_fd())?,
