@@ -100,6 +100,11 @@ impl Union {
         Pin { union: self, node: Arc::clone(node) }
     }
 
+    /// Counts one more user of the node with this number, if there is one.
+    pub(super) fn pin_by_number(&self, ino: u64) -> Option<Pin<'_>> {
+        self.table.by_ino_counted(ino).map(|node| Pin { union: self, node })
+    }
+
     /// Makes sure that all beneath a directory lies in the upper, and nothing of it in lowers.
     ///
     /// # Errors
