@@ -363,7 +363,7 @@ fn a_change_of_attributes_trusts_no_more_marks() {
 #[test]
 fn a_full_upper_leaves_a_metacopy_as_it_was() {
     needs_root!();
-    let mut c = Case::new(1);
+    let c = Case::new(1);
     put(c.l(0, "f"), pattern(16 << 20, 7));
     sh(c.l(0, ""), "touch -d 2001-01-01 f");
     let small = OtherFs::mount(&c, "small", "tmpfs", "size=4m");
