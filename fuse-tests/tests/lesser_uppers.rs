@@ -10,10 +10,11 @@ use std::io::{Read, Seek, Write};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use fuse_tests::case::{Case, append, forget_all, names, put};
+use fuse_tests::case::{Case, append, forget_all, names, put, refused, sh};
 use fuse_tests::fixture::fill;
 use fuse_tests::weak::{Server, Store};
 use fuse_tests::{needs_root, skip};
+use rustix::io::Errno;
 
 const BINDFS: Server = Server::Bindfs(&["--xattr-none", "--chown-deny"]);
 
@@ -327,4 +328,24 @@ fn what_the_upper_can_do_is_logged() {
     let output = c.spec().option("upper_lacks=legs").try_mount().unwrap_err();
     let text = String::from_utf8_lossy(&output.stderr);
     assert!(text.contains("upper_lacks=legs: names something that is none of tmpfile"), "{text}");
+}
+
+// A directory with names of one lower file cannot be brought there as it is: whoever moves it copies it.
+#[test]
+fn a_directory_with_hard_links_moves_where_there_are_none() {
+    needs_root!();
+    let mut c = Case::new(1);
+    put(c.l(0, "d/a"), "one");
+    for name in ["d/b", "d/sub", "elsewhere"] {
+        fs::hard_link(c.l(0, "d/a"), c.l(0, name)).unwrap();
+    }
+    c.mount_with("upper_lacks=link");
+    refused(fs::rename(c.m("d"), c.m("e")), Errno::XDEV);
+    sh(c.m(""), "mv d e");
+    for _ in 0..2 {
+        for name in ["e/a", "e/b", "e/sub", "elsewhere"] {
+            assert_eq!(fs::read_to_string(c.m(name)).unwrap(), "one", "{name}");
+        }
+        c.remount();
+    }
 }

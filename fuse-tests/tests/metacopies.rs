@@ -8,7 +8,8 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use fuse_tests::case::{
-    BOUND, CAP_NET_RAW, Case, getx, gone, names, put, refused, setx, sh, text, umount,
+    BOUND, CAP_NET_RAW, Case, OtherFs, append, getx, gone, names, put, refused, setx, sh, text,
+    umount,
 };
 use fuse_tests::fixture::{Kind, pattern};
 use fuse_tests::tree::{Options, Snapshot, assert_same, snapshot_with};
@@ -330,6 +331,61 @@ fn data_only_layers_lend_data_and_show_nothing() {
         c.sandbox.check_lowers();
         assert_eq!(getx(c.u("etc/two"), METACOPY), None);
     }
+}
+
+// Marks that anybody may write lead into data-only layers alone, also from a metacopy of the file that has them.
+#[test]
+fn a_change_of_attributes_trusts_no_more_marks() {
+    needs_root!();
+    let c = Case::new(3);
+    put(c.l(2, "secret"), "object");
+    put(c.l(1, "secret"), "lower!");
+    stub(&c.l(0, "f"), 6, "user.overlay.metacopy", b"");
+    setx(c.l(0, "f"), "user.overlay.redirect", "/secret");
+    let spec = |option: &str| {
+        let mut spec = c.spec().option(option);
+        let data = spec.lowers.pop().unwrap();
+        spec.option(&format!("datadir+={}", data.display()))
+    };
+    // All marks are trusted while it is made, and those of root alone afterwards.
+    let mount = spec("metacopy=on").mount();
+    fs::set_permissions(mount.path().join("f"), fs::Permissions::from_mode(0o600)).unwrap();
+    drop(mount);
+    assert!(getx(c.u("f"), METACOPY).is_some());
+    let mount = spec("redirect_dir=off").mount();
+    let f = mount.path().join("f");
+    assert_eq!(text(&f), "object");
+    append(&f, "+");
+    assert_eq!(text(&f), "object+");
+}
+
+// A metacopy that cannot get its data, because there is no room, shows what it showed and takes no room.
+#[test]
+fn a_full_upper_leaves_a_metacopy_as_it_was() {
+    needs_root!();
+    let c = Case::new(1);
+    put(c.l(0, "f"), pattern(16 << 20, 7));
+    sh(c.l(0, ""), "touch -d 2001-01-01 f");
+    let small = OtherFs::mount(&c, "small", "tmpfs", "size=4m");
+    let [upper, work] = ["upper", "work"].map(|name| small.path.join(name));
+    fs::create_dir(&upper).unwrap();
+    fs::create_dir(&work).unwrap();
+    let mut spec = c.spec().option("metacopy=on");
+    spec.upper = Some((upper.clone(), work));
+    let mount = spec.mount();
+    let f = mount.path().join("f");
+    fs::set_permissions(&f, fs::Permissions::from_mode(0o711)).unwrap();
+    let facts = || {
+        let found = fs::metadata(&f).unwrap();
+        (found.mtime(), found.mode() & 0o7777, found.len(), found.blocks())
+    };
+    let before = facts();
+    let file = OpenOptions::new().write(true).open(&f);
+    refused(file.and_then(|file| file.write_all_at(b"new", 5)), Errno::NOSPC);
+    assert_eq!(facts(), before);
+    assert!(fs::read(&f).unwrap() == pattern(16 << 20, 7));
+    assert!(getx(upper.join("f"), METACOPY).is_some());
+    drop(mount);
 }
 
 // `verity` says what is done about digests. A digest that nobody vouches for is as bad as a wrong one.

@@ -5,9 +5,9 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use fuse_tests::case::{getx, mode, said, sh};
+use fuse_tests::case::{getx, mode, said, setx, sh};
 use fuse_tests::fixture::{Kind, Sandbox};
-use fuse_tests::{both, needs_root, skip};
+use fuse_tests::{both, env, needs_root, skip};
 use rustix::mount::UnmountFlags;
 
 const ROOT: &str = "user.containers.override_stat";
@@ -250,6 +250,32 @@ fn copies_go_between_layers_with_and_without_overrides() {
     assert_eq!(stored("suid"), "9:10:6755:file");
     assert_eq!(stored("d"), "5:6:2775:dir");
 }
+
+// What is a whiteout to a nested overlay stays one when it is copied up, and does not become one of ours.
+fn nested_whiteouts_are_copied_up_as_what_they_are() {
+    let mut sandbox = Sandbox::new();
+    let layer = sandbox.layer("file w 644\nfile d/w 644");
+    let name = format!("{}overlay.whiteout", env::overlay_prefix());
+    for path in ["w", "d/w"] {
+        setx(layer.join(path), &name, "y");
+    }
+    let mount = sandbox.spec(Kind::Lamina).option("xattr_permissions=2").mount();
+    let shown = |path: &Path| sh(path, "chown -h 5:6 w; mv d e; stat -c '%n %u %F %t:%T' w e/w");
+    let expected = "w 5 character special file 0:0\ne/w 0 character special file 0:0\n";
+    assert_eq!(shown(mount.path()), expected);
+    let mount = mount.remount();
+    assert_eq!(sh(mount.path(), "stat -c '%n %u %F %t:%T' w e/w"), expected);
+    // As a lower layer of a plain upper.
+    drop(mount);
+    let mut over = sandbox.side(Kind::Lamina, "over");
+    over.lowers = vec![sandbox.upper()];
+    let mount = over.mount();
+    let again = sh(mount.path(), "chown -h 5:6 w; touch -a e/w; stat -c '%n %u %F %t:%T' w e/w");
+    assert_eq!(again, expected);
+    let mount = mount.remount();
+    assert_eq!(sh(mount.path(), "stat -c '%n %u %F %t:%T' w e/w"), expected);
+}
+both!(nested_whiteouts_are_copied_up_as_what_they_are);
 
 // Capabilities go with the owner and with the data, and stay with the mode.
 fn capabilities_stand_beside() {

@@ -58,6 +58,12 @@ fn same_as_the_kernel(c: &Case, prepare: &str, script: &str) {
 /// Gives all directories of a case to an ordinary user and mounts them as that user, without a user namespace.
 #[track_caller]
 fn mount_as_user(c: &mut Case) {
+    mount_as_user_with(c, None);
+}
+
+/// The same with an `-o` option more.
+#[track_caller]
+fn mount_as_user_with(c: &mut Case, option: Option<&str>) {
     c.sandbox.seal();
     let root = c.sandbox.root().to_path_buf();
     let program = root.join("lamina");
@@ -69,7 +75,7 @@ fn mount_as_user(c: &mut Case) {
         c.sandbox.forget_seals();
         c.sandbox.seal();
     }
-    let spec = c.spec();
+    let spec = option.map_or_else(|| c.spec(), |option| c.spec().option(option));
     let quoted = |text: &str| format!("'{text}'");
     let line = [
         quoted(program.to_str().unwrap()),
@@ -926,6 +932,24 @@ except PermissionError: print('closed')";
     mount_as_user(&mut c);
     assert_eq!(user_python(&c, &act.replace("NAME", "made")), "closed\n");
     assert_eq!(text(c.u("made")), "NEWte+");
+}
+
+// Without privilege, a file whose mode changes while it is open must stay so, data and all: as a metacopy it could
+// not be opened again.
+#[test]
+fn a_user_goes_on_with_an_open_file_that_loses_its_mode() {
+    needs_root!();
+    let mut c = Case::new(1);
+    for name in ["read", "written"] {
+        put(c.l(0, name), "content");
+    }
+    mount_as_user_with(&mut c, Some("metacopy=on"));
+    let said = user_python(
+        &c,
+        "fd = os.open('read', os.O_RDONLY); os.fchmod(fd, 0); print(os.pread(fd, 9, 0))
+fd = os.open('written', os.O_RDWR); os.fchmod(fd, 0o400); os.pwrite(fd, b'C', 0); print(os.pread(fd, 9, 0))",
+    );
+    assert_eq!(said, "b'content'\nb'Content'\n");
 }
 
 // Without privilege, a directory that takes the place of a whiteout gets its mode before it is moved there,

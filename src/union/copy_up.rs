@@ -24,6 +24,7 @@ use super::publish::{self, Staged, Temp, Work};
 use super::{Leaf, Union, Upper, lock};
 use crate::error::{Context, Errno, Error, Result};
 use crate::layer::{self, UPPER};
+use crate::marks;
 use crate::overrides::Override;
 use crate::sys;
 use crate::sys::name::At;
@@ -165,8 +166,11 @@ impl Union {
         let temp = upper.work.temp();
         let source = self.lower_handle(node)?;
         if sys::stat::is_whiteout(stat) {
-            // Of a nested overlay; its xattr comes with the others.
-            temp.call("openat", |at| sys::open::create(at.dir, at.name, 0o600))?;
+            // Of a nested overlay. Its xattr comes with the others, unless they change their names.
+            let file = temp.call("openat", |at| sys::open::create(at.dir, at.name, 0o600))?;
+            let name = upper.work.namespace.of(&marks::NESTED_WHITEOUT_XATTRS);
+            xattr::set(Target::Open(file.as_fd()), name, b"y", XattrFlags::empty())
+                .at("setxattr", || "a whiteout in work")?;
         } else if node.kind == FileType::Symlink {
             let target = self.link_target(node)?;
             temp.call("symlinkat", |at| sys::name::symlink(&target, at))?;
@@ -420,7 +424,11 @@ pub(super) fn copy_attributes(
     if let Some(carrier) = route.to
         && !is_symlink
     {
-        let said = Override { mode: mode & 0o7777, ..override_of(stat) };
+        let mut said = Override { mode: mode & 0o7777, ..override_of(stat) };
+        if sys::stat::is_whiteout(stat) {
+            // Of a nested overlay: a file, or it would be one of ours.
+            said.kind = Some((libc::S_IFREG, (0, 0)));
+        }
         match to {
             Target::Open(fd) | Target::Handle(fd) => carrier.put(fd, &said),
             Target::Name(at) => sys::open::handle(at.dir, at.name)

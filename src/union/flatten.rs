@@ -100,17 +100,22 @@ impl Union {
         Pin { union: self, node: Arc::clone(node) }
     }
 
+    /// Counts one more user of the node with this number, if there is one.
+    pub(super) fn pin_by_number(&self, ino: u64) -> Option<Pin<'_>> {
+        self.table.by_ino_counted(ino).map(|node| Pin { union: self, node })
+    }
+
     /// Makes sure that all beneath a directory lies in the upper, and nothing of it in lowers.
     ///
     /// # Errors
-    /// `EXDEV` past the limit, before anything is copied; those of the copy-up; `EBUSY` if others
-    /// bring in more lower parts again and again.
+    /// `EXDEV` past the limit, and for hard links where the upper has none, before anything is copied;
+    /// those of the copy-up; `EBUSY` if others bring in more lower parts again and again.
     /// # Crash
     /// What was copied stays, and shows what it showed.
     pub(super) fn flatten(&self, top: &Arc<Node>) -> Result<()> {
         let upper = self.writable()?;
         for _ in 0..ROUNDS {
-            let dirs = self.survey(top)?;
+            let dirs = self.survey(upper, top)?;
             let mut batch = Vec::new();
             let mut bytes = 0;
             for dir in &dirs {
@@ -142,7 +147,7 @@ impl Union {
 
     /// Finds the directories with lower parts from `top` on, parents first, and adds up what is to
     /// be copied.
-    fn survey(&self, top: &Arc<Node>) -> Result<Vec<Pin<'_>>> {
+    fn survey(&self, upper: &Upper, top: &Arc<Node>) -> Result<Vec<Pin<'_>>> {
         let mut left = self.copy_limit;
         let mut dirs = vec![self.pin(top)];
         let mut next = 0;
@@ -159,6 +164,10 @@ impl Union {
                 let Some(found) = self.find_child(dir, child)? else { continue };
                 if !has_lower(&found) && !self.lacks_data(dir, child, &found)? {
                     continue;
+                }
+                if found.is_alias() && !upper.work.can.link {
+                    // Only one of its names can get a copy of it.
+                    return Err(Errno::XDEV.into());
                 }
                 let is_file = child.kind == FileType::Regular;
                 left.take(if is_file { found.stat.stx_size } else { 0 })?;

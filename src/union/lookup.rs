@@ -231,8 +231,15 @@ impl Union {
 
     /// Returns the entry of what was found under (parent, name), whose names are locked.
     pub(super) fn enter(&self, parent: &Arc<Node>, name: &[u8], found: Found) -> Result<Entry> {
+        // Where a node is known, the index is not asked: it must not be forgotten in between, or the
+        // next one would show the lower file that has an upper copy.
+        let is_indexed = found.is_alias() && self.index().is_some();
+        let (device, inode) = found.object();
+        let known = is_indexed.then(|| self.pin_by_number(self.numbers.of(device, inode)));
         let identity = self.identity(lock::directory(parent)?, name, &found)?;
-        self.enter_as(parent, name, found, identity)
+        let entry = self.enter_as(parent, name, found, identity);
+        drop(known);
+        entry
     }
 
     /// Does what [`Union::enter`] does for an object of which it is known what it is.

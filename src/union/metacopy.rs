@@ -15,7 +15,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use rustix::fs::XattrFlags;
+use rustix::fs::{FallocateFlags, XattrFlags};
 
 use super::attr::{FileType, times_of};
 use super::copy_up::Extent;
@@ -107,9 +107,12 @@ impl Union {
         let parent = parent.ok_or(Errno::STALE)?;
         let dir = lock::directory(&parent)?;
         let mut layer = layer;
+        let mut distrusted = stub.distrusted;
         let mut route = stub.redirect.unwrap_or(Redirect::Sibling(name));
-        let below = if stub.distrusted { &[] } else { self.roots_below(layer) };
-        for root in below {
+        for root in self.roots_below(layer) {
+            if distrusted {
+                break;
+            }
             if root.layer.index <= layer {
                 continue;
             }
@@ -127,6 +130,7 @@ impl Union {
                     None => return self.vouched(data, stub.digest.as_ref()).map(Some),
                     Some(next) => {
                         layer = root.layer.index;
+                        distrusted = next.distrusted;
                         route = next.redirect.unwrap_or(route);
                     }
                 }
@@ -171,6 +175,10 @@ impl Union {
     ) -> Result<Option<(Staged<'a>, Origin)>> {
         // A file without data is as good as a metacopy; one with several names goes its own way.
         if !self.metacopy || stat.stx_size == 0 || node.links.get().is_some() {
+            return Ok(None);
+        }
+        if self.uid != 0 && node.is_opened() {
+            // Its mode may forbid us to open it again, for those who have it open.
             return Ok(None);
         }
         let digest = match self.verity {
@@ -252,19 +260,21 @@ impl Union {
         let capability = xattr::get(Target::Open(file.as_fd()), CAPABILITY);
         let capability = capability.at("getxattr", || A_FILE)?;
         let len = extent.of(stat.stx_size);
-        sys::data::copy(data.as_fd(), file.as_fd(), len, len == stat.stx_size)
-            .at("copy_file_range", || "from a lower file to its metacopy")?;
-        // What nobody needs is cut off before the mark goes, so that no zeros ever show.
-        sys::data::truncate(file.as_fd(), len).at("ftruncate", || A_FILE)?;
-        if let Some(capability) = capability {
-            xattr::set(Target::Open(file.as_fd()), CAPABILITY, &capability, XattrFlags::empty())
-                .at("setxattr", || A_FILE)?;
+        let filled = sys::data::copy(data.as_fd(), file.as_fd(), len, len == stat.stx_size)
+            .at("copy_file_range", || "from a lower file to its metacopy")
+            // What nobody needs is cut off before the mark goes, so that no zeros ever show.
+            .and_then(|()| sys::data::truncate(file.as_fd(), len).at("ftruncate", || A_FILE));
+        if filled.is_err() {
+            // What was copied takes room and shows nowhere; that it stays does no harm.
+            let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+            if let Err(error) = rustix::fs::fallocate(&file, hole, 0, stat.stx_size) {
+                tracing::debug!("half a copy stays beneath a metacopy: {error}");
+            }
         }
-        let mode = u32::from(stat.stx_mode);
-        if mode & (libc::S_ISUID | libc::S_ISGID) != 0 {
-            sys::name::chmod_handle(&file, mode).at("chmod", || A_FILE)?;
-        }
-        sys::name::set_times_handle(&file, &times_of(&stat)).at("utimensat", || A_FILE)?;
+        // To write has changed what the metacopy shows.
+        let restored = restore(file.as_fd(), &stat, capability.as_deref());
+        filled?;
+        restored?;
         if !self.volatile {
             sys::data::sync(file.as_fd(), false).at("fsync", || A_FILE)?;
         }
@@ -283,6 +293,19 @@ const CAPABILITY: &[u8] = b"security.capability";
 
 /// How a message names a file that is known by its handle.
 const A_FILE: &str = "a file without data of its own";
+
+/// Gives a file back what writing to it took: capabilities, setuid and setgid, times.
+fn restore(file: BorrowedFd<'_>, stat: &Statx, capability: Option<&[u8]>) -> Result<()> {
+    if let Some(capability) = capability {
+        xattr::set(Target::Open(file), CAPABILITY, capability, XattrFlags::empty())
+            .at("setxattr", || A_FILE)?;
+    }
+    let mode = u32::from(stat.stx_mode);
+    if mode & (libc::S_ISUID | libc::S_ISGID) != 0 {
+        sys::name::chmod_handle(file, mode).at("chmod", || A_FILE)?;
+    }
+    sys::name::set_times_handle(file, &times_of(stat)).at("utimensat", || A_FILE)
+}
 
 fn measure(file: BorrowedFd<'_>) -> Result<Option<Digest>> {
     let measured = sys::verity::measure(file).at("ioctl", || A_FILE)?;

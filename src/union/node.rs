@@ -341,6 +341,14 @@ impl Table {
         self.number_shard(ino).lock().get(&ino).cloned()
     }
 
+    /// Returns the node with this number, counted once more, if there is one.
+    pub(crate) fn by_ino_counted(&self, ino: u64) -> Option<Arc<Node>> {
+        let numbers = self.number_shard(ino).lock();
+        let node = numbers.get(&ino)?;
+        self.retain(node);
+        Some(Arc::clone(node))
+    }
+
     /// Returns the node with this number, made by `make` if there is none, counted once more.
     ///
     /// `make` gets the id of the new node; what it returns tells the number and type. The flag
