@@ -181,11 +181,12 @@ impl Union {
         Ok(opened)
     }
 
-    /// Returns the file that holds the data of `node`, if no copy-up will ever replace it: one in the
-    /// upper layer, or any where there is none.
+    /// Returns the file that holds the data of `node`, if whoever may write it may do so without us:
+    /// no copy-up will ever replace it (it is in the upper layer, or there is none), and a write has
+    /// no setuid or setgid to take away. Beneath us the writer would be the server, who may keep them.
     ///
     /// # Errors
-    /// `ESTALE` for an unknown node; those of openat(2).
+    /// `ESTALE` for an unknown node; those of openat(2) and statx(2).
     pub fn provider(&self, node: NodeId) -> Result<Option<Arc<Data>>> {
         let node = self.node(node)?;
         if node.kind != FileType::Regular || self.upper.is_some() && !node.is_upper() {
@@ -193,7 +194,8 @@ impl Union {
         }
         let data = self.readable_data(&node)?;
         // What a lower lends to a file of the upper is replaced by a copy one day.
-        Ok((self.upper.is_none() || !data.lent).then_some(data))
+        let ours = self.upper.is_some() && (data.lent || self.has_privileges(&node, &data)?);
+        Ok((!ours).then_some(data))
     }
 
     /// Tells whether `node` lies in the upper layer.
