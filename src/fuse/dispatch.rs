@@ -312,6 +312,11 @@ impl Dispatcher {
         self.run("is_upper", node, b"", || self.union.is_upper(node)).unwrap_or(true)
     }
 
+    /// Tells whether the kernel has lookups of `node` left.
+    pub(super) fn is_known(&self, node: NodeId) -> bool {
+        self.run("is_known", node, b"", || self.union.is_upper(node)).is_ok()
+    }
+
     /// Ends one open of a file.
     pub(super) fn release(&self, node: NodeId) -> Answer<()> {
         if self.io == IoMode::NoOpen {

@@ -157,6 +157,10 @@ impl Session {
             Request::Release => {
                 if let Some(passthrough) = &self.passthrough {
                     passthrough.released(node, &self.notifier);
+                    // The kernel hands out forgets first, so this one may have overtaken us.
+                    if !self.dispatch.is_known(node) {
+                        passthrough.forgot(node);
+                    }
                 }
                 self.dispatch.release(node)
             }
