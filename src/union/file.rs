@@ -11,12 +11,11 @@ use std::sync::atomic::Ordering;
 
 use rustix::fs::{FallocateFlags, OFlags, SeekFrom};
 
-use super::attr::FileType;
+use super::attr::{FileType, Writer};
 use super::copy_up::Extent;
 use super::node::{Node, NodeId};
 use super::{Leaf, Union};
 use crate::error::{Context, Errno, Error, Result};
-use crate::idmap::OuterId;
 use crate::layer::{self, UPPER};
 use crate::sys;
 
@@ -289,7 +288,7 @@ impl Union {
 
     /// Writes at `offset`; a lower file is copied up first.
     ///
-    /// `kill_privileges`: the writer, who is of this group, may not keep setuid and setgid bits.
+    /// `kill_privileges`: the writer, who may not keep setuid and setgid bits.
     ///
     /// # Errors
     /// `EROFS` without an upper; those of the copy-up and of pwrite(2).
@@ -298,12 +297,12 @@ impl Union {
         node: NodeId,
         offset: u64,
         content: &[u8],
-        kill_privileges: Option<OuterId>,
+        kill_privileges: Option<Writer>,
     ) -> Result<Written> {
         let node = self.node(node)?;
         let data = self.change_data(&node)?;
         let mode_changed = match kill_privileges {
-            Some(gid) => self.kill_privileges(&node, &data, gid)?,
+            Some(writer) => self.kill_privileges(&node, &data, writer)?,
             None => false,
         };
         let bytes =
