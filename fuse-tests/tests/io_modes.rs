@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use fuse_tests::case::{
-    BOUND, Case, forget_all, gone, ino, mode, names, put, python, sh, text, user_command,
+    BOUND, Case, as_user, forget_all, gone, ino, mode, names, put, python, sh, text, user_command,
 };
 use fuse_tests::env::wait_until;
 use fuse_tests::fixture::pattern;
@@ -799,6 +799,35 @@ m.flush()
         c.unmount();
         fs::remove_file(c.u("lower")).unwrap();
     }
+}
+
+// Beneath the mount the writer is the server, who may keep setuid and setgid.
+#[test]
+fn a_write_takes_setuid_away_in_passthrough() {
+    needs_root!();
+    let mut c = Case::new(1);
+    for mode in [0o4777, 0o2777, 0o6777] {
+        for layer in [c.u(&format!("upper{mode:o}")), c.l(0, &format!("lower{mode:o}"))] {
+            put(&layer, b"content");
+            fs::set_permissions(&layer, fs::Permissions::from_mode(mode)).unwrap();
+        }
+    }
+    c.mount_with("io=passthrough,suid");
+    for mode in [0o4777, 0o2777, 0o6777] {
+        for layer in ["upper", "lower"] {
+            let name = format!("{layer}{mode:o}");
+            // Its first open, by a reader, decides for the rest.
+            let reader = File::open(c.m(&name)).unwrap();
+            let wrote = as_user(1234, c.m(""), &format!("printf x >> {name}"));
+            assert!(wrote.status.success(), "{name}: {wrote:?}");
+            drop(reader);
+            for path in [c.m(&name), c.u(&name)] {
+                let left = fs::metadata(&path).unwrap().mode() & 0o7777;
+                assert_eq!(left, 0o777, "{}", path.display());
+            }
+        }
+    }
+    c.unmount();
 }
 
 // An overlay of the kernel takes the mount for a layer.

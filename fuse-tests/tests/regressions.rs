@@ -478,14 +478,16 @@ fn setgid_drops_when_somebody_outside_the_group_writes() {
         &c,
         "",
         "cd $M; touch u/*
+         for groups in --clear-groups '--groups 7,5'; do
          for act in ': >' 'printf x >>' 'printf y 1<>' 'truncate -s 3'; do
              for f in l/* u/*; do
-                 setpriv --reuid 1000 --regid 1000 --clear-groups sh -c \"$act $f\" 2>&1 || :
+                 setpriv --reuid 1000 --regid 1000 $groups sh -c \"$act $f\" 2>&1 || :
              done
              find l u -type f -printf \"$act %p %m %U %G\\n\" | sort
              for f in l/* u/*; do
                  b=${f#*/}; chown $(echo ${b#*.} | tr . :) $f; chmod ${b%%.*} $f; chmod o+w $f
              done
+         done
          done",
     );
 }

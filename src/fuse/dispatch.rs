@@ -20,7 +20,7 @@ use crate::idmap::OuterId;
 use crate::options::IoMode;
 use crate::union::{
     Attr, Caller, Data, DirEntry, Entry, NodeId, RenameFlags, SetAttr, SetTime, StatVfs, Union,
-    Visit, Whence, Written, XattrFlags,
+    Visit, Whence, Writer, Written, XattrFlags,
 };
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -312,6 +312,11 @@ impl Dispatcher {
         self.run("is_upper", node, b"", || self.union.is_upper(node)).unwrap_or(true)
     }
 
+    /// Tells whether the kernel has lookups of `node` left.
+    pub(super) fn is_known(&self, node: NodeId) -> bool {
+        self.run("is_known", node, b"", || self.union.is_upper(node)).is_ok()
+    }
+
     /// Ends one open of a file.
     pub(super) fn release(&self, node: NodeId) -> Answer<()> {
         if self.io == IoMode::NoOpen {
@@ -334,7 +339,7 @@ impl Dispatcher {
         node: NodeId,
         offset: u64,
         data: &[u8],
-        kill_privileges: Option<OuterId>,
+        kill_privileges: Option<Writer>,
     ) -> Answer<Written> {
         self.run("write", node, b"", || self.union.write(node, offset, data, kill_privileges))
     }
@@ -372,8 +377,8 @@ impl Dispatcher {
 
     /// Takes setuid and setgid away before a change by somebody who may not keep them; tells whether
     /// the mode changed.
-    pub(super) fn drop_privileges(&self, node: NodeId, gid: OuterId) -> Answer<bool> {
-        self.run("drop_privileges", node, b"", || self.union.drop_privileges(node, gid))
+    pub(super) fn drop_privileges(&self, node: NodeId, writer: Writer) -> Answer<bool> {
+        self.run("drop_privileges", node, b"", || self.union.drop_privileges(node, writer))
     }
 
     /// Allocates, punches or shifts space, as fallocate(2).
@@ -549,8 +554,8 @@ impl Dispatcher {
     }
 
     /// Takes setgid away after somebody unprivileged of another group has set an ACL.
-    pub(super) fn drop_foreign_setgid(&self, node: NodeId, gid: OuterId) -> Answer<()> {
-        self.run("drop_foreign_setgid", node, b"", || self.union.drop_foreign_setgid(node, gid))
+    pub(super) fn drop_foreign_setgid(&self, node: NodeId, writer: Writer) -> Answer<()> {
+        self.run("drop_foreign_setgid", node, b"", || self.union.drop_foreign_setgid(node, writer))
     }
 
     /// Removes an extended attribute.

@@ -19,7 +19,7 @@ use super::dispatch::{Answer, Dispatcher, Keep, XattrAnswer};
 use crate::error::{Errno, Error, Result};
 use crate::idmap::OuterId;
 use crate::union::{
-    Caller, Entry, FileType, NodeId, RenameFlags, SetAttr, Union, Visit, XattrFlags,
+    Caller, Entry, FileType, NodeId, RenameFlags, SetAttr, Union, Visit, Writer, XattrFlags,
 };
 use ::fuser::{
     AccessFlags, BsdFileFlags, Config, CopyFileRangeFlags, FileAttr, FileHandle, Filesystem,
@@ -169,8 +169,8 @@ impl Server {
 
     /// With HANDLE_KILLPRIV_V2 the kernel leaves setuid and setgid to us, and says so in WRITE only.
     fn before_change(&self, request: &Request, ino: INodeNo, node: NodeId) -> Answer<()> {
-        if let Some(gid) = self.unprivileged(request)
-            && self.dispatch.drop_privileges(node, gid)?
+        if let Some(writer) = self.unprivileged(request)
+            && self.dispatch.drop_privileges(node, writer)?
         {
             self.forget_attributes(ino);
         }
@@ -187,10 +187,10 @@ impl Server {
         }
     }
 
-    /// Returns the group of a caller who is not the superuser, so may not keep setuid and setgid.
-    fn unprivileged(&self, request: &Request) -> Option<OuterId> {
+    /// Returns a caller who is not the superuser, so may not keep setuid and setgid.
+    fn unprivileged(&self, request: &Request) -> Option<Writer> {
         let is_root = self.dispatch.is_root(OuterId::asked(request.uid()));
-        (!is_root).then(|| OuterId::asked(request.gid()))
+        (!is_root).then(|| writer(request))
     }
 
     /// Returns who asks, and the umask that is left to apply.
@@ -513,9 +513,8 @@ impl Filesystem for Server {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        let kill = write_flags
-            .contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID)
-            .then(|| OuterId::asked(request.gid()));
+        let kill =
+            write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID).then(|| writer(request));
         let written = self.node(ino).and_then(|node| self.dispatch.write(node, offset, data, kill));
         if written.is_ok_and(|written| written.mode_changed) {
             self.forget_attributes(ino);
@@ -675,9 +674,9 @@ impl Filesystem for Server {
         let set = self.node(ino).and_then(|node| {
             self.dispatch.setxattr(node, name.as_bytes(), value, flags)?;
             if name == "system.posix_acl_access"
-                && let Some(gid) = self.unprivileged(request)
+                && let Some(writer) = self.unprivileged(request)
             {
-                self.dispatch.drop_foreign_setgid(node, gid)?;
+                self.dispatch.drop_foreign_setgid(node, writer)?;
             }
             Ok(())
         });
@@ -837,4 +836,7 @@ impl Filesystem for Server {
         });
         reply_written(copied, reply);
     }
+}
+fn writer(request: &Request) -> Writer {
+    Writer { gid: OuterId::asked(request.gid()), pid: request.pid() }
 }

@@ -236,12 +236,17 @@ fn serve(spec: &MountSpec, inherited: Inherited, parent: Option<UnixStream>) -> 
     if let Err(error) = union.close() {
         warn!("{error}");
     }
-    // From here on another server may have the upper; syncing it harms nobody.
-    drop(locks);
+    match &served {
+        // From here on another server may have the upper; syncing it harms nobody.
+        Ok(()) => drop(locks),
+        // Other workers may be in the midst of a request: theirs until the process ends.
+        Err(_) => std::mem::forget(locks),
+    }
     let synced = union.sync_all();
     debug!("{}: requests: {counts}", show_path(mounted.path()));
     info!("{}: ended", show_path(mounted.path()));
-    drop(merged);
+    // Whoever unmounts waits for the end of this process, which comes a while after this.
+    std::mem::forget(merged);
     served.and(synced)
 }
 

@@ -95,6 +95,36 @@ pub fn overrides_permissions() -> bool {
     }
 }
 
+/// Tells whether the thread `pid` may keep setgid of a file that it changes, by a further group, or by
+/// `CAP_FSETID` of the user namespace of this process, where `by_capability` allows for that: what
+/// the kernel asks by `in_group_or_capable`.
+///
+/// Of a thread that cannot be seen the answer is no. The thread must wait for this one meanwhile, or
+/// another may have its number.
+pub fn may_keep_setgid(pid: u32, gid: u32, by_capability: bool) -> bool {
+    if pid == 0 {
+        return false;
+    }
+    let Ok(status) = std::fs::read_to_string(format!("/proc/{pid}/status")) else { return false };
+    let (groups, capable) = parse_status(&status);
+    let in_our_namespace = || {
+        let namespace = |of: &str| std::fs::read_link(format!("/proc/{of}/ns/user")).ok();
+        let ours = namespace("self");
+        ours.is_some() && namespace(&pid.to_string()) == ours
+    };
+    groups.contains(&gid) || by_capability && capable && in_our_namespace()
+}
+
+/// Returns the groups in /proc/PID/status, and whether `CAP_FSETID` is in effect.
+fn parse_status(status: &str) -> (Vec<u32>, bool) {
+    let field =
+        |name| status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default().trim();
+    let groups = field("Groups:").split_ascii_whitespace().filter_map(|gid| gid.parse().ok());
+    let effective = u64::from_str_radix(field("CapEff:"), 16).unwrap_or(0);
+    let fsetid = rustix::thread::CapabilitySet::FSETID.bits();
+    (groups.collect(), effective & fsetid != 0)
+}
+
 /// Tells whether this process has the rights of root in the first user namespace.
 pub fn is_root_of_the_machine() -> bool {
     let administers = rustix::thread::capabilities(None)
@@ -190,4 +220,20 @@ pub fn receive_descriptor(socket: BorrowedFd<'_>) -> Result<Option<OwnedFd>> {
 
 fn from_nix(op: &'static str, at: &'static str, errno: nix::errno::Errno) -> Error {
     Error::sys(op, at, Errno::from_raw_os_error(errno as i32))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn groups_and_capabilities_of_a_thread() {
+        let status =
+            "Name:\tGroups: 9\nGid:\t1\t1\t1\t1\nGroups:\t7 2000 \nCapEff:\t0000000000000010\n";
+        assert_eq!(parse_status(status), (vec![7, 2000], true));
+        assert_eq!(parse_status("Groups:\t \nCapEff:\t00000000000000ef\n"), (vec![], false));
+        assert_eq!(parse_status("CapEff:\t\nGroups:\tx"), (vec![], false));
+        assert_eq!(parse_status(""), (vec![], false));
+        assert!(!may_keep_setgid(0, 0, true) && !may_keep_setgid(u32::MAX, 0, true));
+    }
 }

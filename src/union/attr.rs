@@ -161,9 +161,8 @@ pub struct SetAttr {
     pub atime: Option<SetTime>,
     /// Last change of content.
     pub mtime: Option<SetTime>,
-    /// Clear setuid and setgid with a change of size or owner, because the caller, who is of this
-    /// group, may not keep them.
-    pub kill_privileges: Option<OuterId>,
+    /// Clear setuid and setgid with a change of size or owner, because the caller may not keep them.
+    pub kill_privileges: Option<Writer>,
 }
 
 impl SetAttr {
@@ -195,6 +194,15 @@ fn timespec(time: Option<SetTime>) -> Timespec {
     }
 }
 
+/// Who changes a file and may not keep setuid and setgid, but for those of a group of theirs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Writer {
+    /// Its filesystem group id.
+    pub gid: OuterId,
+    /// Its number, by which further groups are found; 0 if it cannot be seen from here.
+    pub pid: u32,
+}
+
 /// Returns the access and modification times of an object, to give them to a copy.
 pub(super) fn times_of(stat: &Statx) -> Timestamps {
     let time = |time: rustix::fs::StatxTimestamp| Timespec {
@@ -214,14 +222,24 @@ pub(super) fn show(node: &Node, stat: &mut Statx) {
 
 impl Union {
     /// Returns the permission bits without setgid, if they have it and the object is of another group.
-    fn without_foreign_setgid(&self, stat: &Statx, gid: OuterId) -> Option<u32> {
+    fn without_foreign_setgid(&self, stat: &Statx, writer: Writer) -> Option<u32> {
         let mode = u32::from(stat.stx_mode) & 0o7777;
-        let foreign = mode & libc::S_ISGID != 0 && !self.is_of_group(stat, gid);
+        let foreign = mode & libc::S_ISGID != 0 && !self.is_of_group(stat, writer);
         foreign.then_some(mode & !libc::S_ISGID)
     }
 
-    pub(super) fn is_of_group(&self, stat: &Statx, gid: OuterId) -> bool {
-        self.ids.groups.show(InnerId::stored(stat.stx_gid)) == gid
+    /// Tells whether `writer` is a member of an object's group, or may keep setgid all the same.
+    ///
+    /// Looks the writer's process up if need be, so it is asked last.
+    pub(super) fn is_of_group(&self, stat: &Statx, writer: Writer) -> bool {
+        let gid = self.ids.groups.show(InnerId::stored(stat.stx_gid));
+        // Ids of nobody all have one number, whether or not they are one.
+        let is_somebody =
+            |id| id != OuterId::NONE && id != OuterId::asked(InnerId::OVERFLOW.to_store());
+        let uid = self.ids.users.show(InnerId::stored(stat.stx_uid));
+        gid == writer.gid
+            || is_somebody(gid)
+                && sys::process::may_keep_setgid(writer.pid, gid.to_show(), is_somebody(uid))
     }
 
     /// Returns the attributes of a node.
@@ -257,6 +275,15 @@ impl Union {
         })?;
         show(node, &mut stat);
         Ok(stat)
+    }
+
+    /// Tells whether a write by somebody unprivileged may have to change the mode of `node`.
+    pub(super) fn has_privileges(&self, node: &Node, data: &Data) -> Result<bool> {
+        if node.unprivileged.load(Ordering::Relaxed) {
+            return Ok(false);
+        }
+        let mode = u32::from(self.stat_of_data(data)?.stx_mode);
+        Ok(mode & (libc::S_ISUID | libc::S_ISGID) != 0)
     }
 
     fn stat_of_data(&self, data: &Data) -> Result<Statx> {
@@ -326,11 +353,12 @@ impl Union {
         }
         self.with_upper_handle(node, "setattr", |handle, is_symlink| {
             if owner != Owner::default() {
-                if let Some(gid) = set.kill_privileges
+                if let Some(caller) = set.kill_privileges
                     && node.kind == FileType::Regular
                 {
                     // What chown(2) by the server would leave.
-                    if let Some(mode) = self.without_foreign_setgid(&sys::stat::of(handle)?, gid) {
+                    if let Some(mode) = self.without_foreign_setgid(&sys::stat::of(handle)?, caller)
+                    {
                         sys::name::chmod_handle(handle, mode)?;
                     }
                 }
@@ -385,42 +413,42 @@ impl Union {
         })
     }
 
-    fn truncate(&self, node: &Arc<Node>, size: u64, caller: Option<OuterId>) -> Result<()> {
+    fn truncate(&self, node: &Arc<Node>, size: u64, caller: Option<Writer>) -> Result<()> {
         if node.dir.is_some() {
             return Err(Errno::ISDIR.into());
         }
         self.copy_up(node, Extent::First(size))?;
         let data = self.writable_data(node)?;
-        if let Some(gid) = caller {
-            self.kill_privileges(node, &data, gid)?;
+        if let Some(caller) = caller {
+            self.kill_privileges(node, &data, caller)?;
         }
         self.drop_overridden_capability(node, &data)?;
         sys::data::truncate(data.file.as_fd(), size).at("ftruncate", || "a file in upper")
     }
 
-    /// Clears setuid and setgid of a file that somebody unprivileged of group `gid` is about to
+    /// Clears setuid and setgid of a file that somebody unprivileged is about to
     /// change; tells whether there was any.
     ///
     /// # Errors
     /// `EROFS` without an upper; those of the copy-up and of chmod(2).
-    pub fn drop_privileges(&self, node: NodeId, gid: OuterId) -> Result<bool> {
+    pub fn drop_privileges(&self, node: NodeId, writer: Writer) -> Result<bool> {
         let node = self.node(node)?;
         if node.unprivileged.load(Ordering::Relaxed) {
             return Ok(false);
         }
         self.copy_up(&node, Extent::All)?;
         let data = self.writable_data(&node)?;
-        self.kill_privileges(&node, &data, gid)
+        self.kill_privileges(&node, &data, writer)
     }
 
-    /// Clears setgid of an object that somebody unprivileged of group `gid`, not the object's, has
+    /// Clears setgid of an object that somebody unprivileged, not of the object's group, has
     /// given another ACL, as posix_acl_update_mode in the kernel does.
     ///
     /// # Errors
     /// `EROFS` without an upper; those of statx(2) and chmod(2).
-    pub fn drop_foreign_setgid(&self, node: NodeId, gid: OuterId) -> Result<()> {
+    pub fn drop_foreign_setgid(&self, node: NodeId, writer: Writer) -> Result<()> {
         let node = self.node(node)?;
-        match self.without_foreign_setgid(&self.stat_of(&node)?, gid) {
+        match self.without_foreign_setgid(&self.stat_of(&node)?, writer) {
             None => Ok(()),
             mode => {
                 let set = SetAttr { mode, ..SetAttr::default() };
@@ -430,15 +458,16 @@ impl Union {
     }
 
     /// Clears what a write by somebody unprivileged must clear: setuid, and setgid of a program or
-    /// of another group's file. Of which further groups the writer is a member is not known.
-    pub(super) fn kill_privileges(&self, node: &Node, data: &Data, gid: OuterId) -> Result<bool> {
+    /// of another group's file.
+    pub(super) fn kill_privileges(&self, node: &Node, data: &Data, writer: Writer) -> Result<bool> {
         if node.unprivileged.load(Ordering::Relaxed) {
             return Ok(false);
         }
         let stat = self.stat_of_data(data)?;
         let mode = u32::from(stat.stx_mode);
         let mut kept = mode & 0o7777 & !libc::S_ISUID;
-        if mode & libc::S_IXGRP != 0 || !self.is_of_group(&stat, gid) {
+        let is_setgid = mode & libc::S_ISGID != 0;
+        if is_setgid && (mode & libc::S_IXGRP != 0 || !self.is_of_group(&stat, writer)) {
             kept &= !libc::S_ISGID;
         }
         if kept != mode & 0o7777 {

@@ -11,12 +11,11 @@ use std::sync::atomic::Ordering;
 
 use rustix::fs::{FallocateFlags, OFlags, SeekFrom};
 
-use super::attr::FileType;
+use super::attr::{FileType, Writer};
 use super::copy_up::Extent;
 use super::node::{Node, NodeId};
 use super::{Leaf, Union};
 use crate::error::{Context, Errno, Error, Result};
-use crate::idmap::OuterId;
 use crate::layer::{self, UPPER};
 use crate::sys;
 
@@ -181,11 +180,12 @@ impl Union {
         Ok(opened)
     }
 
-    /// Returns the file that holds the data of `node`, if no copy-up will ever replace it: one in the
-    /// upper layer, or any where there is none.
+    /// Returns the file that holds the data of `node`, if whoever may write it may do so without us:
+    /// no copy-up will ever replace it (it is in the upper layer, or there is none), and a write has
+    /// no setuid or setgid to take away. Beneath us the writer would be the server, who may keep them.
     ///
     /// # Errors
-    /// `ESTALE` for an unknown node; those of openat(2).
+    /// `ESTALE` for an unknown node; those of openat(2) and statx(2).
     pub fn provider(&self, node: NodeId) -> Result<Option<Arc<Data>>> {
         let node = self.node(node)?;
         if node.kind != FileType::Regular || self.upper.is_some() && !node.is_upper() {
@@ -193,7 +193,8 @@ impl Union {
         }
         let data = self.readable_data(&node)?;
         // What a lower lends to a file of the upper is replaced by a copy one day.
-        Ok((self.upper.is_none() || !data.lent).then_some(data))
+        let ours = self.upper.is_some() && (data.lent || self.has_privileges(&node, &data)?);
+        Ok((!ours).then_some(data))
     }
 
     /// Tells whether `node` lies in the upper layer.
@@ -287,7 +288,7 @@ impl Union {
 
     /// Writes at `offset`; a lower file is copied up first.
     ///
-    /// `kill_privileges`: the writer, who is of this group, may not keep setuid and setgid bits.
+    /// `kill_privileges`: the writer, who may not keep setuid and setgid bits.
     ///
     /// # Errors
     /// `EROFS` without an upper; those of the copy-up and of pwrite(2).
@@ -296,12 +297,12 @@ impl Union {
         node: NodeId,
         offset: u64,
         content: &[u8],
-        kill_privileges: Option<OuterId>,
+        kill_privileges: Option<Writer>,
     ) -> Result<Written> {
         let node = self.node(node)?;
         let data = self.change_data(&node)?;
         let mode_changed = match kill_privileges {
-            Some(gid) => self.kill_privileges(&node, &data, gid)?,
+            Some(writer) => self.kill_privileges(&node, &data, writer)?,
             None => false,
         };
         let bytes =

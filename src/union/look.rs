@@ -14,13 +14,12 @@ use std::sync::atomic::Ordering;
 
 use rustix::fs::XattrFlags;
 
-use super::attr::FileType;
+use super::attr::{FileType, Writer};
 use super::file::Data;
 use super::node::{Node, NodeId};
 use super::owner::Owner;
 use super::{Union, Upper, acl};
 use crate::error::{Context, Errno, Error, Result};
-use crate::idmap::OuterId;
 use crate::layer::{self, UPPER};
 use crate::marks;
 use crate::overrides::{self, Form, Override};
@@ -254,7 +253,7 @@ impl Union {
         handle: BorrowedFd<'_>,
         owner: Owner,
         mode: Option<u32>,
-        group: Option<OuterId>,
+        writer: Option<Writer>,
     ) -> std::result::Result<(), Errno> {
         let real = sys::stat::of(handle)?;
         let (uid, gid) = owner.to_store();
@@ -277,8 +276,9 @@ impl Union {
             said.gid = gid.unwrap_or(said.gid);
             if real_kind != FileType::Directory {
                 said.mode &= !libc::S_ISUID;
-                let is_foreign = group.is_some_and(|group| !self.is_of_group(&stat, group));
-                if said.mode & libc::S_IXGRP != 0 || is_foreign {
+                let is_foreign = || writer.is_some_and(|writer| !self.is_of_group(&stat, writer));
+                let is_setgid = said.mode & libc::S_ISGID != 0;
+                if is_setgid && (said.mode & libc::S_IXGRP != 0 || is_foreign()) {
                     said.mode &= !libc::S_ISGID;
                 }
                 carrier.drop_capability(handle)?;

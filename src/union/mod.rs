@@ -41,7 +41,7 @@ use lru::LruCache;
 use parking_lot::{Mutex, RwLock};
 pub use rustix::fs::{RenameFlags, StatVfs, XattrFlags};
 
-pub use self::attr::{Attr, FileType, SetAttr, SetTime, Time};
+pub use self::attr::{Attr, FileType, SetAttr, SetTime, Time, Writer};
 pub use self::create::Caller;
 pub use self::file::{Data, Whence, Written};
 pub use self::flatten::CopyLimit;

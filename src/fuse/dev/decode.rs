@@ -16,6 +16,8 @@ pub(super) struct Header {
     pub(super) node: NodeId,
     pub(super) uid: u32,
     pub(super) gid: u32,
+    /// The thread that asks; 0 where it cannot be seen from the mount, or none does.
+    pub(super) pid: u32,
 }
 
 /// A request, with what it borrows from the buffer that it was read into.
@@ -186,6 +188,7 @@ pub(super) fn decode(bytes: &[u8], setxattr_ext: bool) -> Result<(Header, Reques
         node: NodeId(raw.nodeid),
         uid: raw.uid,
         gid: raw.gid,
+        pid: raw.pid,
     };
     let malformed = |errno| Malformed { unique: Some(raw.unique), errno };
     // Extensions stand at the end; none is asked for, so they are left out unread.

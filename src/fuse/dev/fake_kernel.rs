@@ -4,6 +4,7 @@ use super::abi::{self, init, op};
 use super::decode::{Request, decode};
 use super::handshake::{self, Answer, Offer, Wishes};
 use super::notify::Notifier;
+use super::passthrough::Passthrough;
 use super::pool::{self, Serve};
 use super::reply::Reply;
 use super::session::Session;
@@ -378,6 +379,25 @@ fn replies_are_as_large_as_their_structures() {
 
 fn entry_of(body: &[u8]) -> u64 {
     abi::EntryOut::read_from_bytes(body).unwrap().nodeid
+}
+
+#[test]
+fn what_was_forgotten_before_its_release_is_not_kept() {
+    let mut served = served();
+    let (device, _kernel) = sockets();
+    served.session.passthrough = Some(Passthrough::new(Arc::new(device)));
+    let mut reply = Reply::new(BUFFER);
+    for (order, kept) in [([op::RELEASE, op::FORGET], 1), ([op::FORGET, op::RELEASE], 0)] {
+        let lookup = request(op::LOOKUP, 2, 1, b"name\0");
+        let (_, body) = parse(served.session.serve(&lookup, &mut reply).unwrap());
+        let node = entry_of(body);
+        let passthrough = served.session.passthrough.as_ref().unwrap();
+        passthrough.pretend_open(NodeId(node));
+        for (opcode, left) in order.into_iter().zip([kept, 0]) {
+            served.session.serve(&request(opcode, 4, node, &sample(opcode)), &mut reply);
+            assert_eq!(passthrough.idle(), left, "{}", op::name(opcode));
+        }
+    }
 }
 
 #[test]

@@ -13,8 +13,13 @@ const TRANSFER_MAX: u16 = 1024;
 /// Largest READ and WRITE of a kernel that has no `MAX_PAGES`, in KiB: 32 pages.
 const TRANSFER_OLD: u16 = 128;
 
-/// Pages of [`TRANSFER_MAX`]; their number counts where pages are larger, too.
-const PAGES_MAX: u16 = 256;
+/// Returns how many pages of `page_size` bytes make [`TRANSFER_MAX`], and at most 256.
+///
+/// A READ has up to as many pages, whatever their size, and no other limit.
+fn pages_max(page_size: usize) -> u16 {
+    let pages = (usize::from(TRANSFER_MAX) << 10) / page_size.max(4 << 10);
+    u16::try_from(pages).unwrap_or(u16::MAX).max(1)
+}
 
 /// Requests that may be in flight without anybody waiting for them, such as read-ahead.
 const BACKGROUND_MAX: u16 = 64;
@@ -151,7 +156,7 @@ pub(super) fn negotiate(offer: &Offer, wishes: &Wishes) -> Result<Answer, Errno>
         congestion_threshold: CONGESTED,
         max_write: u32::from(kib) << 10,
         time_gran: 1,
-        max_pages: PAGES_MAX,
+        max_pages: pages_max(rustix::param::page_size()),
         max_stack_depth: if flags & init::PASSTHROUGH == 0 { 0 } else { wishes.passthrough_depth },
         ..version
     };
@@ -199,6 +204,14 @@ mod tests {
         // HANDLE_KILLPRIV, SECURITY_CTX, ALLOW_IDMAP, OVER_IO_URING.
         for bit in [3, 1, 10, 4, 12, 16, 19, 32, 40, 41] {
             assert!(!terms.has(1 << bit), "bit {bit}");
+        }
+    }
+
+    // With a fixed number of pages, reads where pages have 64 KiB were larger than any buffer here.
+    #[test]
+    fn reads_fit_the_buffer_whatever_the_size_of_pages() {
+        for (page_size, pages) in [(4 << 10, 256), (16 << 10, 64), (64 << 10, 16), (2 << 20, 1)] {
+            assert_eq!(pages_max(page_size), pages, "{page_size}");
         }
     }
 

@@ -119,6 +119,20 @@ impl Passthrough {
         }
     }
 
+    /// Has `node` open once, with a file that no kernel has registered.
+    #[cfg(test)]
+    pub(super) fn pretend_open(&self, node: NodeId) {
+        let backing = Some(Backing { device: Arc::clone(&self.device), id: -1 });
+        let open = Open { count: 1, backing, written: true };
+        self.state.lock().open.insert(node, open);
+    }
+
+    /// Returns how many files nobody has open are registered.
+    #[cfg(test)]
+    pub(super) fn idle(&self) -> usize {
+        self.state.lock().idle.len()
+    }
+
     /// Takes back what the kernel has of a file that it has forgotten.
     pub(super) fn forgot(&self, node: NodeId) {
         let dropped = self.state.lock().idle.pop(&node);

@@ -16,7 +16,8 @@ use crate::fuse::convert::{PERMISSIONS, decode_dev, encode_dev, reply_number};
 use crate::fuse::dispatch::{Answer, Dispatcher, Keep, XattrAnswer};
 use crate::idmap::OuterId;
 use crate::union::{
-    Attr, Caller, Entry, FileType, NodeId, RenameFlags, SetAttr, SetTime, Time, Visit, XattrFlags,
+    Attr, Caller, Entry, FileType, NodeId, RenameFlags, SetAttr, SetTime, Time, Visit, Writer,
+    XattrFlags,
 };
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -141,7 +142,7 @@ impl Session {
             }
             Request::Read { offset, size } => self.read(node, offset, size, reply),
             Request::Write { offset, data, kill_privileges } => {
-                let kill = kill_privileges.then(|| OuterId::asked(header.gid));
+                let kill = kill_privileges.then(|| writer(header));
                 self.write(node, offset, data, kill, reply)
             }
             Request::ReadDir { offset, size, plus } => {
@@ -157,6 +158,10 @@ impl Session {
             Request::Release => {
                 if let Some(passthrough) = &self.passthrough {
                     passthrough.released(node, &self.notifier);
+                    // The kernel hands out forgets first, so this one may have overtaken us.
+                    if !self.dispatch.is_known(node) {
+                        passthrough.forgot(node);
+                    }
                 }
                 self.dispatch.release(node)
             }
@@ -209,18 +214,18 @@ impl Session {
     /// Takes setuid and setgid away where the kernel leaves it to us without a word in the request.
     fn before_change(&self, header: &Header, node: NodeId) -> Answer<()> {
         if self.terms.has(init::HANDLE_KILLPRIV_V2)
-            && let Some(gid) = self.unprivileged(header)
-            && self.dispatch.drop_privileges(node, gid)?
+            && let Some(writer) = self.unprivileged(header)
+            && self.dispatch.drop_privileges(node, writer)?
         {
             self.notifier.forget_attributes(node);
         }
         Ok(())
     }
 
-    /// Returns the group of a caller who is not the superuser, so may not keep setuid and setgid.
-    fn unprivileged(&self, header: &Header) -> Option<OuterId> {
+    /// Returns a caller who is not the superuser, so may not keep setuid and setgid.
+    fn unprivileged(&self, header: &Header) -> Option<Writer> {
         let is_root = self.dispatch.is_root(OuterId::asked(header.uid));
-        (!is_root).then(|| OuterId::asked(header.gid))
+        (!is_root).then(|| writer(header))
     }
 
     fn lookup(&self, parent: NodeId, name: &[u8], reply: &mut Reply) -> Answer<()> {
@@ -244,7 +249,7 @@ impl Session {
         };
         // With a change of owner the flag always stands, as chown(2) clears setuid for everybody.
         let kill = match (has(fattr::KILL_SUIDGID), has(fattr::SIZE)) {
-            (true, true) => Some(OuterId::asked(header.gid)),
+            (true, true) => Some(writer(header)),
             (true, false) => self.unprivileged(header),
             (false, _) => None,
         };
@@ -273,7 +278,7 @@ impl Session {
         node: NodeId,
         offset: u64,
         data: &[u8],
-        kill: Option<OuterId>,
+        kill: Option<Writer>,
         reply: &mut Reply,
     ) -> Answer<()> {
         let written = self.dispatch.write(node, offset, data, kill)?;
@@ -332,12 +337,12 @@ impl Session {
         let flags = XattrFlags::from_bits_retain(flags);
         self.dispatch.setxattr(header.node, name, value, flags)?;
         let kill = match kills_setgid {
-            Some(kills) => kills.then(|| OuterId::asked(header.gid)),
+            Some(kills) => kills.then(|| writer(header)),
             // Kernels that do not say: those without SETXATTR_EXT, before Linux 5.12.
             None if name == b"system.posix_acl_access" => self.unprivileged(header),
             None => None,
         };
-        kill.map_or(Ok(()), |gid| self.dispatch.drop_foreign_setgid(header.node, gid))
+        kill.map_or(Ok(()), |writer| self.dispatch.drop_foreign_setgid(header.node, writer))
     }
 
     fn ioctl(
@@ -424,6 +429,10 @@ impl Session {
             attr: wire_attr(&entry.attr),
         }
     }
+}
+
+fn writer(header: &Header) -> Writer {
+    Writer { gid: OuterId::asked(header.gid), pid: header.pid }
 }
 
 /// Appends a structure that always fits.
