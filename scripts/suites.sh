@@ -26,8 +26,8 @@ A suite whose program is missing says so and is skipped; fsx and pjdfstest are i
 Environment: LAMINA_BIN, the binary to test instead of building one; FSX_OPERATIONS, how many each
 (100000); FSX_MODES (noopen, open, passthrough, and the first two with writeback) and FSX_STARTS
 (upper lower whole), which of them; FSX_OPTIONS, more mount options; FSX_SEED; PJD_OPTIONS, more mount
-options, PJD_CASES, which cases by parts of their names; LOOPS, rounds of dpkg and rpm (3);
-STRESS_SECONDS, for each stressor (2), STRESSORS, which of them.
+options; LOOPS, rounds of dpkg and rpm (3); STRESS_SECONDS, for each stressor (2), STRESSORS, which of
+them.
 END
 }
 
@@ -343,37 +343,43 @@ suite_podman() {
         LAMINA_PODMAN_USER="$dir" bash "$0" podman
 }
 
-# pjd_run NAME DIR: leaves lines "CASE ok", "CASE FAILED" and "CASE skipped" in ./NAME, the output in ./NAME.log.
+# pjd_run NAME: in /mnt; leaves lines "CASE ok", "CASE FAILED" and "CASE skipped" in ./NAME, the output in
+# ./NAME.log.
 pjd_run() {
-    # shellcheck disable=SC2086
-    PATH=$PWD/bin:$PATH NO_COLOR=1 ./pjdfstest -c pjdfstest.toml -p "$2" ${PJD_CASES-} >"$1.log" 2>&1 || true
-    sed -nE 's/^([^ \t]+) +(ok|FAILED|skipped)$/\1 \2/p' "$1.log" | LC_ALL=C sort >"$1"
-    if ! grep -q '^Summary' "$1.log"; then
-        tail -5 "$1.log" >&2
+    # Other cases leave files open for writing, and what is so cannot be remounted for the cases of EROFS.
+    NO_COLOR=1 ./pjdfstest -c pjdfstest.toml -p /mnt >"$1.log" 2>&1 || true
+    sed 's/^allow_remount.*/allow_remount = true/' pjdfstest.toml >remount.toml
+    PATH=$PWD/bin:$PATH NO_COLOR=1 ./pjdfstest -c remount.toml -p /mnt ::erofs >"$1.erofs" 2>&1 || true
+    if [ "$(cat "$1.log" "$1.erofs" | grep -c '^Summary')" != 2 ]; then
+        tail -n 5 "$1.log" "$1.erofs" >&2
         die "pjdfstest: it did not end on $1"
     fi
+    cat "$1.erofs" >>"$1.log"
+    sed -nE '/^[^ ]*::erofs.* skipped$/d; s/^([^ \t]+) +(ok|FAILED|skipped)$/\1 \2/p' "$1.log" | LC_ALL=C sort >"$1"
 }
 
-# pjd_pair WHO [KERNEL_OPTION]: in ./WHO, runs all on kernel overlayfs, then on lamina, and compares.
-# The working directory holds the programs.
+# pjd_pair WHO [KERNEL_OPTION]: runs all on kernel overlayfs, then on lamina, and compares. The working
+# directory holds the programs. Both are mounted at /mnt: sockets want short paths.
 pjd_pair() {
     local who=$1 side layers status=0
-    trap 'umount -l "$PWD"/'"$who"'/*/merged "$PWD/second" 2>/dev/null || true' EXIT
+    trap 'umount -l /mnt "$PWD/second" 2>/dev/null || true' EXIT
     mkdir -p second
     mount -t tmpfs -o mode=755 tmpfs second
     for side in kernel lamina; do
-        mkdir -p "$who/$side"/{lower,upper,work,merged}
+        mkdir -p "$who/$side"/{lower,upper,work}
         layers=lowerdir=$PWD/$who/$side/lower,upperdir=$PWD/$who/$side/upper,workdir=$PWD/$who/$side/work
         if [ $side = kernel ]; then
-            mount -t overlay -o "$layers${2:+,$2}" overlay "$who/$side/merged"
+            mount -t overlay -o "$layers${2:+,$2}" overlay /mnt
+            pjd_run "$who/$side.cases"
+            umount /mnt
         else
-            ./lamina -o "$layers${PJD_OPTIONS:+,$PJD_OPTIONS}" "$who/$side/merged"
+            ./lamina -o "$layers${PJD_OPTIONS:+,$PJD_OPTIONS}" /mnt
+            pjd_run "$who/$side.cases"
+            ./lamina unmount /mnt
         fi
-        pjd_run "$who/$side.cases" "$PWD/$who/$side/merged"
         say "pjdfstest: $who, $side: $(cut -d ' ' -f 2 "$who/$side.cases" | sort | uniq -c | tr -s ' \n' ' ')"
     done
-    ./lamina unmount "$who/lamina/merged"
-    umount "$who/kernel/merged" second
+    umount second
     grep -q ' ok$' "$who/kernel.cases" || die "pjdfstest: nothing passes on kernel overlayfs"
     grep ' ok$' "$who/kernel.cases" >"$who/kernel.ok"
     grep ' ok$' "$who/lamina.cases" >"$who/lamina.ok" || true
@@ -408,7 +414,7 @@ utime_now = {}
 utimensat = {}
 [settings]
 naptime = 0.02
-allow_remount = true
+allow_remount = false
 [dummy_auth]
 entries = [["nobody", "$(id -gn nobody)"], ["daemon", "$(id -gn daemon)"]]
 END
