@@ -25,9 +25,9 @@ A suite whose program is missing says so and is skipped; fsx and pjdfstest are i
 
 Environment: LAMINA_BIN, the binary to test instead of building one; FSX_OPERATIONS, how many each
 (100000); FSX_MODES (noopen, open, passthrough, and the first two with writeback) and FSX_STARTS
-(upper lower whole), which of them; FSX_OPTIONS, more mount options; FSX_SEED; PJD_OPTIONS, more mount
-options; LOOPS, rounds of dpkg and rpm (3); STRESS_SECONDS, for each stressor (2), STRESSORS, which of
-them.
+(upper lower whole), which of them; FSX_OPTIONS, more mount options; FSX_SEED; SUITE_OPTIONS, more mount
+options for the suites after podman; LOOPS, rounds of dpkg and rpm (3); STRESS_SECONDS, for each stressor
+(2), STRESSORS, which of them.
 END
 }
 
@@ -373,7 +373,7 @@ pjd_pair() {
             pjd_run "$who/$side.cases"
             umount /mnt
         else
-            ./lamina -o "$layers${PJD_OPTIONS:+,$PJD_OPTIONS}" /mnt
+            ./lamina -o "$layers${SUITE_OPTIONS:+,$SUITE_OPTIONS}" /mnt
             pjd_run "$who/$side.cases"
             ./lamina unmount /mnt
         fi
@@ -386,7 +386,7 @@ pjd_pair() {
     say "pjdfstest: $who: pass only here: $(LC_ALL=C comm -13 "$who/kernel.ok" "$who/lamina.ok" | wc -l)"
     LC_ALL=C comm -23 "$who/kernel.ok" "$who/lamina.ok" >"$who/worse"
     while read -r side _; do
-        grep -A 3 "^$side " "$who/lamina.cases.log" >&2 || true
+        grep -A 1 "^$side " "$who/lamina.cases.log" >&2 || true
         status=1
     done <"$who/worse"
     [ $status = 0 ] || die "pjdfstest: $who: $(wc -l <"$who/worse") cases pass on kernel overlayfs and not here"
@@ -479,7 +479,7 @@ suite_git() {
     mkdir "$dir/lower"
     git clone -q --no-local . "$dir/lower/below"
     git clone -q --no-local . "$dir/plain"
-    mount_new ,redirect_dir=on
+    mount_new ",redirect_dir=on${SUITE_OPTIONS:+,$SUITE_OPTIONS}"
     git clone -q --no-local . "$dir/merged/fresh"
     for clone in plain merged/below merged/fresh; do
         bash -euo pipefail -c "$(declare -f git_changes); git_changes \"\$0\"" "$dir/$clone" || die "git: failed in $clone"
@@ -529,7 +529,7 @@ suite_dpkg() {
     : >"$dir/lower/var/lib/dpkg/status"
     # The first version is in the lower layer already.
     dpkg --root="$dir/lower" --log=/dev/null -i "$dir/1.deb" >/dev/null
-    mount_new ''
+    mount_new "${SUITE_OPTIONS:+,$SUITE_OPTIONS}"
     for round in $(seq "${LOOPS:-3}"); do
         for version in 2 1; do
             dpkg --root="$root" --log=/dev/null --force-downgrade -i "$dir/$version.deb" >/dev/null 2>&1 ||
@@ -542,7 +542,7 @@ suite_dpkg() {
     mount_kernel
     same "dpkg: read by the kernel" "$dir/p1/usr" "$root/usr"
     umount "$root"
-    mount_new ''
+    mount_new "${SUITE_OPTIONS:+,$SUITE_OPTIONS}"
     dpkg --root="$root" --log=/dev/null -P tests >/dev/null 2>&1
     [ ! -e "$root/usr/share/tests" ] || die "dpkg: files are left"
     unmount
@@ -594,7 +594,7 @@ suite_rpm() {
     mkdir -p "$dir/lower"
     rpm_in "$dir/lower" --initdb
     rpm_in "$dir/lower" --nodeps -i "$dir/1.rpm"
-    mount_new ''
+    mount_new "${SUITE_OPTIONS:+,$SUITE_OPTIONS}"
     for round in $(seq "${LOOPS:-3}"); do
         for version in 2 1; do
             rpm_in "$root" --rebuilddb
@@ -608,7 +608,7 @@ suite_rpm() {
     same "rpm: read by the kernel" "$dir/p1/usr" "$root/usr"
     rpm_in "$root" --nodeps -V tests
     umount "$root"
-    mount_new ''
+    mount_new "${SUITE_OPTIONS:+,$SUITE_OPTIONS}"
     rpm_in "$root" -e tests
     [ ! -e "$root/usr/share/tests" ] || die "rpm: files are left"
     unmount
@@ -632,7 +632,7 @@ suite_stress() {
     say "stress: $(wc -w <<<"$list") stressors of stress-ng"
     for stressor in $list; do
         ours=0 theirs=0
-        mount_new ''
+        mount_new "${SUITE_OPTIONS:+,$SUITE_OPTIONS}"
         stress_one "$stressor" || ours=$?
         unmount
         if [ $ours = 0 ]; then
