@@ -12,14 +12,26 @@ Runs test suites of others on mounts of lamina, as root; all of them unless some
   podman podman, buildah and skopeo with lamina as their mount program, as root and as a user made for
          the time: run, diff, cp, commit, export, build, volumes, id maps, force_mask; images are made
          of busybox-static, nothing is fetched
+  pjdfstest  POSIX semantics, case by case beside kernel overlayfs on the same filesystem, as root and as
+         root of a user namespace: what passes there passes here (cargo install pjdfstest)
+  git    clone, changes, rebase, gc and fsck of this repository, in a lower layer and in the upper,
+         compared byte by byte with the same on a plain directory, and read by kernel overlayfs after
+  dpkg   packages installed, replaced, verified and purged in a loop, each file compared
+  rpm    the same with rpm, its database in a lower layer, rebuilt each time (package rpm)
+  stress the filesystem class of stress-ng, each stressor alone; what fails must fail on kernel
+         overlayfs too (package stress-ng)
+
+A suite whose program is missing says so and is skipped; fsx and pjdfstest are installed below target/.
 
 Environment: LAMINA_BIN, the binary to test instead of building one; FSX_OPERATIONS, how many each
-(100000); FSX_MODES (noopen, open, passthrough, and the first two with writeback) and FSX_STARTS (upper lower whole), which of them; FSX_OPTIONS, more
-mount options; FSX_SEED.
+(100000); FSX_MODES (noopen, open, passthrough, and the first two with writeback) and FSX_STARTS
+(upper lower whole), which of them; FSX_OPTIONS, more mount options; FSX_SEED; SUITE_OPTIONS, more mount
+options for the suites after podman; LOOPS, rounds of dpkg and rpm (3); STRESS_SECONDS, for each stressor
+(2), STRESSORS, which of them.
 END
 }
 
-all=(fsx podman)
+all=(fsx podman pjdfstest git dpkg rpm stress)
 case "${1-}" in
     -h | --help)
         usage
@@ -33,7 +45,8 @@ if [ -z "${LAMINA_SUITES_ALONE-}" ]; then
     export LAMINA_SUITES_ALONE=1
     exec unshare --mount --propagation private bash scripts/suites.sh "$@"
 fi
-PATH=${CARGO_HOME:-$HOME/.cargo}/bin:$PATH:/usr/sbin:/sbin
+tools=${CARGO_TARGET_DIR:-$PWD/target}/suites
+PATH=${CARGO_HOME:-$HOME/.cargo}/bin:$tools/bin:$PATH:/usr/sbin:/sbin
 if [ -z "${LAMINA_BIN-}" ]; then
     cargo build --release --locked --bin lamina
     LAMINA_BIN=${CARGO_TARGET_DIR:-$PWD/target}/release/lamina
@@ -70,10 +83,50 @@ die() {
     exit 1
 }
 
+# missing SUITE HINT PROGRAM...: whether one of the programs is missing, which is said.
+missing() {
+    local suite=$1 hint=${2:+ ($2)} program lack=''
+    shift 2
+    for program in "$@"; do
+        command -v "$program" >/dev/null || lack="$lack $program"
+    done
+    [ -n "$lack" ] && say "$suite: skipped: missing are$lack$hint"
+}
+
+# crate NAME: has a program from a registry of crates.
+crate() {
+    command -v "$1" >/dev/null || cargo install --quiet --locked --root "$tools" "$1" || die "$1: cannot install it"
+}
+
 # mount_new OPTIONS: mounts a new upper over $dir/lower, which may hold files already, at $dir/merged.
 mount_new() {
     mkdir -p "$dir/lower" "$dir/upper" "$dir/work" "$dir/merged"
     "$LAMINA_BIN" -o "lowerdir=$dir/lower,upperdir=$dir/upper,workdir=$dir/work$1" "$dir/merged"
+}
+
+# mount_kernel: mounts what mount_new made, and lamina has left, with kernel overlayfs.
+mount_kernel() {
+    mkdir -p "$dir/lower" "$dir/upper" "$dir/work" "$dir/merged"
+    mount -t overlay -o "lowerdir=$dir/lower,upperdir=$dir/upper,workdir=$dir/work,redirect_dir=on" overlay "$dir/merged"
+}
+
+unmount_kernel() {
+    umount "$dir/merged"
+    rm -rf "${dir:?}"/{lower,upper,work,merged}
+}
+
+# tree DIR: types, modes, link targets and contents of all below it, but for .git.
+tree() {
+    (
+        cd "$1"
+        find . -name .git -prune -o -printf '%P %y %#m %l\n' | LC_ALL=C sort
+        find . -name .git -prune -o -type f -print0 | LC_ALL=C sort -z | xargs -0 -r sha256sum
+    )
+}
+
+# same WHAT DIR DIR: ends everything unless both trees are the same.
+same() {
+    diff <(tree "$2") <(tree "$3") >&2 || die "$1: the trees differ"
 }
 
 unmount() {
@@ -126,7 +179,7 @@ END
 
 suite_fsx() {
     local io start
-    command -v fsx >/dev/null || die "fsx is missing: cargo install fsx"
+    crate fsx
     for io in ${FSX_MODES:-noopen open passthrough noopen,writeback open,writeback}; do
         for start in ${FSX_STARTS:-upper lower whole}; do
             fsx_once "io=$io" "$start"
@@ -260,14 +313,8 @@ podman_user() {
 }
 
 suite_podman() {
-    local applet missing='' top=$dir/podman
-    for applet in podman crun busybox useradd; do
-        command -v $applet >/dev/null || missing="$missing $applet"
-    done
-    if [ -n "$missing" ]; then
-        say "podman: skipped: missing are$missing (packages podman, crun, busybox-static, passwd)"
-        return
-    fi
+    local applet top=$dir/podman
+    ! missing podman "packages podman, crun, busybox-static, passwd" podman crun busybox useradd || return 0
     chmod 755 "$dir"
     mkdir -p "$top/image"/{bin,etc,d}
     mkdir -m 1777 "$top/image/tmp"
@@ -294,6 +341,322 @@ suite_podman() {
     chown "$user:$user" "$top"
     setpriv --reuid "$user" --regid "$user" --init-groups -- env LAMINA_SUITES_ALONE=1 LAMINA_BIN="$top/lamina" \
         LAMINA_PODMAN_USER="$dir" bash "$0" podman
+}
+
+# pjd_run NAME: in /mnt; leaves lines "CASE ok", "CASE FAILED" and "CASE skipped" in ./NAME, the output in
+# ./NAME.log.
+pjd_run() {
+    # Other cases leave files open for writing, and what is so cannot be remounted for the cases of EROFS.
+    NO_COLOR=1 ./pjdfstest -c pjdfstest.toml -p /mnt >"$1.log" 2>&1 || true
+    sed 's/^allow_remount.*/allow_remount = true/' pjdfstest.toml >remount.toml
+    PATH=$PWD/bin:$PATH NO_COLOR=1 ./pjdfstest -c remount.toml -p /mnt ::erofs >"$1.erofs" 2>&1 || true
+    if [ "$(cat "$1.log" "$1.erofs" | grep -c '^Summary')" != 2 ]; then
+        tail -n 5 "$1.log" "$1.erofs" >&2
+        die "pjdfstest: it did not end on $1"
+    fi
+    cat "$1.erofs" >>"$1.log"
+    sed -nE '/^[^ ]*::erofs.* skipped$/d; s/^([^ \t]+) +(ok|FAILED|skipped)$/\1 \2/p' "$1.log" | LC_ALL=C sort >"$1"
+}
+
+# pjd_pair WHO [KERNEL_OPTION]: runs all on kernel overlayfs, then on lamina, and compares. The working
+# directory holds the programs. Both are mounted at /mnt: sockets want short paths.
+pjd_pair() {
+    local who=$1 side layers status=0
+    trap 'umount -l /mnt "$PWD/second" 2>/dev/null || true' EXIT
+    mkdir -p second
+    mount -t tmpfs -o mode=755 tmpfs second
+    for side in kernel lamina; do
+        mkdir -p "$who/$side"/{lower,upper,work}
+        layers=lowerdir=$PWD/$who/$side/lower,upperdir=$PWD/$who/$side/upper,workdir=$PWD/$who/$side/work
+        if [ $side = kernel ]; then
+            mount -t overlay -o "$layers${2:+,$2}" overlay /mnt
+            pjd_run "$who/$side.cases"
+            umount /mnt
+        else
+            ./lamina -o "$layers${SUITE_OPTIONS:+,$SUITE_OPTIONS}" /mnt
+            pjd_run "$who/$side.cases"
+            ./lamina unmount /mnt
+        fi
+        say "pjdfstest: $who, $side: $(cut -d ' ' -f 2 "$who/$side.cases" | sort | uniq -c | tr -s ' \n' ' ')"
+    done
+    umount second
+    grep -q ' ok$' "$who/kernel.cases" || die "pjdfstest: nothing passes on kernel overlayfs"
+    grep ' ok$' "$who/kernel.cases" >"$who/kernel.ok"
+    grep ' ok$' "$who/lamina.cases" >"$who/lamina.ok" || true
+    say "pjdfstest: $who: pass only here: $(LC_ALL=C comm -13 "$who/kernel.ok" "$who/lamina.ok" | wc -l)"
+    LC_ALL=C comm -23 "$who/kernel.ok" "$who/lamina.ok" >"$who/worse"
+    while read -r side _; do
+        grep -A 1 "^$side " "$who/lamina.cases.log" >&2 || true
+        status=1
+    done <"$who/worse"
+    [ $status = 0 ] || die "pjdfstest: $who: $(wc -l <"$who/worse") cases pass on kernel overlayfs and not here"
+}
+
+suite_pjdfstest() {
+    local first=100000 top=$dir/pjdfstest holder namespace namespace_PID
+    ! missing pjdfstest '' nsenter || return 0
+    crate pjdfstest
+    chmod 755 "$dir"
+    mkdir -m 755 "$top" "$top/namespace"
+    cp "$LAMINA_BIN" "$top/lamina"
+    cp "$(command -v pjdfstest)" "$top/pjdfstest"
+    # Cases remount; mount(8) would look for a helper of the type fuse.
+    mkdir "$top/bin"
+    printf '#!/bin/sh\nexec %s -i "$@"\n' "$(command -v mount)" >"$top/bin/mount"
+    chmod 755 "$top/bin/mount"
+    cat >"$top/pjdfstest.toml" <<END
+[features]
+secondary_fs = "$top/second"
+posix_fallocate = {}
+rename_ctime = {}
+stat_st_birthtime = {}
+utime_now = {}
+utimensat = {}
+[settings]
+naptime = 0.02
+allow_remount = false
+[dummy_auth]
+entries = [["nobody", "$(id -gn nobody)"], ["daemon", "$(id -gn daemon)"]]
+END
+    (cd "$top" && pjd_pair root)
+    if ! unshare --user true 2>/dev/null || [ "$(stat -c %a /dev/fuse)" != 666 ]; then
+        say "pjdfstest: in a user namespace: skipped: none may be made, or /dev/fuse is not for everybody"
+        return
+    fi
+    # The namespace lasts as long as this cat, which ends when we do.
+    coproc namespace { exec unshare --user cat; }
+    # The variable goes when the process ends.
+    holder=$namespace_PID
+    echo >&"${namespace[1]}"
+    read -r -t 60 _ <&"${namespace[0]}" || die "pjdfstest: there is no user namespace"
+    echo "0 $first 65536" >"/proc/$holder/uid_map"
+    echo "0 $first 65536" >"/proc/$holder/gid_map"
+    chown -R "$first:$first" "$top"
+    nsenter --user --target "$holder" --setuid 0 --setgid 0 unshare --mount --propagation private \
+        bash -euo pipefail -c "$(declare -f say die pjd_run pjd_pair); cd \"\$0\"; pjd_pair namespace userxattr" "$top"
+    kill "$holder"
+    wait "$holder" 2>/dev/null || true
+    rm -rf "$top"
+}
+
+# What git does in one clone.
+git_changes() {
+    cd "$1"
+    export GIT_AUTHOR_DATE='@1 +0000' GIT_COMMITTER_DATE='@1 +0000' GIT_CONFIG_GLOBAL=/dev/null
+    git config user.name tests
+    git config user.email tests@localhost
+    git config gc.auto 0
+    git checkout -q -b topic
+    git rm -q -r scripts
+    git mv src moved
+    printf 'more\n' >>README.md
+    chmod +x Cargo.toml
+    ln -s README.md link
+    git add -A
+    git commit -qm topic
+    git checkout -q -b other HEAD~1
+    mkdir new
+    seq 1000 >new/numbers
+    git add -A
+    git commit -qm other
+    git rebase -q topic
+    printf 'stashed\n' >>new/numbers
+    git stash -q
+    git checkout -q topic
+    git checkout -q other
+    git stash pop -q
+    git commit -qam last
+    git reflog expire --expire=now --all
+    git gc -q --aggressive --prune=now
+    git fsck --full --strict --no-progress
+    [ -z "$(git status --porcelain)" ]
+}
+
+suite_git() {
+    local clone
+    ! missing git '' git || return 0
+    say "git: clone, changes, rebase, gc, fsck"
+    mkdir "$dir/lower"
+    git clone -q --no-local . "$dir/lower/below"
+    git clone -q --no-local . "$dir/plain"
+    mount_new ",redirect_dir=on${SUITE_OPTIONS:+,$SUITE_OPTIONS}"
+    git clone -q --no-local . "$dir/merged/fresh"
+    for clone in plain merged/below merged/fresh; do
+        bash -euo pipefail -c "$(declare -f git_changes); git_changes \"\$0\"" "$dir/$clone" || die "git: failed in $clone"
+    done
+    for clone in below fresh; do
+        same "git: $clone" "$dir/plain" "$dir/merged/$clone"
+    done
+    "$LAMINA_BIN" unmount "$dir/merged"
+    mount_kernel
+    for clone in below fresh; do
+        same "git: $clone, read by the kernel" "$dir/plain" "$dir/merged/$clone"
+        git -C "$dir/merged/$clone" fsck --full --strict --no-progress
+        [ "$(git -C "$dir/merged/$clone" rev-parse HEAD)" = "$(git -C "$dir/plain" rev-parse HEAD)" ] ||
+            die "git: the commits differ"
+    done
+    unmount_kernel
+    rm -rf "$dir/plain"
+}
+
+# package_tree DIR VERSION: what a package holds: 300 files, some in both versions, and links.
+package_tree() {
+    local number at=$1/usr/share/tests
+    mkdir -p "$at/deep"
+    for number in $(seq $((50 * $2)) $((50 * $2 + 299))); do
+        seq "$2" "$number" >"$at/f$number"
+    done
+    printf '#!/bin/sh\n' >"$at/deep/program$2"
+    chmod 4755 "$at/deep/program$2"
+    ln -s "f$((100 + $2))" "$at/link"
+    ln "$at/f200" "$at/hard"
+}
+
+suite_dpkg() {
+    local version round root=$dir/merged
+    ! missing dpkg '' dpkg dpkg-deb || return 0
+    say "dpkg: ${LOOPS:-3} rounds"
+    for version in 1 2; do
+        package_tree "$dir/p$version" $version
+        cp -a "$dir/p$version" "$dir/build"
+        mkdir "$dir/build/DEBIAN"
+        printf '%s\n' 'Package: tests' "Version: $version" 'Architecture: all' 'Maintainer: tests' 'Description: tests' \
+            >"$dir/build/DEBIAN/control"
+        dpkg-deb --build --root-owner-group "$dir/build" "$dir/$version.deb" >/dev/null
+        rm -r "$dir/build"
+    done
+    mkdir -p "$dir/lower/var/lib/dpkg"/{info,updates,triggers}
+    : >"$dir/lower/var/lib/dpkg/status"
+    # The first version is in the lower layer already.
+    dpkg --root="$dir/lower" --log=/dev/null -i "$dir/1.deb" >/dev/null
+    mount_new "${SUITE_OPTIONS:+,$SUITE_OPTIONS}"
+    for round in $(seq "${LOOPS:-3}"); do
+        for version in 2 1; do
+            dpkg --root="$root" --log=/dev/null --force-downgrade -i "$dir/$version.deb" >/dev/null 2>&1 ||
+                die "dpkg: round $round, version $version: cannot install"
+            same "dpkg: round $round, version $version" "$dir/p$version/usr" "$root/usr"
+            [ -z "$(dpkg --root="$root" --verify tests)" ] || die "dpkg: round $round, version $version: verify"
+        done
+    done
+    "$LAMINA_BIN" unmount "$root"
+    mount_kernel
+    same "dpkg: read by the kernel" "$dir/p1/usr" "$root/usr"
+    umount "$root"
+    mount_new "${SUITE_OPTIONS:+,$SUITE_OPTIONS}"
+    dpkg --root="$root" --log=/dev/null -P tests >/dev/null 2>&1
+    [ ! -e "$root/usr/share/tests" ] || die "dpkg: files are left"
+    unmount
+    rm -rf "${dir:?}"/{p1,p2,1.deb,2.deb}
+}
+
+# rpm_in ROOT ARGUMENT...: rpm; what it prints is shown when it fails.
+rpm_in() {
+    local root=$1
+    shift
+    rpm --root "$root" "$@" >"$dir/rpm.log" 2>&1 || {
+        cat "$dir/rpm.log" >&2
+        die "rpm: rpm $* failed"
+    }
+}
+
+# rpm_build VERSION: $dir/VERSION.rpm of $dir/pVERSION.
+rpm_build() {
+    cat >"$dir/tests.spec" <<END
+Name: tests
+Version: $1
+Release: 1
+Summary: tests
+License: none
+BuildArch: noarch
+%description
+%install
+mkdir -p %{buildroot}
+cp -a $dir/p$1/usr %{buildroot}/
+%files
+/usr/share/tests
+END
+    rpmbuild --quiet -bb --define "_topdir $dir/rpmbuild" --define '__os_install_post %{nil}' "$dir/tests.spec" >"$dir/rpm.log" 2>&1 || {
+        cat "$dir/rpm.log" >&2
+        die "rpm: cannot build"
+    }
+    mv "$dir/rpmbuild/RPMS/noarch/tests-$1-1.noarch.rpm" "$dir/$1.rpm"
+    rm -r "$dir/rpmbuild"
+}
+
+suite_rpm() {
+    local version round root=$dir/merged
+    ! missing rpm 'package rpm' rpm rpmbuild || return 0
+    say "rpm: ${LOOPS:-3} rounds"
+    for version in 1 2; do
+        package_tree "$dir/p$version" $version
+        rpm_build $version
+    done
+    mkdir -p "$dir/lower"
+    rpm_in "$dir/lower" --initdb
+    rpm_in "$dir/lower" --nodeps -i "$dir/1.rpm"
+    mount_new "${SUITE_OPTIONS:+,$SUITE_OPTIONS}"
+    for round in $(seq "${LOOPS:-3}"); do
+        for version in 2 1; do
+            rpm_in "$root" --rebuilddb
+            rpm_in "$root" --nodeps -U --oldpackage "$dir/$version.rpm"
+            same "rpm: round $round, version $version" "$dir/p$version/usr" "$root/usr"
+            rpm_in "$root" --nodeps -V tests
+        done
+    done
+    "$LAMINA_BIN" unmount "$root"
+    mount_kernel
+    same "rpm: read by the kernel" "$dir/p1/usr" "$root/usr"
+    rpm_in "$root" --nodeps -V tests
+    umount "$root"
+    mount_new "${SUITE_OPTIONS:+,$SUITE_OPTIONS}"
+    rpm_in "$root" -e tests
+    [ ! -e "$root/usr/share/tests" ] || die "rpm: files are left"
+    unmount
+    rm -rf "${dir:?}"/{p1,p2,1.rpm,2.rpm,tests.spec,rpm.log}
+}
+
+# stress_one STRESSOR: runs it in the mount at $dir/merged; its status is stress-ng's.
+stress_one() {
+    local status=0
+    mkdir "$dir/merged/stress"
+    stress-ng --"$1" 1 --timeout "${STRESS_SECONDS:-2}" --verify --temp-path "$dir/merged/stress" >"$dir/stress.log" 2>&1 || status=$?
+    rm -rf "$dir/merged/stress" || status=1
+    return $status
+}
+
+suite_stress() {
+    local stressor ours theirs passed=0 skipped='' both='' worse='' list
+    ! missing stress 'package stress-ng' stress-ng || return 0
+    list=${STRESSORS:-$(stress-ng --class 'filesystem?' | sed -n 's/.*stressors: //p')}
+    [ -n "$list" ] || die "stress: stress-ng names no stressors"
+    say "stress: $(wc -w <<<"$list") stressors of stress-ng"
+    for stressor in $list; do
+        ours=0 theirs=0
+        mount_new "${SUITE_OPTIONS:+,$SUITE_OPTIONS}"
+        stress_one "$stressor" || ours=$?
+        unmount
+        if [ $ours = 0 ]; then
+            passed=$((passed + 1))
+            continue
+        fi
+        cp "$dir/stress.log" "$dir/ours.log"
+        mount_kernel
+        stress_one "$stressor" || theirs=$?
+        unmount_kernel
+        # 3: it lacks something; 4: it is not for this machine; else it may not want to endanger the machine.
+        if [ $theirs != $ours ]; then
+            worse="$worse $stressor"
+            say "stress: $stressor: status $ours here, $theirs on kernel overlayfs"
+            cat "$dir/ours.log" >&2
+        elif [ $ours = 3 ] || [ $ours = 4 ] || grep -q 'No stress workers' "$dir/ours.log"; then
+            skipped="$skipped $stressor"
+        else
+            both="$both $stressor"
+        fi
+    done
+    say "stress: passed: $passed; skipped by stress-ng:${skipped:- none}; failed on kernel overlayfs too:${both:- none}"
+    [ -z "$worse" ] || die "stress: fail only here:$worse"
+    rm -f "$dir"/{stress,ours}.log
 }
 
 if [ -n "${LAMINA_PODMAN_USER-}" ]; then
