@@ -8,6 +8,7 @@ use std::process::{Command, Output, Stdio};
 
 use fuse_tests::case::{gone, names, text};
 use fuse_tests::env::{self, Base};
+use fuse_tests::skip;
 use fuse_tests::tarball::{Item, Tar};
 use fuse_tests::tree::{self, Options, snapshot_with};
 
@@ -71,6 +72,8 @@ fn apply(layer: &Path, archive: &[u8], arguments: &[&str]) -> Output {
     let mut child = Command::new(env::lamina())
         .args(["layer", "apply", "--to"])
         .arg(layer)
+        // An ordinary user gives nothing away; whose the files are is not what is tested.
+        .args((!env::is_root()).then_some("--ignore-chown-errors"))
         .args(arguments)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -90,10 +93,12 @@ fn check(archive: &[u8], outcome: Outcome) {
 
 #[track_caller]
 fn check_with(archive: &[u8], outcome: Outcome, arguments: &[&str]) {
+    if !env::is_root() {
+        skip!(
+            "needs root, also of a user namespace: files are given to the owners that the archive names"
+        );
+    }
     for form in ["overlay", "files", "flat"] {
-        if form == "overlay" && !env::is_root() {
-            continue;
-        }
         let trap = Trap::new();
         let before = trap.surroundings();
         let out = trap.apply(archive, &[&["--whiteouts", form], arguments].concat());
