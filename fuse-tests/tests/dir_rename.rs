@@ -355,9 +355,12 @@ fn a_server_killed_while_it_moves_a_directory_leaves_it_before_or_after() {
         // When it has done so much of its work.
         let limit = rng.below(450) as u64;
         let done = || sh(c.u(""), "find . -type f 2>/dev/null | wc -l || :").trim().parse::<u64>();
-        env::wait_until("the copies", BOUND, || {
-            rename.is_finished() || done().is_ok_and(|done| done >= limit)
-        });
+        // At once every third time: the rename may be quicker than who looks at it.
+        if round % 3 != 0 {
+            env::wait_until("the copies", BOUND, || {
+                rename.is_finished() || done().is_ok_and(|done| done >= limit)
+            });
+        }
         kill_process(server, Signal::KILL).unwrap();
         let answer = rename.join().unwrap();
         c.mount.as_mut().unwrap().gone();
