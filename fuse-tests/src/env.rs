@@ -201,11 +201,15 @@ pub fn run_in_user_namespace(test: &str) -> bool {
     let base = Base::get();
     let dir = base.unique("userns");
     fs::create_dir(&dir).unwrap();
-    // The binaries may lie below a directory that an ordinary user cannot enter.
+    // The binaries may lie below a directory that an ordinary user cannot enter. Another program copies them: a process that a
+    // test beside this one starts could hold our descriptor for writing, and what is open for writing cannot be run.
     let exe = dir.join("test");
-    fs::copy(std::env::current_exe().unwrap(), &exe).unwrap();
     let program_copy = dir.join("lamina");
-    fs::copy(program(), &program_copy).unwrap();
+    let own = std::env::current_exe().unwrap();
+    for (from, to) in [(&*own, &exe), (program(), &program_copy)] {
+        let status = Command::new("cp").arg(from).arg(to).status().expect("cp(1)");
+        assert!(status.success(), "cp to {}: {status}", to.display());
+    }
     for path in [&exe, &program_copy, &dir] {
         fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
     }

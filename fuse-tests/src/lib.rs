@@ -4,6 +4,7 @@
 pub mod case;
 pub mod env;
 pub mod fixture;
+pub mod images;
 pub mod ops;
 pub mod run;
 pub mod same;

@@ -253,6 +253,15 @@ fn hidden_but_found<'a>(
         .map(|path| path.display().to_string())
 }
 
+/// Linux 6.7 does.
+fn kernel_reads_xattr_whiteouts() -> bool {
+    let mut sandbox = Sandbox::new();
+    sandbox.layer("file a");
+    sandbox.layer("xwhiteout a");
+    let mount = sandbox.mount(Kind::Kernel);
+    std::fs::symlink_metadata(mount.path().join("a")).is_err()
+}
+
 fn check(rows: &[Row], with_kernel: bool) {
     let mut problems = Vec::new();
     for row in rows {
@@ -264,7 +273,10 @@ fn check(rows: &[Row], with_kernel: bool) {
             ("ours", sandbox.spec(Kind::Lamina)),
             ("ours, read-only", sandbox.spec(Kind::Lamina).read_only()),
         ];
-        if with_kernel {
+        let has_marks = row.layers.iter().any(|layer| layer.contains("xwhiteout"));
+        if with_kernel && has_marks && !kernel_reads_xattr_whiteouts() {
+            env::note_skip(row.name, "this kernel reads no xattr whiteouts");
+        } else if with_kernel {
             specs.push(("kernel", sandbox.spec(Kind::Kernel)));
         }
         for (who, spec) in specs {
@@ -322,13 +334,14 @@ fn tables_in_a_user_namespace() {
 /// Stacks of 2 to 6 layers in one mount, each in a directory of its own.
 fn compare_stacks(seed: u64, count: usize) {
     const BATCH: usize = 40;
+    let marks = kernel_reads_xattr_whiteouts();
     for batch in 0..count.div_ceil(BATCH) {
         let mut sandbox = Sandbox::new();
         let layers: Vec<_> = (0..6).map(|_| sandbox.layer("opaque . x")).collect();
         let mut texts = Vec::new();
         for n in 0..BATCH {
             let seed = seed.wrapping_add((batch * BATCH + n) as u64);
-            let style = Style { links: true, marks: true };
+            let style = Style { links: true, marks };
             let stack = generate_layers(&mut Rng::new(seed), 6, style);
             for (layer, lines) in layers.iter().zip(&stack) {
                 let root = layer.join(format!("s{n:03}"));

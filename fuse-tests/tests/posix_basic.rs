@@ -226,7 +226,10 @@ fn rename_of_directories() {
             ("moved", "moved/inside"),
             ("moved", "d/two/deep"),
         ] {
-            t.put(&format!("{old} {new}"), fs::rename(dir.join(old), dir.join(new)));
+            // POSIX has two errors for a directory that is not empty, and xfs gives the other one.
+            let done = rustix::fs::rename(dir.join(old), dir.join(new));
+            let done = done.map_err(|e| if e == Errno::EXIST { Errno::NOTEMPTY } else { e });
+            t.put(&format!("{old} {new}"), done);
         }
         t.put("..", fs::read_dir(dir.join("d/two/deep/..")).map(Iterator::count));
     });

@@ -4,7 +4,14 @@
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use rustix::io::{Errno, retry_on_intr};
-use rustix::ioctl::{Getter, ioctl, opcode};
+use rustix::ioctl::{Getter, Updater, ioctl, opcode};
+
+/// btrfs, as statfs(2) has it.
+pub const BTRFS_MAGIC: u64 = 0x9123_683e;
+/// ext2, ext3 and ext4.
+pub const EXT_MAGIC: u64 = 0xef53;
+/// xfs.
+pub const XFS_MAGIC: u64 = 0x5846_5342;
 
 /// Longest handle there is, in bytes (`MAX_HANDLE_SZ`).
 const BYTES_MAX: usize = 128;
@@ -106,20 +113,64 @@ fn last_errno() -> Errno {
 
 /// `struct fsuuid2`: length, then the bytes.
 type FsUuid = [u8; 17];
+/// `struct btrfs_ioctl_fs_info_args`, with the UUID behind 16 bytes.
+type BtrfsInfo = [u8; 1024];
+/// `struct xfs_fsop_geom_v1`, with the UUID behind 64 bytes.
+type XfsGeometry = [u8; 112];
+/// `struct fsuuid` with room: how many bytes of a UUID there are, flags, the UUID.
+type ExtUuid = [u8; 24];
 
 const GET_UUID: u32 = opcode::read::<FsUuid>(0x15, 0);
+const BTRFS_INFO: u32 = opcode::read::<BtrfsInfo>(0x94, 31);
+const XFS_GEOMETRY: u32 = opcode::read::<XfsGeometry>(b'X', 100);
+/// The structure ends where the UUID begins.
+const EXT_UUID: u32 = opcode::read::<[u8; 8]>(b'f', 44);
 
-/// Returns the UUID of the filesystem that holds an open file or directory; `None` where it has none
-/// or, before Linux 6.9, does not tell.
+/// Returns the UUID of the filesystem that holds an open file or directory, the one that the kernel's
+/// overlayfs knows it by; `None` where it has none or does not tell, as ext4 before Linux 5.19.
 ///
 /// # Errors
-/// Those of ioctl(2) but the ones that mean "no such ioctl".
+/// Those of ioctl(2) and fstatfs(2), but the ones that mean "no such ioctl".
 pub fn filesystem_uuid(file: BorrowedFd<'_>) -> Result<Option<[u8; 16]>, Errno> {
     // SAFETY: the ioctl writes one struct fsuuid2, which is 17 bytes and may lie anywhere.
     let told = unsafe { ioctl(file, Getter::<GET_UUID, FsUuid>::new()) };
-    match told {
-        Ok([16, uuid @ ..]) if uuid != [0; 16] => Ok(Some(uuid)),
-        Ok(_) | Err(Errno::NOTTY | Errno::OPNOTSUPP | Errno::INVAL | Errno::NOSYS) => Ok(None),
+    let told = match told {
+        Ok([16, uuid @ ..]) => Ok(Some(uuid)),
+        Ok(_) => Ok(None),
+        // Linux 6.9 has it for all filesystems but btrfs, which have one of their own before.
+        Err(Errno::NOTTY | Errno::OPNOTSUPP | Errno::INVAL | Errno::NOSYS) => own_uuid(file),
         Err(errno) => Err(errno),
+    };
+    match told {
+        Err(Errno::NOTTY | Errno::OPNOTSUPP | Errno::INVAL | Errno::NOSYS) => Ok(None),
+        told => told.map(|uuid| uuid.filter(|uuid| *uuid != [0; 16])),
+    }
+}
+
+/// Asks in the filesystem's own way.
+fn own_uuid(file: BorrowedFd<'_>) -> Result<Option<[u8; 16]>, Errno> {
+    let uuid_at = |bytes: &[u8], at: usize| bytes.get(at..at + 16)?.try_into().ok();
+    match u64::try_from(rustix::fs::fstatfs(file)?.f_type) {
+        Ok(BTRFS_MAGIC) => {
+            let mut info: BtrfsInfo = [0; 1024];
+            // SAFETY: the ioctl reads and writes one structure of this size.
+            unsafe { ioctl(file, Updater::<BTRFS_INFO, BtrfsInfo>::new(&mut info)) }?;
+            Ok(uuid_at(&info, 16))
+        }
+        Ok(XFS_MAGIC) => {
+            let mut geometry: XfsGeometry = [0; 112];
+            // SAFETY: the ioctl writes one structure of this size.
+            unsafe { ioctl(file, Updater::<XFS_GEOMETRY, XfsGeometry>::new(&mut geometry)) }?;
+            Ok(uuid_at(&geometry, 64))
+        }
+        Ok(EXT_MAGIC) => {
+            let mut uuid: ExtUuid = [0; 24];
+            // The length, in the order of the machine; the rest is asked for as zeros.
+            uuid.iter_mut().zip(16_u32.to_ne_bytes()).for_each(|(to, byte)| *to = byte);
+            // SAFETY: the ioctl reads the first 8 bytes and writes no more than all 24, as the first tell.
+            unsafe { ioctl(file, Updater::<EXT_UUID, ExtUuid>::new(&mut uuid)) }?;
+            Ok(uuid_at(&uuid, 8))
+        }
+        _ => Ok(None),
     }
 }

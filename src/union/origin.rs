@@ -28,7 +28,7 @@ use crate::error::{Context, Errno, Result};
 use crate::layer;
 use crate::marks;
 use crate::sys;
-use crate::sys::handle::Handle;
+use crate::sys::handle::{BTRFS_MAGIC, EXT_MAGIC, Handle, XFS_MAGIC};
 use crate::sys::stat::Statx;
 use crate::sys::xattr::{self, Target};
 
@@ -83,12 +83,10 @@ impl Record {
     }
 }
 
-const EXT_MAGIC: u64 = 0xef53;
-const XFS_MAGIC: u64 = 0x5846_5342;
-const BTRFS_MAGIC: u64 = 0x9123_683e;
 const TMPFS_MAGIC: u64 = 0x0102_1994;
 const SQUASHFS_MAGIC: u64 = 0x7371_7368;
 const F2FS_MAGIC: u64 = 0xf2f5_2010;
+const EROFS_MAGIC: u64 = 0xe0f5_e1e2;
 
 /// Returns the inode number that a handle tells, and on filesystems with several volumes which one;
 /// `None` where the layout is not known.
@@ -103,7 +101,9 @@ fn inode_of(filesystem: u64, handle: &Handle) -> Option<(u64, u64)> {
     };
     let inode = match (filesystem, handle.kind, handle.bytes.len()) {
         // Inode number and generation, in 32 bits each.
-        (EXT_MAGIC | XFS_MAGIC | SQUASHFS_MAGIC | F2FS_MAGIC, 1, 8) => word(0)?,
+        (EXT_MAGIC | XFS_MAGIC | SQUASHFS_MAGIC | F2FS_MAGIC | EROFS_MAGIC, 1, 8) => word(0)?,
+        // The number in two words, the upper one first.
+        (EROFS_MAGIC, 0x81, 12) => word(0)? << 32 | word(4)?,
         // The generation comes first, the number in two words.
         (TMPFS_MAGIC, 1, 12) => word(4)? | word(8)? << 32,
         (XFS_MAGIC, 0x81, 12) => long(0)?,
@@ -422,7 +422,8 @@ fn object_of(stat: Statx) -> (u64, u64) {
 }
 
 /// Returns the lower object that the upper one hides, if that is what it can have been copied from:
-/// it has the same type, at most `links` names and, if there is a handle, that one.
+/// it has the same type, at most `links` names and, if there is a handle, that one. With one name
+/// the upper one may have no other either: under that the lower one would not be found.
 fn same_name(
     dir: &Dir,
     name: &[u8],
@@ -431,7 +432,7 @@ fn same_name(
     links: u32,
 ) -> Result<Option<Statx>> {
     let kind = FileType::of_mode(u32::from(found.stat.stx_mode));
-    if kind == FileType::Directory {
+    if kind == FileType::Directory || links == 1 && found.stat.stx_nlink > 1 {
         return Ok(None);
     }
     for part in dir.lowers() {
@@ -500,6 +501,7 @@ mod tests {
         let small = [word(12), word(99)].concat();
         let tmpfs = [word(99), word(12), word(1)].concat();
         let xfs = [&long(1 << 40)[..], &word(99)].concat();
+        let erofs = [word(1), word(12), word(99)].concat();
         let btrfs = [&long(257)[..], &long(5), &word(9)].concat();
         for (filesystem, kind, bytes, inode) in [
             (EXT_MAGIC, 1, &small, Some((12, 0))),
@@ -507,6 +509,8 @@ mod tests {
             (XFS_MAGIC, 0x81, &xfs, Some((1 << 40, 0))),
             (TMPFS_MAGIC, 1, &tmpfs, Some((12 | 1 << 32, 0))),
             (BTRFS_MAGIC, 0x4d, &btrfs, Some((257, 5))),
+            (EROFS_MAGIC, 1, &small, Some((12, 0))),
+            (EROFS_MAGIC, 0x81, &erofs, Some((12 | 1 << 32, 0))),
             // Of an overlay or a FUSE filesystem it tells nothing that lasts.
             (0x794c_7630, 0xf8, &small, None),
             (0x6573_5546, 0x81, &xfs, None),
