@@ -12,6 +12,7 @@
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io::{self, Write};
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -375,6 +376,12 @@ fn try_overlay(dir: &Path) -> Result<(), String> {
     });
     fs::remove_dir_all(&probe).map_err(|e| e.to_string())?;
     result
+}
+
+/// The UUID of the filesystem that holds a directory, where the kernel tells it.
+pub fn filesystem_uuid(dir: &Path) -> Option<[u8; 16]> {
+    let dir = fs::File::open(dir).unwrap();
+    laminafs::sys::handle::filesystem_uuid(dir.as_fd()).unwrap()
 }
 
 /// Options of a stack, in the text form that kernel overlay and mount programs share; lowers topmost first.

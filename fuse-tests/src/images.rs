@@ -31,12 +31,24 @@ const SQUASHFS: &[&str] = &["-quiet", "-no-progress"];
 impl Image {
     /// Why images of this kind cannot be made or mounted here, if so: tried with an empty one.
     pub fn missing(self) -> Option<String> {
+        // Without the paths.
+        let last = |why: &str| why.lines().next()?.rsplit(": ").next().map(str::to_owned);
+        let why = self.with_empty(|_| ()).err()?;
+        Some(format!("{self:?} cannot be made and mounted: {}", last(&why).unwrap_or(why)))
+    }
+
+    /// Whether the kernel tells the UUID of such an image.
+    pub fn tells_uuid(self) -> bool {
+        self.with_empty(|dir| env::filesystem_uuid(dir).is_some()) == Ok(true)
+    }
+
+    fn with_empty<T>(self, look: impl FnOnce(&Path) -> T) -> Result<T, String> {
         let sandbox = Sandbox::new();
         let tree = sandbox.root().join("tree");
         fs::create_dir(&tree).unwrap();
-        let why = self.mount_over(&tree).err();
+        let seen = self.mount_over(&tree).map(|()| look(&tree));
         unmount(&tree);
-        why.map(|why| format!("{self:?} cannot be made and mounted: {}", why.trim()))
+        seen
     }
 
     /// Without one the kernel has no index over several layers, and does not write where copies come from.

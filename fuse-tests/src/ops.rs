@@ -20,6 +20,7 @@ use rustix::fs::{
 
 use crate::env::Base;
 use crate::fixture::{pattern, set_mtime};
+use crate::same::fuse_zeroes_ranges;
 use crate::tree;
 
 /// A small random generator (SplitMix64): the same seed gives the same sequence everywhere.
@@ -431,12 +432,10 @@ impl Target {
             Verb::punch => {
                 let file = self.open(path, OFlags::RDWR, 0)?;
                 let keep = FallocateFlags::KEEP_SIZE;
-                let flags = [
-                    FallocateFlags::PUNCH_HOLE | keep,
-                    FallocateFlags::ZERO_RANGE,
-                    FallocateFlags::empty(),
-                    keep,
-                ][(n / 16) % 4];
+                let zero = if fuse_zeroes_ranges() { FallocateFlags::ZERO_RANGE } else { keep };
+                let flags =
+                    [FallocateFlags::PUNCH_HOLE | keep, zero, FallocateFlags::empty(), keep]
+                        [(n / 16) % 4];
                 rustix::fs::fallocate(&file, flags, offset, size as u64)?;
             }
             Verb::copy => {

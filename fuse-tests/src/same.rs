@@ -7,8 +7,9 @@ use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 use std::process::Command;
+use std::sync::OnceLock;
 
-use rustix::fs::{CWD, FileType, Mode};
+use rustix::fs::{CWD, FallocateFlags, FileType, Mode};
 
 use crate::env;
 use crate::fixture::{Kind, Sandbox, pattern, set_mtime};
@@ -190,4 +191,21 @@ pub fn same(act: impl Fn(&Path, &mut Trace)) {
         mount = mount.remount();
     }
     mount.unmount();
+}
+
+/// Whether the kernel's FUSE carries `FALLOC_FL_ZERO_RANGE`, as it does from Linux 5.12 on: if not, the server is never asked.
+pub fn fuse_zeroes_ranges() -> bool {
+    static CARRIES: OnceLock<bool> = OnceLock::new();
+    *CARRIES.get_or_init(|| {
+        let mut sandbox = Sandbox::new();
+        sandbox.layer("");
+        let log = sandbox.root().join("log");
+        let options = format!("log_level=debug,log_file={}", log.display());
+        let mount = sandbox.spec(Kind::Lamina).option(&options).mount();
+        let file = fs::File::create(mount.path().join("file")).unwrap();
+        let done = rustix::fs::fallocate(&file, FallocateFlags::ZERO_RANGE, 0, 100);
+        drop(file);
+        mount.unmount();
+        done.is_ok() || fs::read_to_string(&log).unwrap().contains("fallocate")
+    })
 }

@@ -1,4 +1,4 @@
-//! Directories served by other FUSE programs, which can do less than a local filesystem, as network filesystems do.
+//! Directories served by other FUSE programs and by NFS, which can do less than a local filesystem.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -16,14 +16,21 @@ pub enum Server {
     Bindfs(&'static [&'static str]),
     /// sshfs on an SFTP server without ssh: less than any NFS.
     Sshfs,
+    /// The NFS server of this machine, mounted from it with this version: where `FUSE_TESTS_NFS=1` says that tests may have it
+    /// export their directories.
+    Nfs(&'static str),
 }
 
 impl Server {
     /// Why it cannot be used here, if so.
     pub fn missing(self) -> Option<String> {
+        if matches!(self, Server::Nfs(_)) && std::env::var_os("FUSE_TESTS_NFS").is_none() {
+            return Some("no NFS server that tests may use (FUSE_TESTS_NFS=1)".into());
+        }
         let programs: &[&str] = match self {
             Server::Bindfs(_) => &["bindfs"],
             Server::Sshfs => &["sshfs", "socat", SFTP_SERVER],
+            Server::Nfs(_) => &["exportfs", "mount.nfs"],
         };
         let is_there = |program: &str| {
             let run = Command::new(program).arg("-h").stdin(Stdio::null()).output();
@@ -44,6 +51,7 @@ pub struct Store {
     /// The directory that it shows.
     pub behind: PathBuf,
     server: Option<Child>,
+    is_exported: bool,
 }
 
 impl Store {
@@ -70,14 +78,31 @@ impl Store {
                 ));
                 command
             }
+            Server::Nfs(version) => {
+                let options = "rw,insecure,no_subtree_check,no_root_squash";
+                run(Command::new("exportfs").args(["-o", options]).arg(exported(&behind)));
+                let mut mount = Command::new("mount");
+                mount.args(["-t", "nfs", "-o", &format!("vers={version}")]);
+                run(mount.arg(exported(&behind)).arg(&path));
+                return Store { path, behind, server: None, is_exported: true };
+            }
         };
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let child = child.spawn().unwrap_or_else(|e| panic!("{command:?}: {e}"));
         env::wait_until("the store to be mounted", Duration::from_secs(10), || {
             env::mounts_below(&path).contains(&path)
         });
-        Store { path, behind, server: Some(child) }
+        Store { path, behind, server: Some(child), is_exported: false }
     }
+}
+
+fn exported(dir: &Path) -> String {
+    format!("127.0.0.1:{}", dir.display())
+}
+
+fn run(command: &mut Command) {
+    let out = command.output().unwrap_or_else(|e| panic!("{command:?}: {e}"));
+    assert!(out.status.success(), "{command:?}: {}", String::from_utf8_lossy(&out.stderr));
 }
 
 impl Drop for Store {
@@ -85,6 +110,9 @@ impl Drop for Store {
         let flags = UnmountFlags::empty();
         if rustix::mount::unmount(&self.path, flags).is_err() {
             let _ = rustix::mount::unmount(&self.path, UnmountFlags::DETACH);
+        }
+        if self.is_exported {
+            let _ = Command::new("exportfs").arg("-u").arg(exported(&self.behind)).status();
         }
         let Some(mut server) = self.server.take() else { return };
         let end = Instant::now() + Duration::from_secs(5);

@@ -19,12 +19,12 @@ fn sequences(test: u64, image: Image) {
         std::env::var(variable).map_or(default, |text| text.parse().expect(variable))
     };
     let seed = number("FUSE_TESTS_SEED", 1u64).wrapping_add(test << 32);
-    let count = usize::try_from(number("FUSE_TESTS_SEQUENCES", 300).div_ceil(10)).unwrap();
+    let count = usize::try_from(number("FUSE_TESTS_SEQUENCES", 300).div_ceil(20)).unwrap();
     let plain = Config { image: Some(image), ..Config::default() };
     run::run_many(seed, count, &plain);
     let copied = Config { renames: Renames::Copied, ..plain.clone() };
     run::run_many(seed + 1000, count, &copied);
-    if image.has_uuid() {
+    if image.tells_uuid() {
         let links = Config { links: true, index: true, ..plain };
         run::run_many(seed + 2000, count, &links);
     }
@@ -37,7 +37,7 @@ fn by_hand(image: Image) {
     sh(
         c.l(0, ""),
         "mkdir -p d/sub; echo one >one; ln one two; echo setuid >s; chmod 4755 s; ln -s one link; mkfifo p
-        truncate -s 300M big; printf end >>big; head -c 1000000 /dev/urandom >random; chown 3:4 d; chmod 2770 d
+        truncate -s 20M big; printf end >>big; head -c 1000000 /dev/urandom >random; chown 3:4 d; chmod 2770 d
         for n in $(seq 700); do : >d/sub/$n; done",
     );
     if image != Image::SquashfsWithoutXattrs {

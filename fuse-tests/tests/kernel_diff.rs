@@ -75,6 +75,9 @@ fn sequences_with_an_index() {
     if let Some(reason) = missing() {
         skip!("{reason}");
     }
+    if env::filesystem_uuid(&env::Base::get().path).is_none() {
+        skip!("the kernel does not tell the UUID of the filesystem, by which it knows an index");
+    }
     let config = Config { links: true, index: true, ..Config::default() };
     run::run_many(seed(5), sequences(20), &config);
 }
@@ -158,6 +161,31 @@ fn sequences_on_bindfs() {
                 Verb::mkchar,
             ],
             cannot_hold: &["xattr"],
+            is_kernel_format: false,
+        },
+    );
+}
+
+#[test]
+fn sequences_on_nfs_v3() {
+    on_a_lesser_upper(
+        10,
+        Lesser {
+            options: "",
+            server: Some(Server::Nfs("3")),
+            cannot: &[
+                Verb::exchange,
+                Verb::setxattr,
+                Verb::removexattr,
+                Verb::setcap,
+                Verb::hsetxattr,
+                Verb::punch,
+                Verb::hseek,
+                // Seconds are 32 bits without a sign there.
+                Verb::utimens,
+                Verb::hutimens,
+            ],
+            cannot_hold: &["xattr", "mtime"],
             is_kernel_format: false,
         },
     );

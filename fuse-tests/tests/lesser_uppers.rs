@@ -1,5 +1,5 @@
 //! Upper and lower layers on filesystems that can do less than local ones: bindfs without xattrs and owners, nearly what an NFS v3
-//! client gives, and sshfs, which is worse than any. Also abilities that are only said to be missing (`upper_lacks`), so that a
+//! client gives, sshfs, which is worse than any, and NFS itself where there is a server. Also abilities that are only said to be missing (`upper_lacks`), so that a
 //! crash can be tried.
 //!
 //! What the comparison with the kernel finds on such uppers is in `kernel_diff`.
@@ -108,7 +108,7 @@ fn main_operations(server: Server) {
         skip!("{reason}");
     }
     let mut t = Lesser::new(server, LOWER);
-    let device = matches!(server, Server::Bindfs(_));
+    let device = server != Server::Sshfs;
     let is_whiteout = |t: &Lesser, dir: &str, name: &str| {
         let dir = t.store.behind.join("upper").join(dir);
         if device {
@@ -142,7 +142,8 @@ fn main_operations(server: Server) {
     fs::create_dir(t.m("dir/sub")).unwrap();
     std::os::unix::fs::symlink("x", t.m("dir/a")).unwrap();
     assert!(names(t.m("gone")).is_empty() && names(t.m("dir/sub")).is_empty());
-    assert_eq!(t.upper("gone"), [".wh..wh..opq"]);
+    let opaque: &[&str] = if server == Server::Nfs("4.2") { &[] } else { &[".wh..wh..opq"] };
+    assert_eq!(t.upper("gone"), opaque);
     assert_eq!(t.upper(""), ["dir", "file", "gone"]);
     t.check_remount();
     fs::remove_file(t.m("dir/a")).unwrap();
@@ -189,7 +190,7 @@ fn main_operations(server: Server) {
             assert_eq!(refused.kind(), std::io::ErrorKind::PermissionDenied);
             std::os::unix::fs::chown(t.m("owned"), Some(0), Some(0)).unwrap();
         }
-        Server::Sshfs => assert_eq!((owned.uid(), owned.gid()), (12, 34)),
+        Server::Sshfs | Server::Nfs(_) => assert_eq!((owned.uid(), owned.gid()), (12, 34)),
     }
     let mut buffer = [0; 64];
     let acl = rustix::fs::getxattr(t.m("file"), "system.posix_acl_access", &mut buffer);
@@ -253,6 +254,19 @@ fn an_upper_on_sshfs() {
     main_operations(Server::Sshfs);
 }
 
+#[test]
+fn an_upper_on_nfs_v3() {
+    needs_root!();
+    main_operations(Server::Nfs("3"));
+}
+
+// It has xattrs of users.
+#[test]
+fn an_upper_on_nfs_v4_2() {
+    needs_root!();
+    main_operations(Server::Nfs("4.2"));
+}
+
 /// A lower layer without xattrs, ACLs or true inode numbers.
 fn as_lower(server: Server) {
     if let Some(reason) = server.missing() {
@@ -295,6 +309,18 @@ fn as_lower(server: Server) {
 fn a_lower_on_bindfs() {
     needs_root!();
     as_lower(Server::Bindfs(&["--xattr-none"]));
+}
+
+#[test]
+fn a_lower_on_nfs_v3() {
+    needs_root!();
+    as_lower(Server::Nfs("3"));
+}
+
+#[test]
+fn a_lower_on_nfs_v4_2() {
+    needs_root!();
+    as_lower(Server::Nfs("4.2"));
 }
 
 #[test]
