@@ -23,8 +23,8 @@ is_build=yes
 case "${1-}" in
     "") ;;
     --tests)
-        packages+=(acl bindfs btrfs-progs e2fsprogs fuse-overlayfs openssh-sftp-server python3 quota
-            shellcheck socat sqlite3 sshfs strace)
+        packages+=(acl bindfs btrfs-progs dosfstools e2fsprogs erofs-utils fuse-overlayfs openssh-sftp-server
+            python3 quota shellcheck socat sqlite3 squashfs-tools sshfs strace xfsprogs)
         ;;
     --no-build) is_build=no ;;
     -h | --help)

@@ -36,7 +36,7 @@ fn by_hand(image: Image) {
     let layers = [c.l(0, "")];
     sh(
         c.l(0, ""),
-        "mkdir -p d/sub; echo one >one; ln one two; echo setuid >s; chmod 4755 s; ln -s one link; mkfifo p
+        "mkdir -p d/sub; echo untouched >untouched; echo one >one; ln one two; echo setuid >s; chmod 4755 s; ln -s one link; mkfifo p
         truncate -s 20M big; printf end >>big; head -c 1000000 /dev/urandom >random; chown 3:4 d; chmod 2770 d
         for n in $(seq 700); do : >d/sub/$n; done",
     );
@@ -74,6 +74,8 @@ fn by_hand(image: Image) {
         put(mount.path().join("d/one"), "the same again");
     }
     compare("after changes");
+    // The kernel asks the lower filesystem whether it takes one.
+    sh(mounts[0].path(), "setfacl -m u:9:r untouched; getfacl -cn untouched | grep -q user:9:r");
     drop(mounts);
     drop(packed);
 }
