@@ -16,7 +16,7 @@ use fuse_tests::case::{
     nobody, put, python, said, setx, sh, text, whiteout, work_residue,
 };
 use fuse_tests::env::{self, wait_until};
-use fuse_tests::fixture::set_mtime;
+use fuse_tests::fixture::{Kind, set_mtime};
 use fuse_tests::needs_root;
 use rustix::fs::{FallocateFlags, Gid, Mode, OFlags, Uid, XattrFlags};
 use rustix::io::Errno;

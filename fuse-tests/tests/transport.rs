@@ -274,7 +274,10 @@ fn a_killed_writer_does_not_wait_for_a_copy() {
         assert!(!status.success(), "{status}");
         let steps = slow.steps() - before;
         let log = fs::read_to_string(&slow.log).unwrap();
-        assert!(steps < LARGE >> 24, "{signal:?}: {steps} steps of a copy that nobody waited for: {log}");
+        assert!(
+            steps < LARGE >> 24,
+            "{signal:?}: {steps} steps of a copy that nobody waited for: {log}"
+        );
         gone(slow.case.u("dir/large"));
     }
     // A signal that ends nobody does not keep a file from being copied.
