@@ -384,6 +384,12 @@ pub fn filesystem_uuid(dir: &Path) -> Option<[u8; 16]> {
     laminafs::sys::handle::filesystem_uuid(dir.as_fd()).unwrap()
 }
 
+/// Whether the filesystem that holds a directory gives out file handles.
+pub fn gives_handles(dir: &Path) -> bool {
+    let dir = fs::File::open(dir).unwrap();
+    laminafs::sys::handle::of(dir.as_fd()).unwrap().is_some()
+}
+
 /// Options of a stack, in the text form that kernel overlay and mount programs share; lowers topmost first.
 pub fn overlay_options(lowers: &[PathBuf], upper: Option<(&PathBuf, &PathBuf)>) -> OsString {
     let mut text = OsString::from("lowerdir=");

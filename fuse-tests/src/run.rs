@@ -348,6 +348,8 @@ pub fn run_batch(cases: &[Case], config: &Config) -> Result<(), Failure> {
         }
     }
     let _packed = config.image.map(|image| Packed::new(&sandbox, &layers, image));
+    let knows_origins = env::is_initial_namespace()
+        && config.image.is_none_or(|image| image.has_uuid() && env::gives_handles(&layers[0]));
     let index = if config.links { "index=on" } else { "index=off" };
     let ours = sandbox.side(config.ours, "ours");
     let ours = if config.index { ours.option("index=on") } else { ours };
@@ -379,13 +381,13 @@ pub fn run_batch(cases: &[Case], config: &Config) -> Result<(), Failure> {
     let mut pair = Pair { ours: Some(ours.mount()), kernel: Some(kernel.mount()) };
     let mut ends = Vec::new();
     for (index, case) in cases.iter().enumerate() {
-        let run = Run { config, dir: directory(index), start };
+        let run = Run { config, dir: directory(index), start, knows_origins };
         let end = run.operations(case, &mut pair);
         ends.push(end.map_err(|text| Failure { case: Some(index), text })?);
     }
     let compare = |pair: &Pair, when: &str| {
         for (index, end) in ends.iter().enumerate() {
-            let run = Run { config, dir: directory(index), start };
+            let run = Run { config, dir: directory(index), start, knows_origins };
             run.compare(pair, when, Some(end))
                 .map_err(|text| Failure { case: Some(index), text })?;
         }
@@ -460,6 +462,8 @@ struct Run<'a> {
     config: &'a Config,
     dir: String,
     start: i128,
+    /// The kernel can tell where a file was copied up from.
+    knows_origins: bool,
 }
 
 impl Run<'_> {
@@ -530,7 +534,7 @@ impl Run<'_> {
                 tree.entries.retain(|_, entry| !entry.get("stat").starts_with("No such file"));
             }
         }
-        forgive_links(&mut ours, &kernel, self.config.image);
+        forgive_links(&mut ours, &kernel, self.knows_origins);
         self.forgive_times(&mut ours, &kernel);
         let differences = tree::diff(&ours, &kernel);
         if !differences.is_empty() {
@@ -541,10 +545,10 @@ impl Run<'_> {
         }
         if let Some(earlier) = earlier {
             let mut earlier = earlier.clone();
-            forgive_links(&mut earlier, &kernel, self.config.image);
+            forgive_links(&mut earlier, &kernel, self.knows_origins);
             self.forgive_times(&mut earlier, &kernel);
             let mut now = kernel.clone();
-            forgive_links(&mut now, &earlier, self.config.image);
+            forgive_links(&mut now, &earlier, self.knows_origins);
             let differences = tree::diff(&earlier, &now);
             if !differences.is_empty() {
                 let text = differences.join("\n");
@@ -573,11 +577,11 @@ impl Run<'_> {
     }
 }
 
-/// In a user namespace, or from a filesystem without a UUID, the kernel cannot tell where a file was copied up from. When a lower file has got a second name, its two
+/// In a user namespace, or from a filesystem without a UUID or file handles, the kernel cannot tell where a file was copied up from. When a lower file has got a second name, its two
 /// names then have different inode numbers until the next mount, so one file looks like two. Removed from `tree` is what `other`
 /// does not see.
-fn forgive_links(tree: &mut Snapshot, other: &Snapshot, image: Option<Image>) {
-    if env::is_initial_namespace() && image.is_none_or(Image::has_uuid) {
+fn forgive_links(tree: &mut Snapshot, other: &Snapshot, knows_origins: bool) {
+    if knows_origins {
         return;
     }
     for (path, entry) in &mut tree.entries {
