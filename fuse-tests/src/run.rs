@@ -91,6 +91,8 @@ pub struct Config {
     pub index: bool,
     /// What becomes of a directory with lower parts that is renamed.
     pub renames: Renames,
+    /// More options of ours, and of the kernel's.
+    pub options: [&'static str; 2],
     /// Operations in each case.
     pub ops: usize,
     /// A fault for the test of the harness: what this does to our snapshots must be found.
@@ -127,6 +129,7 @@ impl Default for Config {
             links: false,
             index: false,
             renames: Renames::Refused,
+            options: [""; 2],
             ops: 20,
             fault: None,
             lesser: None,
@@ -150,7 +153,7 @@ impl Case {
     pub fn generate(seed: u64, config: &Config) -> Case {
         let mut rng = Rng::new(seed);
         let style = Style { links: config.links, marks: false };
-        let layers = generate_layers(&mut rng, 4, style);
+        let layers = generate_layers(&mut rng, 5, style);
         let ops = (0..config.ops).map(|_| Op::generate(&mut rng)).collect();
         let mut case = Case { seed, layers, ops };
         if let Some(lesser) = &config.lesser {
@@ -345,10 +348,13 @@ pub fn run_batch(cases: &[Case], config: &Config) -> Result<(), Failure> {
     };
     let kernel = sandbox.side(Kind::Kernel, "kernel").option(index);
     let kernel = kernel.option(config.renames.options(Kind::Kernel));
-    let mut ours = match config.lesser {
-        Some(lesser) if !lesser.options.is_empty() => ours.option(lesser.options),
-        _ => ours,
+    let lesser = config.lesser.map_or("", |lesser| lesser.options);
+    let [own, of_kernel] = config.options;
+    let more = |spec: Spec, options: &str| match options {
+        "" => spec,
+        options => spec.option(options),
     };
+    let (mut ours, kernel) = (more(more(ours, lesser), own), more(kernel, of_kernel));
     let server = config.lesser.and_then(|lesser| lesser.server);
     let store = server.map(|server| Store::mount(server, sandbox.root(), "store"));
     if let Some(store) = &store {
