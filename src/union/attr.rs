@@ -11,6 +11,7 @@ use super::file::Data;
 use super::look::Carrier;
 use super::node::{Node, NodeId};
 use super::owner::Owner;
+use super::protect::Change;
 use super::{Union, lock};
 use crate::error::{Context, Errno, Result};
 use crate::idmap::{Ids, InnerId, OuterId};
@@ -319,6 +320,7 @@ impl Union {
         }
         self.writable()?;
         let owner = self.stored_owner(set.uid, set.gid)?;
+        self.may_set(&node, set)?;
         if let Some(size) = set.size {
             self.truncate(&node, size, set.kill_privileges)?;
         }
@@ -328,6 +330,20 @@ impl Union {
             self.apply(&node, set, owner)?;
         }
         self.attr_of(&node)
+    }
+
+    fn may_set(&self, node: &Arc<Node>, set: &SetAttr) -> Result<()> {
+        if set.size.is_some() {
+            // No size is one that an append-only file may be cut to, not even its own.
+            self.may(node, Change::Attributes)?;
+        }
+        if set.mode.is_some() || set.uid.is_some() || set.gid.is_some() {
+            return self.may(node, Change::Attributes);
+        }
+        match set.times() {
+            Some(_) => self.may(node, Change::of_times([set.atime, set.mtime])),
+            None => Ok(()),
+        }
     }
 
     /// Tells whether to set this modification time would be of no use: the object is a lower one that

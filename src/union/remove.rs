@@ -13,6 +13,7 @@ use rustix::fs::RenameFlags;
 use super::copy_up::Extent;
 use super::create::check_name;
 use super::node::{Dir, Node, NodeId};
+use super::protect::Change;
 use super::readdir::{Names, shows_nothing};
 use super::{Union, Upper, lock};
 use crate::error::{Context, Errno, Result};
@@ -35,6 +36,7 @@ impl Union {
         if victim.node.dir.is_some() {
             return Err(Errno::ISDIR.into());
         }
+        self.may_lose(dir, name, &victim.node)?;
         while self.needs_index(&victim) {
             drop(names);
             self.copy_up(&victim.node, Extent::All)?;
@@ -80,6 +82,7 @@ impl Union {
         let mut names = dir.names.write();
         let victim = self.victim(&parent, dir, &mut names, name)?;
         let own = lock::directory(&victim.node)?;
+        self.may_lose(dir, name, &victim.node)?;
         let mut own_names = own.names.write();
         // Its name goes, and with that the way to open it again.
         own.upper.get().map_or(Ok(()), |part| part.pin())?;
@@ -130,6 +133,7 @@ impl Union {
         }
         check_name(name)?;
         let parent = self.node(parent)?;
+        self.may(&parent, Change::Remove)?;
         let dir = lock::directory(&parent)?;
         if dir.upper.get().is_none() {
             let names = self.names(dir)?;
