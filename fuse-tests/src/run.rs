@@ -465,6 +465,14 @@ impl Run<'_> {
                 Verb::mkwhiteout | Verb::rename_whiteout if self.config.ours == Kind::Lamina => {
                     continue;
                 }
+                // The kernel that collects writes does not ask for a new time when a file is cut to the size it
+                // has, as truncate(2) lets it.
+                Verb::truncate if self.config.options[0].contains("writeback") => {
+                    let path = pair.paths().1.join(&self.dir).join(PATHS[op.path]);
+                    if std::fs::metadata(path).is_ok_and(|file| file.len() == op.size()) {
+                        continue;
+                    }
+                }
                 Verb::remount if self.config.may_remount() => {
                     drop(targets);
                     pair.remount();
