@@ -44,6 +44,14 @@ pub const ALLOWED: &[Allowed] = &[
         },
     },
     Allowed {
+        reason: "a lower directory that was removed while open has no place to be copied to; the kernel gives one errno or another",
+        applies: |op, ours, kernel| {
+            let by_handle =
+                matches!(op.verb, Verb::hutimens | Verb::hchmod | Verb::hchown | Verb::hsetxattr);
+            by_handle && (ours, kernel) == ("ENOENT", "ENOTDIR")
+        },
+    },
+    Allowed {
         reason: "renaming one name of a file to another of its names does nothing; in a user namespace the kernel takes the two \
              names of a copied-up file for two files, and gives up",
         applies: |op, ours, kernel| {
