@@ -112,7 +112,9 @@ impl Union {
     /// # Errors
     /// As [`Union::may`].
     pub(super) fn may_lose(&self, dir: &Dir, name: &[u8], node: &Arc<Node>) -> Result<()> {
+        // One that has several lower names is reached without them.
         if node.dir.is_none()
+            && node.links.get().is_none()
             && node.protection.known().is_none()
             && let Some(part) = dir.upper.get()
         {
