@@ -134,6 +134,17 @@ pub fn is_root_of_the_machine() -> bool {
     administers && map.split_whitespace().eq(["0", "0", "4294967295"])
 }
 
+/// Gives memory that was freed back to the system, where the allocator keeps it for later.
+///
+/// Other threads that allocate wait some milliseconds for each 100 MB.
+pub fn give_memory_back() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: malloc_trim(3) may be called at any time from any thread.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
 /// Signals that end the server.
 const ENDING: [Signal; 4] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT];
 

@@ -233,7 +233,7 @@ impl Union {
         let object = (sys::stat::device(&shown), shown.stx_ino);
         let Some(name) = name else {
             // Removed while it was copied: whoever has it open goes on with the copy.
-            node.place.write().held = Some(copy.handle()?);
+            node.place.write().hold(copy.handle()?);
             self.numbers.keep(object.0, object.1, node.ino);
             self.now_upper(node, copy, object);
             return Ok(());

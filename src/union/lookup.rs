@@ -10,13 +10,15 @@ use parking_lot::Mutex;
 use super::Union;
 use super::attr::{Attr, FileType};
 use super::index::Indexed;
+use super::listing::Child;
 use super::lock;
 use super::node::{Dir, Links, Node, NodeId, Place};
-use super::readdir::{Child, Names};
+use super::readdir::Names;
 use super::resolve::Fact;
 use crate::error::{Errno, Result};
 use crate::layer::{self, UPPER};
 use crate::marks;
+use crate::sys;
 use crate::sys::name::At;
 use crate::sys::stat::{self, Statx};
 use crate::sys::xattr::{self, Target};
@@ -112,10 +114,15 @@ impl Union {
         }
     }
 
-    /// Counts `count` lookups less; the node is freed with the last one.
+    /// Counts `count` lookups less; the node is freed with the last one, and once most of them are,
+    /// their memory goes back to the system. Not to be called with a lock held.
     pub fn forget(&self, node: NodeId, count: u64) {
         if let Some(node) = self.table.get(node) {
             self.release(&node, count);
+            drop(node);
+            if self.table.has_shrunk() {
+                sys::process::give_memory_back();
+            }
         }
     }
 
@@ -128,7 +135,7 @@ impl Union {
     pub(super) fn find(&self, dir: &Dir, names: &Names, name: &[u8]) -> Result<Option<Found>> {
         if let Some(listing) = &names.listing {
             return match listing.find(name) {
-                Some(child) => self.find_child(dir, child),
+                Some(child) => self.find_child(dir, &child),
                 None => Ok(None),
             };
         }
@@ -199,10 +206,10 @@ impl Union {
     }
 
     /// Finds the parts of a listed name, asking opaque marks where more lies beneath.
-    pub(super) fn find_child(&self, dir: &Dir, child: &Child) -> Result<Option<Found>> {
+    pub(super) fn find_child(&self, dir: &Dir, child: &Child<'_>) -> Result<Option<Found>> {
         let top = dir.part(child.top).ok_or(Errno::STALE)?;
-        let others = child.parts.as_deref().and_then(|parts| parts.get(1..)).unwrap_or_default();
-        self.find_from(dir, top, &child.name, others)
+        let others = child.parts.get(1..).unwrap_or_default();
+        self.find_from(dir, top, child.name, others)
     }
 
     /// Tells what `name` shows in `dir` by its number: that of the lower object that was or would be
@@ -297,12 +304,12 @@ impl Union {
             let several_ways = node.dir.is_some() && upper_part.is_none();
             // An origin that is not true, or the same directory in the stack twice.
             self.release(&node, 1);
-            if tries == 2 || several_ways {
+            if tries == TRIES || several_ways {
                 return Err(Errno::STALE.into());
             }
             tries += 1;
             let (device, inode) = upper_part.unwrap_or(object);
-            ino = self.numbers.another(device, inode);
+            ino = self.numbers.another(device, inode, ino);
         };
         if new && on_disk && tries == 0 {
             self.numbers.keep(object.0, object.1, ino);
@@ -352,14 +359,14 @@ impl Union {
     /// Takes note of a name of an upper object: its first, if the known ones went, or one more.
     pub(super) fn settle(&self, node: &Arc<Node>, parent: &Arc<Node>, name: &[u8]) {
         let mut place = node.place.write();
-        if place.is_named(parent, name) && place.held.is_none() && place.layer == UPPER {
+        if place.is_named(parent, name) && place.held().is_none() && place.layer == UPPER {
             return;
         }
-        if place.held.is_none() && !place.gone && place.layer == UPPER {
+        if place.held().is_none() && !place.gone && place.layer == UPPER {
             let is_known = place.other(parent, name).is_some();
-            if !is_known && place.others.len() < OTHERS_MAX {
+            if !is_known && place.others().len() < OTHERS_MAX {
                 self.table.retain(parent);
-                place.others.push((Arc::clone(parent), name.into()));
+                place.others_mut().push((Arc::clone(parent), name.into()));
             }
             return;
         }
@@ -369,13 +376,16 @@ impl Union {
         place.layer = UPPER;
         place.gone = false;
         place.nameless = false;
-        place.held = None;
+        drop(place.take_held());
         drop(place);
         if let Some(old) = old {
             self.release(&old, 1);
         }
     }
 }
+
+/// How many numbers of one object may be taken by others who say that they are theirs.
+const TRIES: u32 = 16;
 
 /// Names remembered of one upper object; with more, a handle is held when the first name goes.
 const OTHERS_MAX: usize = 8;

@@ -174,7 +174,7 @@ impl Union {
             return Ok(None);
         }
         let place = node.place.read();
-        let goes_on = !place.is_named(parent, name) || !place.others.is_empty();
+        let goes_on = !place.is_named(parent, name) || !place.others().is_empty();
         drop(place);
         if goes_on && victim.stat.stx_nlink > 1 {
             return Ok(None);
@@ -207,7 +207,7 @@ impl Union {
                     Ok(handle)
                 });
                 match removed {
-                    Ok(handle) => node.place.write().held = Some(Arc::new(handle)),
+                    Ok(handle) => node.place.write().hold(Arc::new(handle)),
                     Err(error) => tracing::warn!("cannot remove an anchor: {error}"),
                 }
                 links.anchored = false;
@@ -231,15 +231,15 @@ impl Union {
         if last {
             place.gone = true;
         } else if let Some(other) = place.other(parent, name) {
-            released = Some(place.others.swap_remove(other).0);
+            released = Some(place.others_mut().swap_remove(other).0);
         } else if place.is_named(parent, name)
-            && let Some((parent, name)) = place.others.pop()
+            && let Some((parent, name)) = place.pop_other()
         {
             released = place.parent.replace(parent);
             place.name = name;
         }
         if let Some(kept) = kept {
-            place.held = Some(Arc::new(kept));
+            place.hold(Arc::new(kept));
         }
         drop(place);
         if let Some(parent) = released {
