@@ -268,6 +268,7 @@ fn origins_that_lie_do_not_mix_files() {
         let held: Vec<_> = names(c.m("")).iter().map(|name| hold(c.m(name))).collect();
         let mut all: Vec<u64> =
             held.iter().map(|file| rustix::fs::fstat(file).unwrap().st_ino).collect();
+        drop(held);
         let count = all.len();
         all.sort_unstable();
         all.dedup();
@@ -326,6 +327,46 @@ fn linked(c: &Case) {
     put(c.l(0, "d/a"), "lower");
     for name in ["b", "d/c"] {
         fs::hard_link(c.l(0, "d/a"), c.l(0, name)).unwrap();
+    }
+}
+
+// Counts that overflowed, or wrapped to nonsense.
+#[test]
+fn counts_of_names_that_lie_do_no_harm() {
+    needs_root!();
+    let mut c = Case::new(1);
+    linked(&c);
+    c.mount_with("index=on");
+    append(c.m("b"), "+");
+    c.unmount();
+    let name = format!("{}nlink", env::overlay_prefix());
+    for lie in [
+        "U+2147483647",
+        "U-2147483648",
+        "U+2147483645",
+        "U+9999999999",
+        "L+2147483647",
+        "L-2147483648",
+        "L+2147483644",
+        "L-3",
+        "U+",
+        "junk",
+    ] {
+        setx(c.u("b"), &name, lie);
+        c.mount_with("index=on");
+        let links = nlink(c.m("b"));
+        assert!((1..1 << 31).contains(&links), "{lie}: {links} links");
+        for n in 0..4 {
+            fs::hard_link(c.m("b"), c.m(&format!("new{n}"))).unwrap();
+        }
+        assert_eq!(nlink(c.m("new3")), links + 4, "{lie}");
+        append(c.m("d/c"), "+");
+        for n in 0..4 {
+            fs::remove_file(c.m(&format!("new{n}"))).unwrap();
+        }
+        assert_eq!(nlink(c.m("b")), links, "{lie}");
+        assert_eq!(text(c.m("b")), text(c.m("d/a")), "{lie}");
+        c.unmount();
     }
 }
 

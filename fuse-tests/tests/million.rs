@@ -1,6 +1,6 @@
 //! A tree is walked whole: what the server holds for each file is bounded, whatever the tree, and comes back.
 //!
-//! 100,000 files, or as many as `FUSE_TESTS_FILES` says.
+//! 40,000 files, or as many as `FUSE_TESTS_FILES` says.
 
 use std::fs;
 use std::os::fd::OwnedFd;
@@ -25,7 +25,7 @@ const REST_EACH: u64 = 16;
 
 /// The size of the tree.
 fn size() -> usize {
-    std::env::var("FUSE_TESTS_FILES").map_or(100_000, |files| files.parse().unwrap())
+    std::env::var("FUSE_TESTS_FILES").map_or(40_000, |files| files.parse().unwrap())
 }
 
 /// Fills `dirs` directories with files, or with directories, together `size`.

@@ -79,7 +79,10 @@ impl Union {
             });
         }
         match node.links.get() {
-            Some(links) => links.lock().count += 1,
+            Some(links) => {
+                let mut links = links.lock();
+                links.count = links.count.saturating_add(1);
+            }
             None => self.settle(&node, &parent, new_name),
         }
         self.table.retain(&node);
