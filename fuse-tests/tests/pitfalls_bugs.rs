@@ -16,7 +16,7 @@ use fuse_tests::case::{
     nobody, put, python, said, setx, sh, text, whiteout, work_residue,
 };
 use fuse_tests::env::{self, wait_until};
-use fuse_tests::fixture::set_mtime;
+use fuse_tests::fixture::{Kind, set_mtime};
 use fuse_tests::needs_root;
 use rustix::fs::{FallocateFlags, Gid, Mode, OFlags, Uid, XattrFlags};
 use rustix::io::Errno;
@@ -1101,10 +1101,15 @@ fn b20_unknown_options_and_plugin_layers_are_errors() {
         ("no_such_option", format!("lowerdir={lower},no_such_option")),
         ("lowerdirs", format!("lowerdirs={lower}")),
         ("metacopi", format!("lowerdir={lower},metacopi=on")),
-        ("plugin", format!("lowerdir=//plugin/b3BhcXVl/path:{lower}")),
+        ("is a plugin layer of fuse-overlayfs", format!("lowerdir=//plugin/b3BhcXVl/path:{lower}")),
     ] {
         assert_refused(&c, what, &options);
     }
+    // A directory is one, however its path is written.
+    let spec = c.sandbox.side(Kind::Lamina, "slashes");
+    let mount = spec.option(&format!("lowerdir=/{lower}")).mount();
+    assert_eq!(text(mount.path().join("f")), "f");
+    mount.unmount();
 }
 
 /// The mount fails with one line that names the option.

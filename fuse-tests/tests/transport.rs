@@ -199,3 +199,103 @@ fn every_transport_serves() {
         assert_eq!(names(c.m("")), ["moved"]);
     }
 }
+
+/// Bytes of a file that takes a while to copy: more than a few steps of a copy.
+const LARGE: usize = 128 << 20;
+
+/// A mount with a large lower file whose copy is slow, and what makes it slow: it traces the copying and delays each step.
+struct SlowCopy {
+    case: Case,
+    strace: std::process::Child,
+    log: std::path::PathBuf,
+}
+
+impl SlowCopy {
+    fn new() -> SlowCopy {
+        let mut case = Case::new(1);
+        put(case.l(0, "dir/large"), fuse_tests::fixture::pattern(LARGE, 7));
+        case.mount_unsealed();
+        let log = case.sandbox.root().join("strace");
+        let strace = std::process::Command::new("strace")
+            .args(["-f", "-qq", "-e", "trace=copy_file_range,pwrite64"])
+            .args(["-e", "inject=copy_file_range,pwrite64:delay_enter=300000", "-p"])
+            .args([&case.server().to_string(), "-o"])
+            .arg(&log)
+            .spawn()
+            .unwrap();
+        let slow = SlowCopy { case, strace, log };
+        let server = slow.case.server();
+        wait_until("strace to see all threads", BOUND, || {
+            let tasks = fs::read_dir(format!("/proc/{server}/task")).unwrap();
+            tasks
+                .filter_map(|task| fs::read_to_string(task.unwrap().path().join("status")).ok())
+                .all(|status| status.contains("TracerPid:") && !status.contains("TracerPid:\t0\n"))
+        });
+        slow
+    }
+
+    /// How many steps of copies were done, or begun.
+    fn steps(&self) -> usize {
+        fs::read_to_string(&self.log).unwrap_or_default().lines().count()
+    }
+
+    fn at_speed(&mut self) {
+        let pid = rustix::process::Pid::from_child(&self.strace);
+        kill_process(pid, Signal::INT).unwrap();
+        self.strace.wait().unwrap();
+    }
+}
+
+/// Whoever is killed while a file is copied up for them ends soon; nothing is left of the copy, and the next one is made.
+#[test]
+fn a_killed_writer_does_not_wait_for_a_copy() {
+    needs_root!();
+    needs_our_transport!();
+    if let Some(reason) = fuse_tests::trace::no_strace() {
+        skip!("{reason}");
+    }
+    let mut slow = SlowCopy::new();
+    let large = slow.case.m("dir/large");
+    let word = slow.case.sandbox.root().join("word");
+    put(&word, "word");
+    for signal in [Signal::KILL, Signal::INT] {
+        let before = slow.steps();
+        // Not a shell, which handles SIGINT.
+        let mut writer = std::process::Command::new("tee")
+            .arg("-a")
+            .arg(&large)
+            .stdin(fs::File::open(&word).unwrap())
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        wait_until("the copy to begin", BOUND, || slow.steps() > before);
+        kill_process(rustix::process::Pid::from_child(&writer), signal).unwrap();
+        let status = writer.wait().unwrap();
+        assert!(!status.success(), "{status}");
+        let steps = slow.steps() - before;
+        let log = fs::read_to_string(&slow.log).unwrap();
+        assert!(
+            steps < LARGE >> 24,
+            "{signal:?}: {steps} steps of a copy that nobody waited for: {log}"
+        );
+        gone(slow.case.u("dir/large"));
+    }
+    // A signal that ends nobody does not keep a file from being copied.
+    let script = "import os, signal, sys\n\
+        heard = []\n\
+        signal.signal(signal.SIGALRM, lambda *_: heard.append(1))\n\
+        signal.setitimer(signal.ITIMER_REAL, 0.2, 0.2)\n\
+        fd = os.open(sys.argv[1], os.O_WRONLY)\n\
+        done = os.pwrite(fd, b'new', 5)\n\
+        signal.setitimer(signal.ITIMER_REAL, 0)\n\
+        assert done == 3 and heard, (done, heard)\n";
+    fuse_tests::case::python(script, &[large.to_str().unwrap()]);
+    slow.at_speed();
+    let mut expected = fuse_tests::fixture::pattern(LARGE, 7);
+    assert!(fs::read(slow.case.l(0, "dir/large")).unwrap() == expected, "the lower file");
+    expected[5..8].copy_from_slice(b"new");
+    assert!(fs::read(&large).unwrap() == expected);
+    slow.case.unmount();
+    assert_eq!(work_residue(&slow.case), Vec::<std::path::PathBuf>::new());
+    assert!(fs::read(slow.case.u("dir/large")).unwrap() == expected);
+}

@@ -14,6 +14,7 @@ mod dispatch;
 mod transport_fuser;
 
 pub use self::counts::RequestCounts;
+pub use self::dev::replay;
 use crate::error::Result;
 use crate::options::IoMode;
 pub use crate::options::Transport;

@@ -1,6 +1,6 @@
-//! Makes and removes one FUSE mount: by mount(2) where that is allowed, else by fusermount3.
+//! Makes and removes one FUSE mount: by system call where that is allowed, else by fusermount3.
 
-use std::ffi::{CString, OsStr, OsString};
+use std::ffi::OsString;
 use std::io::ErrorKind;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -10,19 +10,17 @@ use std::process::{Command, Stdio};
 
 use rustix::fs::{CWD, FileType, Mode, OFlags, openat, statfs};
 use rustix::io::{FdFlags, fcntl_setfd};
-use rustix::mount::{
-    MountFlags, MountPropagationFlags, UnmountFlags, mount as sys_mount, mount_change, unmount,
-};
-use rustix::process::{getegid, geteuid};
+use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_change, unmount};
 use tracing::{debug, warn};
 
+use super::fuse_call::{self, Refusal, fsname, labels, subtype};
 use super::mountinfo::{self, MountEntry};
 use super::{MountSpec, refuse};
 use crate::error::{Context, Errno, Error, Result};
-use crate::options::{MountOptions, Propagation, show_path};
+use crate::options::{Propagation, show_path};
 use crate::sys::process::receive_descriptor;
 
-const DEVICE: &str = "/dev/fuse";
+pub(super) const DEVICE: &str = "/dev/fuse";
 /// Names under which the set-user-id helper is looked for.
 const HELPERS: [&str; 3] = ["fusermount3", "/usr/bin/fusermount3", "fusermount"];
 const NO_PRIVILEGE: &str = "run as root, in a user namespace of your own (unshare -Urm, \
@@ -112,8 +110,8 @@ pub fn mount(device: Device, path: &Path, spec: &MountSpec) -> Result<NewMount> 
             ));
         }
     };
-    match mount_by_call(&device, path, spec) {
-        Ok(()) => {
+    match fuse_call::mount(device, path, spec) {
+        Ok(device) => {
             let mounted = Mounted::find(path);
             if let Some(propagation) = options.propagation {
                 let flags = match propagation {
@@ -132,72 +130,19 @@ pub fn mount(device: Device, path: &Path, spec: &MountSpec) -> Result<NewMount> 
             }
             Ok(NewMount { device, mounted, allow_other: true })
         }
-        Err(errno @ (Errno::PERM | Errno::ACCESS)) => {
-            by_helper(refuse(show_path(path), "mount", errno, NO_PRIVILEGE))
+        Err(Refusal { op, errno: errno @ (Errno::PERM | Errno::ACCESS), .. }) => {
+            by_helper(refuse(show_path(path), op, errno, NO_PRIVILEGE))
         }
-        Err(errno) => {
+        Err(Refusal { op, errno, said }) => {
             let cure = match errno {
+                _ if !said.is_empty() => &format!("the kernel says: {said}"),
                 Errno::NODEV => "load the module (modprobe fuse)",
                 Errno::BUSY => "unmount what is mounted there",
                 _ => "see the kernel log (dmesg)",
             };
-            Err(refuse(show_path(path), "mount", errno, cure))
+            Err(refuse(show_path(path), op, errno, cure))
         }
     }
-}
-
-fn mount_by_call(
-    device: &OwnedFd,
-    path: &Path,
-    spec: &MountSpec,
-) -> std::result::Result<(), Errno> {
-    let options = spec.options();
-    let mut flags = MountFlags::NOATIME;
-    for (wanted, flag) in [
-        (!options.dev, MountFlags::NODEV),
-        (!options.suid, MountFlags::NOSUID),
-        (!options.exec, MountFlags::NOEXEC),
-        (spec.is_read_only(), MountFlags::RDONLY),
-    ] {
-        flags.set(flag, wanted);
-    }
-    let mut data = format!(
-        "fd={},rootmode=40000,user_id={},group_id={},default_permissions,allow_other",
-        device.as_raw_fd(),
-        geteuid().as_raw(),
-        getegid().as_raw()
-    )
-    .into_bytes();
-    add_labels(options, &mut data);
-    let data = CString::new(data).map_err(|_nul| Errno::INVAL)?;
-    let kind = [b"fuse.", subtype(options).as_bytes()].concat();
-    sys_mount(fsname(options), path, OsStr::from_bytes(&kind), flags, data.as_c_str())
-}
-
-/// `statfs` type of the directory by which a kernel shows that it has SELinux.
-const SELINUX_MAGIC: i64 = 0xf97c_ff8c;
-
-/// Adds the SELinux labels that were asked for; without SELinux there is nothing to label.
-fn add_labels(options: &MountOptions, list: &mut Vec<u8>) {
-    if options.labels.is_empty() {
-        return;
-    }
-    if !statfs("/sys/fs/selinux").is_ok_and(|found| found.f_type == SELINUX_MAGIC) {
-        debug!("security labels are left out: the kernel has no SELinux");
-        return;
-    }
-    for label in &options.labels {
-        list.push(b',');
-        list.extend_from_slice(label);
-    }
-}
-
-fn fsname(options: &MountOptions) -> &OsStr {
-    options.fsname.as_deref().unwrap_or(OsStr::new("lamina"))
-}
-
-fn subtype(options: &MountOptions) -> &OsStr {
-    options.subtype.as_deref().unwrap_or(OsStr::new("lamina"))
 }
 
 /// Returns the options for the helper; it adds the descriptor and the ids itself.
@@ -213,7 +158,10 @@ fn helper_options(spec: &MountSpec) -> OsString {
             list.extend_from_slice(name.as_bytes());
         }
     }
-    add_labels(options, &mut list);
+    for label in labels(options) {
+        list.push(b',');
+        list.extend_from_slice(label);
+    }
     for (name, value) in [(",fsname=", fsname(options)), (",subtype=", subtype(options))] {
         list.extend_from_slice(name.as_bytes());
         for &byte in value.as_bytes() {

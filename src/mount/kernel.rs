@@ -220,7 +220,7 @@ fn set_layer(
 }
 
 /// Returns what the kernel has to say about a mount that it refused.
-fn messages(context: &OwnedFd) -> String {
+pub(super) fn messages(context: &OwnedFd) -> String {
     let mut all = Vec::new();
     let mut buffer = [0u8; 1024];
     while let Ok(len) = rustix::io::read(context, &mut buffer) {

@@ -6,6 +6,7 @@
 //!
 //! A crash leaves a mount that answers `ENOTCONN`; `lamina unmount` removes it.
 
+mod fuse_call;
 pub mod fuse_mount;
 pub mod kernel;
 pub mod mountinfo;

@@ -53,6 +53,8 @@ const ACCEPTED: u8 = b'K';
 
 /// Mounts and serves in this process until the mount is gone.
 ///
+/// The mountpoint stays locked until the process ends: one that goes on keeps a descriptor.
+///
 /// # Errors
 /// Why it could not be mounted or served.
 pub fn run(spec: &MountSpec) -> Result<()> {
@@ -245,7 +247,9 @@ fn serve(spec: &MountSpec, inherited: Inherited, parent: Option<UnixStream>) -> 
     let synced = union.sync_all();
     debug!("{}: requests: {counts}", show_path(mounted.path()));
     info!("{}: ended", show_path(mounted.path()));
-    // Whoever unmounts waits for the end of this process, which comes a while after this.
+    // Not given back before the process ends, which comes a while after this: `lamina unmount` waits
+    // for this lock as for the end of the server, so that its caller may remove the layers, or the
+    // program, at once.
     std::mem::forget(merged);
     served.and(synced)
 }

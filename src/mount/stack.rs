@@ -238,7 +238,12 @@ impl Place {
     fn open_with(role: Role, path: &Path, access: OFlags) -> Result<Self> {
         let failed = |op: &str, errno| refuse(label(role, path), op, errno, cure(role, errno));
         let flags = access | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let dir = openat(CWD, path, flags, Mode::empty()).map_err(|errno| failed("open", errno))?;
+        let dir = openat(CWD, path, flags, Mode::empty()).map_err(|errno| {
+            if errno == Errno::NOENT && is_plugin(role, path) {
+                return Error::invalid(label(role, path), PLUGIN);
+            }
+            failed("open", errno)
+        })?;
         let id = Id::of(dir.as_fd()).map_err(|errno| failed("statx", errno))?;
         // A dead server's directory still opens and may answer statx(2) from the kernel's cache.
         fstatfs(&dir).map_err(|errno| failed("fstatfs", errno))?;
@@ -273,6 +278,15 @@ fn label(role: Role, path: &Path) -> String {
         Role::Work => format!("workdir={path}"),
         Role::Merged => path,
     }
+}
+
+/// What is said of a plugin layer.
+const PLUGIN: &str = "is a plugin layer of fuse-overlayfs (//PLUGIN/DATA/PATH): not supported by this \
+     version: layers are plain directories";
+
+/// Tells whether `path`, where no directory is, means a plugin of fuse-overlayfs.
+fn is_plugin(role: Role, path: &Path) -> bool {
+    matches!(role, Role::Lower { .. }) && path.as_os_str().as_encoded_bytes().starts_with(b"//")
 }
 
 /// Returns what helps when a directory cannot be opened.

@@ -7,15 +7,24 @@ use rustix::io::{Errno, retry_on_intr};
 
 /// Bytes copied at a time where the data must pass through memory.
 const CHUNK: usize = 1024 * 1024;
+/// Bytes copied by one copy_file_range(2) of a whole copy: some milliseconds.
+const CHUNK_IN_KERNEL: usize = 16 * CHUNK;
 
 /// Copies the first `len` bytes of `from` to the empty file `to`, holes kept.
 ///
 /// A clone (FICLONE) if `whole`, else copy_file_range(2) of each extent, else read and write.
-/// Leaves `to` at exactly `len` bytes, or fewer if `from` is shorter.
+/// Leaves `to` at exactly `len` bytes, or fewer if `from` is shorter. `is_given_up` is asked now and
+/// then whether to stop.
 ///
 /// # Errors
-/// `ENOSPC`, `EDQUOT`, `EIO` and whatever else the calls report.
-pub fn copy(from: BorrowedFd<'_>, to: BorrowedFd<'_>, len: u64, whole: bool) -> Result<(), Errno> {
+/// `EINTR` if it was given up; `ENOSPC`, `EDQUOT`, `EIO` and whatever else the calls report.
+pub fn copy(
+    from: BorrowedFd<'_>,
+    to: BorrowedFd<'_>,
+    len: u64,
+    whole: bool,
+    is_given_up: &dyn Fn() -> bool,
+) -> Result<(), Errno> {
     if len == 0 {
         return Ok(());
     }
@@ -29,6 +38,9 @@ pub fn copy(from: BorrowedFd<'_>, to: BorrowedFd<'_>, len: u64, whole: bool) -> 
         let end = seek(from, SeekFrom::Hole(start), len)?.unwrap_or(len);
         let mut done = start;
         while done < end {
+            if is_given_up() {
+                return Err(Errno::INTR);
+            }
             let copied = if in_kernel {
                 match copy_in_kernel(from, to, done, end - done) {
                     Err(Errno::XDEV | Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => {
@@ -73,7 +85,7 @@ fn copy_in_kernel(
     offset: u64,
     len: u64,
 ) -> Result<u64, Errno> {
-    let len = usize::try_from(len).unwrap_or(usize::MAX).min(1 << 30);
+    let len = usize::try_from(len).unwrap_or(usize::MAX).min(CHUNK_IN_KERNEL);
     in_kernel((from, offset), (to, offset), len).map(|copied| copied as u64)
 }
 

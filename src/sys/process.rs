@@ -115,6 +115,22 @@ pub fn may_keep_setgid(pid: u32, gid: u32, by_capability: bool) -> bool {
     groups.contains(&gid) || by_capability && capable && in_our_namespace()
 }
 
+/// Tells whether the process or thread `pid` was killed, or ends by another signal that it does not
+/// handle, and merely has to notice; `false` where it cannot be seen.
+pub fn is_killed(pid: u32) -> bool {
+    pid != 0
+        && std::fs::read_to_string(format!("/proc/{pid}/status"))
+            .is_ok_and(|status| is_kill_pending(&status))
+}
+
+/// Tells whether SIGKILL waits for the thread that /proc/PID/status is of. The kernel sends it to
+/// each thread of a process that any signal ends.
+fn is_kill_pending(status: &str) -> bool {
+    let pending = status.lines().find_map(|line| line.strip_prefix("SigPnd:")).unwrap_or_default();
+    let pending = u64::from_str_radix(pending.trim(), 16).unwrap_or(0);
+    pending & (1 << (libc::SIGKILL - 1)) != 0
+}
+
 /// Returns the groups in /proc/PID/status, and whether `CAP_FSETID` is in effect.
 fn parse_status(status: &str) -> (Vec<u32>, bool) {
     let field =
@@ -245,6 +261,20 @@ mod tests {
         assert_eq!(parse_status("Groups:\t \nCapEff:\t00000000000000ef\n"), (vec![], false));
         assert_eq!(parse_status("CapEff:\t\nGroups:\tx"), (vec![], false));
         assert_eq!(parse_status(""), (vec![], false));
+    }
+
+    #[test]
+    fn who_is_killed_is_told_from_who_has_other_signals_pending() {
+        for (status, killed) in [
+            ("SigPnd:\t0000000000000100\nShdPnd:\t0000000000000000\n", true),
+            ("SigPnd:\t0000000000000302\n", true),
+            ("SigPnd:\t0000000000000002\nShdPnd:\t0000000000000100\n", false),
+            ("SigPnd:\tx\n", false),
+            ("", false),
+        ] {
+            assert_eq!(is_kill_pending(status), killed, "{status}");
+        }
+        assert!(!is_killed(0) && !is_killed(std::process::id()));
         assert!(!may_keep_setgid(0, 0, true) && !may_keep_setgid(u32::MAX, 0, true));
     }
 }

@@ -6,7 +6,8 @@
 //! has it open goes on with it.
 //!
 //! Locks: `Node::copy` of the object, over all of it; `Dir::names` of the parent for the publishing.
-//! Crash: leaves at most one object in work, removed at the next mount.
+//! Crash: leaves at most one object in work, removed at the next mount. A caller that is killed while
+//! data is copied leaves nothing.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -117,6 +118,9 @@ impl Union {
     }
 
     /// Fills an empty file with data and attributes of a lower one.
+    ///
+    /// # Errors
+    /// `EINTR` if nobody waits for it any more.
     fn fill_copy(
         &self,
         upper: &Upper,
@@ -125,13 +129,18 @@ impl Union {
         (to, stat): (BorrowedFd<'_>, &Statx),
         extent: Extent,
     ) -> Result<Origin> {
+        // Of a directory full of small files too.
+        if self.interrupts.is_given_up() {
+            return Err(Errno::INTR.into());
+        }
         // The attributes are those of the file itself, whoever lends it data.
         let itself = if source.lent { Some(self.lower_handle(node)?) } else { None };
         let from = itself.as_ref().map_or(source.file.as_fd(), AsFd::as_fd);
         let origin = self.set_origin(upper, (from, stat), Target::Open(to))?;
         let len = extent.of(stat.stx_size);
         let whole = len == stat.stx_size;
-        sys::data::copy(source.file.as_fd(), to, len, whole)
+        let is_given_up = || self.interrupts.is_given_up();
+        sys::data::copy(source.file.as_fd(), to, len, whole, &is_given_up)
             .at("copy_file_range", || "from a lower file to work")?;
         let from = if source.lent { Target::Handle(from) } else { Target::Open(from) };
         let route = self.route(source.layer, upper);

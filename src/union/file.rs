@@ -106,6 +106,14 @@ impl Union {
         opened.inspect_err(|_| self.unpin(&node))
     }
 
+    /// Returns how many opens of a node there are.
+    #[cfg(test)]
+    pub fn opens(&self, node: NodeId) -> u64 {
+        let Some(node) = self.table.get(node) else { return 0 };
+        let of_dir = node.dir.as_ref().map_or(0, |dir| dir.opened.load(Ordering::Acquire));
+        u64::from(node.opened.load(Ordering::Acquire) + of_dir)
+    }
+
     /// Ends what [`Union::open_file`] or [`Union::create`] began.
     pub fn release_file(&self, node: NodeId) {
         if let Some(node) = self.table.get(node) {

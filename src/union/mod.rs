@@ -14,6 +14,7 @@ mod file;
 mod flatten;
 mod index;
 mod ino;
+mod interrupt;
 mod link;
 mod listing;
 mod lock;
@@ -48,6 +49,8 @@ pub use self::file::{Data, Whence, Written};
 pub use self::flatten::CopyLimit;
 use self::index::Index;
 use self::ino::Numbers;
+use self::interrupt::Interrupts;
+pub use self::interrupt::serve;
 use self::look::Carrier;
 pub use self::lookup::Entry;
 pub use self::metacopy::Verity;
@@ -180,6 +183,7 @@ pub struct Union {
     /// Names in all listings, about.
     listed: AtomicUsize,
     poisoned: AtomicBool,
+    interrupts: Interrupts,
     uid: u32,
     gid: u32,
 }
@@ -298,6 +302,7 @@ impl Union {
             idle: Mutex::new(LruCache::new(idle)),
             listed: AtomicUsize::new(0),
             poisoned: AtomicBool::new(false),
+            interrupts: Interrupts::default(),
             uid: rustix::process::geteuid().as_raw(),
             gid: rustix::process::getegid().as_raw(),
         };
@@ -342,6 +347,11 @@ impl Union {
             Some(upper) => is_overlay(&upper.root),
             None => dir.lowers().iter().any(is_overlay),
         }
+    }
+
+    /// Notes that a signal came for whoever waits for `request`; see [`serve`].
+    pub fn interrupt(&self, request: u64) {
+        self.interrupts.note(request);
     }
 
     /// Refuses every later change, because a request ended in a way nobody foresaw.

@@ -116,7 +116,10 @@ pub(super) enum Request<'a> {
         mode: u32,
         umask: u32,
     },
-    Interrupt,
+    /// A signal came for whoever waits for the request `unique`.
+    Interrupt {
+        unique: u64,
+    },
     Destroy,
     Ioctl {
         command: u32,
@@ -290,7 +293,7 @@ fn decode_body(opcode: u32, mut body: Body<'_>, setxattr_ext: bool) -> Result<Re
             let abi::CreateIn { mode, umask, .. } = body.take()?;
             Request::Tmpfile { mode, umask }
         }
-        op::INTERRUPT => Request::Interrupt,
+        op::INTERRUPT => Request::Interrupt { unique: body.take::<abi::InterruptIn>()?.unique },
         op::DESTROY => Request::Destroy,
         op::IOCTL => {
             let abi::IoctlIn { cmd: command, in_size, out_size, .. } = body.take()?;

@@ -270,21 +270,26 @@ fn sockets() -> (OwnedFd, OwnedFd) {
 }
 
 fn served() -> Served {
+    served_union().0
+}
+
+/// The union as well.
+fn served_union() -> (Served, Arc<union::Union>) {
     let dir = tempfile::tempdir().unwrap();
-    let union = open_union(dir.path());
+    let union = Arc::new(open_union(dir.path()));
     let offer = Offer { major: 7, minor: 45, max_readahead: 0, flags: u64::MAX };
     let Ok(Answer::Agree(terms, _)) = handshake::negotiate(&offer, &Wishes::default()) else {
         panic!("a kernel that offers all");
     };
     let (device, kernel) = sockets();
     let session = Session {
-        dispatch: Dispatcher::new(Arc::new(union), &options()),
+        dispatch: Dispatcher::new(Arc::clone(&union), &options()),
         terms,
         passthrough: None,
         notifier: Notifier::new(Arc::new(device)),
         counts: Arc::new(RequestCounts::default()),
     };
-    Served { session, _dir: dir, _kernel: kernel }
+    (Served { session, _dir: dir, _kernel: kernel }, union)
 }
 
 /// Returns header and body of a reply, whose length must be what it says.
@@ -377,6 +382,11 @@ fn replies_are_as_large_as_their_structures() {
     assert_eq!((absent.nodeid, absent.entry_valid), (0, u64::from(u32::MAX)));
 }
 
+/// The node at the head of a reply that may have more.
+fn entry_of_many(body: &[u8]) -> u64 {
+    abi::EntryOut::read_from_prefix(body).unwrap().0.nodeid
+}
+
 fn entry_of(body: &[u8]) -> u64 {
     abi::EntryOut::read_from_bytes(body).unwrap().nodeid
 }
@@ -398,6 +408,61 @@ fn what_was_forgotten_before_its_release_is_not_kept() {
             assert_eq!(passthrough.idle(), left, "{}", op::name(opcode));
         }
     }
+}
+
+/// Opens and lookups in answers that did not arrive are given back.
+#[test]
+fn what_did_not_arrive_is_taken_back() {
+    let (served, union) = served_union();
+    let mut reply = Reply::new(BUFFER);
+    let lookup = request(op::LOOKUP, 2, 1, b"name\0");
+    let file = entry_of(parse(served.session.serve(&lookup, &mut reply).unwrap()).1);
+    for (opcode, node) in [
+        (op::OPEN, file),
+        (op::OPENDIR, 1),
+        (op::CREATE, 1),
+        (op::TMPFILE, 1),
+        (op::LOOKUP, 1),
+        (op::MKDIR, 1),
+    ] {
+        let mut body = sample(opcode);
+        if matches!(opcode, op::CREATE | op::MKDIR) {
+            body.splice(body.len() - 5.., *b"fresh\0");
+        }
+        let bytes = request(opcode, 4, node, &body);
+        let (header, body) = parse(served.session.serve(&bytes, &mut reply).unwrap());
+        assert_eq!(header.error, 0, "{}", op::name(opcode));
+        let opens = matches!(opcode, op::OPEN | op::OPENDIR | op::CREATE | op::TMPFILE);
+        let given =
+            if matches!(opcode, op::OPEN | op::OPENDIR) { node } else { entry_of_many(body) };
+        assert_eq!(union.opens(NodeId(given)), u64::from(opens), "{}", op::name(opcode));
+        served.session.take_back(&mut reply);
+        assert_eq!(union.opens(NodeId(given)), 0, "{}", op::name(opcode));
+        let known = opcode == op::LOOKUP || given == node;
+        assert_eq!(served.session.dispatch.is_known(NodeId(given)), known, "{}", op::name(opcode));
+        // Once is enough.
+        served.session.take_back(&mut reply);
+        if opcode == op::CREATE {
+            let unlink = request(op::UNLINK, 5, 1, b"fresh\0");
+            assert_eq!(parse(served.session.serve(&unlink, &mut reply).unwrap()).0.error, 0);
+        }
+    }
+}
+
+/// INTERRUPT has no answer, and a request whose caller goes on is finished.
+#[test]
+fn interrupted_requests_are_finished() {
+    let served = served();
+    let mut reply = Reply::new(BUFFER);
+    let lookup = request(op::LOOKUP, 2, 1, b"name\0");
+    let file = entry_of(parse(served.session.serve(&lookup, &mut reply).unwrap()).1);
+    let interrupt = abi::InterruptIn { unique: 4 };
+    for unique in [5, 7] {
+        let bytes = request(op::INTERRUPT, unique, 0, interrupt.as_bytes());
+        assert_eq!(served.session.serve(&bytes, &mut reply), None);
+    }
+    let write = request(op::WRITE, 4, file, &sample(op::WRITE));
+    assert_eq!(parse(served.session.serve(&write, &mut reply).unwrap()).0.error, 0);
 }
 
 #[test]

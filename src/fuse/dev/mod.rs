@@ -4,7 +4,8 @@
 //! [`reply`] answers into bytes, [`handshake`] agrees with the kernel on what to use, [`session`]
 //! carries a request to the dispatcher and its answer back, [`notify`] tells the kernel what it did
 //! not ask, [`passthrough`] knows which files the kernel serves by itself, and [`pool`] has the
-//! threads. Only the last three touch the device.
+//! threads. Only the last three touch the device. [`replay`] takes the place of the last for requests
+//! that come from elsewhere.
 //!
 //! Locks: the pool's own, held for moments and over no request. A crash leaves the mount without a
 //! server, as with any transport.
@@ -17,6 +18,7 @@ mod handshake;
 mod notify;
 mod passthrough;
 mod pool;
+pub mod replay;
 mod reply;
 mod session;
 

@@ -14,8 +14,19 @@ pub(super) struct Reply {
     buffer: Box<[u8]>,
     /// Bytes in use, the header's included.
     len: usize,
-    /// A node that this reply gives to the kernel, to be taken back should it not arrive.
-    pub(super) gives: Option<NodeId>,
+    /// To be taken back should this reply not arrive.
+    pub(super) gives: Gives,
+}
+
+/// What a reply gives to the kernel, which takes it back later by requests of its own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Gives {
+    /// A lookup of this node.
+    pub(super) lookup: Option<NodeId>,
+    /// An open of this file.
+    pub(super) open: Option<NodeId>,
+    /// An open of this directory.
+    pub(super) open_dir: Option<NodeId>,
 }
 
 impl Reply {
@@ -25,13 +36,13 @@ impl Reply {
     /// nothing.
     pub(super) fn new(capacity: usize) -> Self {
         let buffer = vec![0; HEADER + capacity].into_boxed_slice();
-        Self { buffer, len: HEADER, gives: None }
+        Self { buffer, len: HEADER, gives: Gives::default() }
     }
 
     /// Forgets what was put.
     pub(super) fn clear(&mut self) {
         self.len = HEADER;
-        self.gives = None;
+        self.gives = Gives::default();
     }
 
     /// Appends a structure; what does not fit is left out, and told by `false`.

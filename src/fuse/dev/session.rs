@@ -9,15 +9,15 @@ use super::handshake::Terms;
 use super::notify::Notifier;
 use super::passthrough::Passthrough;
 use super::pool::Serve;
-use super::reply::Reply;
+use super::reply::{Gives, Reply};
 use crate::error::Errno;
 use crate::fuse::RequestCounts;
 use crate::fuse::convert::{PERMISSIONS, decode_dev, encode_dev, reply_number};
 use crate::fuse::dispatch::{Answer, Dispatcher, Keep, XattrAnswer};
 use crate::idmap::OuterId;
 use crate::union::{
-    Attr, Caller, Entry, FileType, NodeId, RenameFlags, SetAttr, SetTime, Time, Visit, Writer,
-    XattrFlags,
+    self, Attr, Caller, Entry, FileType, NodeId, RenameFlags, SetAttr, SetTime, Time, Visit,
+    Writer, XattrFlags,
 };
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -56,6 +56,7 @@ impl Serve for Session {
             }
         };
         self.counts.count(header.opcode);
+        union::serve(header.unique, header.pid);
         let answer = catch_unwind(AssertUnwindSafe(|| self.answer(&header, &request, reply)));
         let answer = answer
             .unwrap_or_else(|panic| Some(Err(self.dispatch.panicked("transport", &*panic))))?;
@@ -66,7 +67,16 @@ impl Serve for Session {
     }
 
     fn take_back(&self, reply: &mut Reply) {
-        if let Some(node) = reply.gives.take() {
+        let Gives { lookup, open, open_dir } = std::mem::take(&mut reply.gives);
+        // What cannot be taken back was logged, and there is nobody to tell.
+        if let Some(node) = open {
+            self.release(node).unwrap_or(());
+        }
+        if let Some(node) = open_dir {
+            self.dispatch.releasedir(node).unwrap_or(());
+        }
+        // Last: until then the node is known.
+        if let Some(node) = lookup {
             self.dispatch.forget(node, 1);
         }
     }
@@ -84,6 +94,12 @@ impl Session {
         Some(match *request {
             Request::Forget { count } => {
                 self.forget(node, count);
+                return None;
+            }
+            // No answer: the kernel reads one as "try again", or as "never again". Tried again, it
+            // would ask the worker that got this one, not the one that has the request.
+            Request::Interrupt { unique } => {
+                self.dispatch.interrupt(unique);
                 return None;
             }
             Request::BatchForget(forgets) => {
@@ -129,7 +145,9 @@ impl Session {
                 opened.and_then(|keep| self.put_opened(node, write, keep, reply))
             }
             Request::OpenDir => {
-                self.dispatch.opendir(node).and_then(|keep| put_open(keep, None, reply))
+                let opened = self.dispatch.opendir(node);
+                reply.gives.open_dir = opened.is_ok().then_some(node);
+                opened.and_then(|keep| put_open(keep, None, reply))
             }
             Request::Create { name, mode, umask } => {
                 let caller = self.caller(header, umask);
@@ -155,16 +173,7 @@ impl Session {
             }
             Request::Statfs => self.statfs(reply),
             Request::Flush => self.dispatch.flush(),
-            Request::Release => {
-                if let Some(passthrough) = &self.passthrough {
-                    passthrough.released(node, &self.notifier);
-                    // The kernel hands out forgets first, so this one may have overtaken us.
-                    if !self.dispatch.is_known(node) {
-                        passthrough.forgot(node);
-                    }
-                }
-                self.dispatch.release(node)
-            }
+            Request::Release => self.release(node),
             Request::ReleaseDir => self.dispatch.releasedir(node),
             Request::Syncfs => self.dispatch.syncfs(),
             Request::Fsync { data_only } => self.dispatch.fsync(node, data_only),
@@ -189,10 +198,20 @@ impl Session {
             }
             Request::CopyFileRange(range) => self.copy_file_range(header, &range, reply),
             Request::Destroy => Ok(()),
-            // Interrupt: nothing here waits long but copying, which goes on whoever wants it; said
-            // once, the kernel does not try again.
-            Request::Interrupt | Request::Unserved => Err(Errno::NOSYS),
+            Request::Unserved => Err(Errno::NOSYS),
         })
+    }
+
+    /// Ends one open of a file.
+    fn release(&self, node: NodeId) -> Answer<()> {
+        if let Some(passthrough) = &self.passthrough {
+            passthrough.released(node, &self.notifier);
+            // The kernel hands out forgets first, so this one may have overtaken us.
+            if !self.dispatch.is_known(node) {
+                passthrough.forgot(node);
+            }
+        }
+        self.dispatch.release(node)
     }
 
     /// Takes lookups back. The root was never looked up.
@@ -389,7 +408,7 @@ impl Session {
 
     fn put_entry(&self, answer: Answer<Entry>, reply: &mut Reply) -> Answer<()> {
         let entry = answer?;
-        reply.gives = Some(entry.node);
+        reply.gives.lookup = Some(entry.node);
         put(&self.entry_out(&entry), reply)
     }
 
@@ -408,6 +427,7 @@ impl Session {
         mut keep: Keep,
         reply: &mut Reply,
     ) -> Answer<()> {
+        reply.gives.open = Some(node);
         let Some(passthrough) = &self.passthrough else { return put_open(keep, None, reply) };
         let provider = || self.dispatch.provider(node);
         let id = passthrough.opened(node, write, provider);
