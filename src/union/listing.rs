@@ -6,7 +6,7 @@
 //!
 //! Locks: none; a listing belongs to `Dir::names`.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::LazyLock;
 
@@ -25,7 +25,7 @@ pub(crate) struct Listing {
     /// Positions in `items` by name, but for what was removed.
     found: HashTable<u32>,
     /// By number, see [`Child::parts`]; most listings have none.
-    parts: Option<Box<HashMap<u64, Box<[layer::Index]>>>>,
+    parts: BTreeMap<u64, Box<[layer::Index]>>,
     /// Device numbers of the objects.
     devices: Vec<u64>,
     next: u64,
@@ -90,9 +90,7 @@ impl Listing {
     pub(crate) fn children_from(&self, number: u64) -> impl Iterator<Item = (u64, Child<'_>)> {
         let start = self.items.partition_point(|item| item.number < number);
         let items = self.items.get(start..).unwrap_or_default().iter();
-        items
-            .filter(|item| item.state & VISIBLE != 0)
-            .map(|item| (item.number, self.child(item)))
+        items.filter(|item| item.state & VISIBLE != 0).map(|item| (item.number, self.child(item)))
     }
 
     /// Tells whether removing the upper object would show a lower one.
@@ -173,9 +171,9 @@ impl Listing {
         (item.kind, item.top) = (child.kind, child.top);
         (item.device, item.inode) = (device, child.object.1);
         if !child.parts.is_empty() {
-            self.parts.get_or_insert_default().insert(item.number, child.parts.into());
-        } else if let Some(parts) = &mut self.parts {
-            parts.remove(&item.number);
+            self.parts.insert(item.number, child.parts.into());
+        } else {
+            self.parts.remove(&item.number);
         }
     }
 
@@ -189,7 +187,7 @@ impl Listing {
         let (number, is_gone) = (item.number, item.state == 0);
         if was_visible {
             self.visible -= 1;
-            self.parts.as_mut().and_then(|parts| parts.remove(&number));
+            self.parts.remove(&number);
         }
         if is_gone {
             self.unlink(position);
@@ -210,9 +208,8 @@ impl Listing {
         (item.top, item.device, item.inode) = (UPPER, device, object.1);
         if item.kind == FileType::Directory {
             let number = item.number;
-            let parts = self.parts.get_or_insert_default();
-            let lowers = parts.remove(&number).unwrap_or_else(|| Box::new([top]));
-            parts.insert(number, std::iter::once(UPPER).chain(lowers).collect());
+            let lowers = self.parts.remove(&number).unwrap_or_else(|| Box::new([top]));
+            self.parts.insert(number, std::iter::once(UPPER).chain(lowers).collect());
         }
     }
 
@@ -233,7 +230,7 @@ impl Listing {
                 self.unlink(position);
             }
         }
-        self.parts = None;
+        self.parts.clear();
         self.clean();
         whiteouts
     }
@@ -248,7 +245,7 @@ impl Listing {
 
     fn child(&self, item: &Item) -> Child<'_> {
         let device = self.devices.get(usize::from(item.device)).copied().unwrap_or_default();
-        let parts = self.parts.as_ref().and_then(|parts| parts.get(&item.number));
+        let parts = self.parts.get(&item.number);
         Child {
             name: self.name(item),
             kind: item.kind,

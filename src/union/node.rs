@@ -414,10 +414,7 @@ impl Table {
         let live = self.live();
         live < high / 2
             && high - live > KEPT_NODES
-            && self
-                .high
-                .compare_exchange(high, live, Ordering::Relaxed, Ordering::Relaxed)
-                .is_ok()
+            && self.high.compare_exchange(high, live, Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }
 
     fn live(&self) -> u64 {
