@@ -186,6 +186,13 @@ const FIRST_ID: u32 = 200_000;
 /// Set inside the user namespace, to the name of the test that runs there.
 const INSIDE: &str = "FUSE_TESTS_INSIDE";
 
+/// Copies a program that is to be run at once. By a process of its own: whoever another thread starts meanwhile would
+/// hold it open for writing, and it could not be run (`ETXTBSY`).
+fn copy_program(from: &Path, to: &Path) {
+    let status = Command::new("cp").args([from, to]).status().unwrap();
+    assert!(status.success(), "cp {}: {status}", from.display());
+}
+
 /// Does the work of [`ran_in_user_namespace!`].
 ///
 /// # Panics
@@ -203,9 +210,9 @@ pub fn run_in_user_namespace(test: &str) -> bool {
     fs::create_dir(&dir).unwrap();
     // The binaries may lie below a directory that an ordinary user cannot enter.
     let exe = dir.join("test");
-    fs::copy(std::env::current_exe().unwrap(), &exe).unwrap();
+    copy_program(&std::env::current_exe().unwrap(), &exe);
     let program_copy = dir.join("lamina");
-    fs::copy(program(), &program_copy).unwrap();
+    copy_program(program(), &program_copy);
     for path in [&exe, &program_copy, &dir] {
         fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
     }

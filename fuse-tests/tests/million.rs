@@ -7,6 +7,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirEntryExt, MetadataExt};
 use std::path::Path;
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use fuse_tests::case::{Case, OtherFs, forget_all};
@@ -65,8 +66,12 @@ fn walk(top: &Path, watch: &OwnedFd) -> usize {
     seen
 }
 
+/// One tree at a time: each test has caches dropped.
+static TURN: Mutex<()> = Mutex::new(());
+
 /// Walks a tree by a server started after `setup`, and has it forgotten, twice.
 fn hold_little(setup: &str, dirs: usize, are_directories: bool, each_max: u64) {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let size = size();
     let watches = "/proc/sys/fs/inotify/max_user_watches";
     let allowed: usize = fs::read_to_string(watches).unwrap().trim().parse().unwrap();
@@ -81,12 +86,12 @@ fn hold_little(setup: &str, dirs: usize, are_directories: bool, each_max: u64) {
     command.args(["-o", &format!("lowerdir={lower},upperdir={upper},workdir={work}")]);
     command.arg(c.m(""));
     c.mount_by_hand(command);
-    let empty = c.server_memory();
+    let empty = c.server_heap();
     for round in 0..2 {
         let watch = inotify::init(inotify::CreateFlags::CLOEXEC).unwrap();
         let seen = walk(&c.m(""), &watch);
         assert_eq!(seen, size + dirs);
-        let (full, open) = (c.server_memory(), c.server_descriptors());
+        let (full, open) = (c.server_heap(), c.server_descriptors());
         let each = (full - empty) * 1024 / seen as u64;
         println!("{setup}: {each} bytes for each of {seen} objects, {open} descriptors");
         assert!(each < each_max, "{setup}, round {round}: {each} bytes for each");
@@ -96,13 +101,12 @@ fn hold_little(setup: &str, dirs: usize, are_directories: bool, each_max: u64) {
         wait_until("memory to come back", Duration::from_secs(60), || {
             // What was used a moment ago is spared the first time, and a directory goes after its names.
             forget_all();
-            let (rest, open) = (c.server_memory(), c.server_descriptors());
-            println!("{rest} KiB, {open} descriptors");
+            let (rest, open) = (c.server_heap(), c.server_descriptors());
             rest < near && open < 100
         });
         println!(
             "{setup}: {empty} KiB at the start, {full} when walked, {} after",
-            c.server_memory()
+            c.server_heap()
         );
     }
     c.unmount();

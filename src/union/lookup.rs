@@ -321,7 +321,7 @@ impl Union {
             return Err(Errno::STALE.into());
         }
         if several {
-            self.note_alias(&node, parent, name, lower_links);
+            self.note_alias(&node, parent, name, (layer, lower_links));
         }
         let attr = if new || node.dir.is_some() {
             self.attr_from(&node, &stat)
@@ -344,7 +344,13 @@ impl Union {
     }
 
     /// Remembers a name of a lower object with several, for its copy-up.
-    fn note_alias(&self, node: &Arc<Node>, parent: &Arc<Node>, name: &[u8], lower: u32) {
+    fn note_alias(
+        &self,
+        node: &Arc<Node>,
+        parent: &Arc<Node>,
+        name: &[u8],
+        (layer, lower): (layer::Index, u32),
+    ) {
         let Some(links) = node.links.get() else { return };
         let mut links = links.lock();
         links.lower = lower;
@@ -353,6 +359,25 @@ impl Union {
         if !links.pending.iter().any(known) {
             self.table.retain(parent);
             links.pending.push((Arc::clone(parent), name.into()));
+        }
+        if self.upper.as_ref().is_none_or(|upper| upper.work.can.link) {
+            return;
+        }
+        // Where the upper has no hard links a copy gets the name that the node has. That one went
+        // while no other was known.
+        let mut place = node.place.write();
+        let is_there = |(at, known): &(Arc<Node>, Box<[u8]>)| place.is_named(at, known);
+        if place.layer == UPPER || place.gone || links.pending.iter().any(is_there) {
+            return;
+        }
+        self.table.retain(parent);
+        let old = place.parent.replace(Arc::clone(parent));
+        place.name = name.into();
+        place.layer = layer;
+        drop(place);
+        drop(links);
+        if let Some(old) = old {
+            self.release(&old, 1);
         }
     }
 

@@ -12,7 +12,7 @@ use rustix::fs::RenameFlags;
 
 use super::copy_up::Extent;
 use super::create::check_name;
-use super::node::{Dir, Node, NodeId};
+use super::node::{Dir, Links, Node, NodeId};
 use super::readdir::{Names, shows_nothing};
 use super::{Union, Upper, lock};
 use crate::error::{Context, Errno, Result};
@@ -170,7 +170,11 @@ impl Union {
         victim: &Victim<'_>,
     ) -> Result<Option<OwnedFd>> {
         let node = &victim.node;
-        if victim.layer != UPPER || node.dir.is_some() || node.links.get().is_some() {
+        let is_anchored = || {
+            let can_link = self.upper.as_ref().is_some_and(|upper| upper.work.can.link);
+            node.links.get().is_some() && can_link
+        };
+        if victim.layer != UPPER || node.dir.is_some() || is_anchored() {
             return Ok(None);
         }
         let place = node.place.read();
@@ -199,6 +203,11 @@ impl Union {
             let before = links.pending.len();
             links.pending.retain(|(at, pending)| !(Arc::ptr_eq(at, parent) && **pending == *name));
             let released = before - links.pending.len();
+            if let Some(kept) = kept {
+                // The only name of a copy; its lower ones still lead to the node.
+                node.place.write().hold(Arc::new(kept));
+            }
+            let moved = self.go_on_under_another(upper, (parent, name), node, &links);
             if links.anchored && last {
                 let removed = upper.anchor(node, &links).and_then(|(dir, anchor)| {
                     let handle =
@@ -222,7 +231,7 @@ impl Union {
                 self.pin_links(node, &mut links);
                 drop(links);
             }
-            self.release_times(parent, released);
+            self.release_times(parent, released + usize::from(moved));
             return;
         }
         let last = victim.layer != UPPER || victim.stat.stx_nlink <= 1;
@@ -245,6 +254,37 @@ impl Union {
         if let Some(parent) = released {
             self.release(&parent, 1);
         }
+    }
+
+    /// Where the upper has no hard links a copy gets the name that its node has: when a lower file
+    /// loses that one, it goes on with another name that leads to it. Tells whether it does.
+    fn go_on_under_another(
+        &self,
+        upper: &Upper,
+        (parent, name): (&Arc<Node>, &[u8]),
+        node: &Arc<Node>,
+        links: &Links,
+    ) -> bool {
+        let (layer, object) = {
+            let place = node.place.read();
+            if upper.work.can.link || place.layer == UPPER || !place.is_named(parent, name) {
+                return false;
+            }
+            (place.layer, place.object)
+        };
+        let leads_there = |(at, other): &&(Arc<Node>, Box<[u8]>)| {
+            let part = at.dir.as_ref().and_then(|dir| dir.part(layer));
+            part.and_then(|part| part.find(other).ok().flatten())
+                .is_some_and(|stat| (sys::stat::device(&stat), stat.stx_ino) == object)
+        };
+        let Some((at, other)) = links.pending.iter().find(leads_there).cloned() else {
+            return false;
+        };
+        self.table.retain(&at);
+        let mut place = node.place.write();
+        place.parent = Some(at);
+        place.name = other;
+        true
     }
 
     fn release_times(&self, node: &Arc<Node>, times: usize) {
