@@ -58,7 +58,7 @@ fn every_way_of_mounting_shows_the_same() {
         (Some("fsconfig:error=EPERM"), by_one_call),
         // By then the device serves a filesystem that has no place.
         (Some("fsmount:error=ENOSYS"), by_one_call),
-        (Some("move_mount:error=EPERM"), by_one_call),
+        (Some("move_mount:error=EACCES"), by_one_call),
     ];
     let long = "x".repeat(300);
     for (options, kind, source) in [

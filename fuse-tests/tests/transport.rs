@@ -280,6 +280,18 @@ fn a_killed_writer_does_not_wait_for_a_copy() {
         );
         gone(slow.case.u("dir/large"));
     }
+    // So does whoever moves a directory that is completed first; nothing was moved.
+    let before = slow.steps();
+    let mut mover = std::process::Command::new("mv")
+        .args([slow.case.m("dir"), slow.case.m("moved")])
+        .spawn()
+        .unwrap();
+    wait_until("the copy to begin", BOUND, || slow.steps() > before);
+    kill_process(rustix::process::Pid::from_child(&mover), Signal::KILL).unwrap();
+    mover.wait().unwrap();
+    let steps = slow.steps() - before;
+    assert!(steps < LARGE >> 24, "{steps} steps for a rename that nobody waited for");
+    assert_eq!(names(slow.case.m("")), ["dir"]);
     // A signal that ends nobody does not keep a file from being copied.
     let script = "import os, signal, sys\n\
         heard = []\n\

@@ -1,5 +1,5 @@
 //! Mounting with the privilege that this process has: by fsopen(2) and its kin, or by mount(2) where
-//! the kernel or a filter refuses those.
+//! the kernel, a filter or a policy refuses those.
 //!
 //! Either way the mount table shows the same. The newer calls tell what they do not like, and no
 //! page bounds all options together.
@@ -47,9 +47,9 @@ impl Refusal {
         Self { op, errno, said: String::new() }
     }
 
-    /// Whether another way may work: the calls are not there, or a filter says so.
+    /// Whether another way may work: the calls are not there, or a filter or a policy says so.
     fn is_of_the_way(&self) -> bool {
-        matches!(self.errno, Errno::NOSYS | Errno::PERM)
+        matches!(self.errno, Errno::NOSYS | Errno::PERM | Errno::ACCESS)
     }
 }
 

@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
-use super::list::{needed, parse_lowers, path, text};
+use super::list::{label, needed, parse_lowers, path, text};
 use super::passive::unknown;
 use super::values::{
     parse_abilities, parse_id, parse_ids, parse_io, parse_seconds, parse_size, parse_switch,
@@ -49,7 +49,7 @@ impl MountOptions {
             "fsname" => self.fsname = Some(path(key, value)?.into_os_string()),
             "subtype" => self.subtype = Some(path(key, value)?.into_os_string()),
             "context" | "fscontext" | "defcontext" | "rootcontext" => {
-                let label = needed(key, value)?;
+                let label = label(key, needed(key, value)?)?;
                 self.labels.push([key.as_bytes(), b"=", label].concat());
             }
             "log_level" => self.log_level = Some(parse_level(&text(needed(key, value)?))?),

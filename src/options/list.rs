@@ -125,6 +125,25 @@ pub(super) fn path(key: &str, value: Option<&[u8]>) -> Result<PathBuf> {
     Ok(PathBuf::from(OsString::from_vec(plain)))
 }
 
+/// Returns the label of an option that names one, in its quotes if it has them, without a backslash at
+/// its end that takes the meaning from nothing.
+///
+/// # Errors
+/// `Invalid` for a quote that does not end: more options may have been meant to be in it.
+pub(super) fn label<'a>(key: &str, value: &'a [u8]) -> Result<&'a [u8]> {
+    if let Some(quoted) = value.strip_prefix(b"\"") {
+        return match quoted.ends_with(b"\"") {
+            true => Ok(value),
+            false => Err(Error::invalid(
+                format!("{key}={}", text(value)),
+                "has a quote that does not end; close it, or leave it out",
+            )),
+        };
+    }
+    let backslashes = value.iter().rev().take_while(|byte| **byte == b'\\').count();
+    needed(key, value.get(..value.len() - backslashes % 2))
+}
+
 /// Puts a backslash before each of `special`.
 pub(super) fn escape(value: &[u8], special: &[u8]) -> Vec<u8> {
     let mut escaped = Vec::with_capacity(value.len());
@@ -194,7 +213,11 @@ mod tests {
         let (options, _) = MountOptions::parse(&[list]).unwrap();
         assert_eq!(options.labels, [br#"context="system_u:object_r:x:s0:c1,c2""#]);
         assert!(options.volatile);
-        // An unclosed quote does not swallow the list.
-        assert!(refusal("context=\"a,b").contains("b: unknown"));
+        // An unclosed quote does not swallow the list, nor what is printed after it.
+        assert!(refusal("context=\"a,b").starts_with("context=\"a: has a quote"));
+        assert!(refusal("context=\"").starts_with("context=\": has a quote"));
+        for (list, label) in [(r"context=a\", "context=a"), (r"context=a\\", r"context=a\\")] {
+            assert_eq!(parse(list).labels, [label.as_bytes()], "{list}");
+        }
     }
 }

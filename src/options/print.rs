@@ -270,6 +270,17 @@ mod tests {
         }
 
         #[test]
+        fn what_is_accepted_prints_to_the_same(
+            list in r#"((context|fscontext|lowerdir|fsname)=[ab,:="\\]{0,6}(,|,,)?|ro,){0,6}"#,
+            more in r#"(context|upperdir)=[a,"\\]{0,4}"#,
+        ) {
+            if let Ok((parsed, _)) = MountOptions::parse(&[list, more]) {
+                let again = MountOptions::parse(&[parsed.print()]);
+                prop_assert_eq!(again.unwrap().0, parsed);
+            }
+        }
+
+        #[test]
         fn no_list_panics(bytes in proptest::collection::vec(any::<u8>(), 0..64)) {
             drop(MountOptions::parse(&[OsString::from_vec(bytes)]));
         }

@@ -71,8 +71,8 @@ impl Terms {
 /// `AUTO_INVAL_DATA` (the opposite of what we promise), locks (the kernel's local ones are right),
 /// `EXPORT_SUPPORT` (no file handles are given out), `HAS_EXPIRE_ONLY` (no name is ever expired),
 /// `CREATE_SUPP_GROUP` (it tells one group, and only of requests that need none: the kernel has
-/// checked the permission and taken setgid away), `SECURITY_CTX`, `ALLOW_IDMAP` and `OVER_IO_URING`
-/// (not served).
+/// checked the permission and taken setgid away), `HAS_RESEND` (nobody takes a mount over),
+/// `SECURITY_CTX`, `ALLOW_IDMAP` and `OVER_IO_URING` (not served).
 const ALWAYS: u64 = init::ASYNC_READ
     | init::BIG_WRITES
     | init::DONT_MASK
@@ -201,8 +201,9 @@ mod tests {
         let offer = Offer { flags: u64::MAX, ..KERNEL_6_18 };
         let (terms, _) = agree(&offer, &ACL);
         // ATOMIC_O_TRUNC, locks, EXPORT_SUPPORT, AUTO_INVAL_DATA, WRITEBACK_CACHE, the first
-        // HANDLE_KILLPRIV, SECURITY_CTX, ALLOW_IDMAP, OVER_IO_URING.
-        for bit in [3, 1, 10, 4, 12, 16, 19, 32, 40, 41] {
+        // HANDLE_KILLPRIV, SECURITY_CTX, ALLOW_IDMAP, OVER_IO_URING, CREATE_SUPP_GROUP,
+        // HAS_EXPIRE_ONLY, HAS_RESEND.
+        for bit in [3, 1, 10, 4, 12, 16, 19, 32, 40, 41, 34, 35, 39] {
             assert!(!terms.has(1 << bit), "bit {bit}");
         }
     }
