@@ -21,7 +21,7 @@ const DIRECTORY_MAX: u64 = 1000;
 
 /// What the server may hold more when all is forgotten than before it began: a fixed amount for free memory
 /// between what is in use, in KiB, and so many bytes for each file that was known.
-const REST: u64 = 6 << 10;
+const REST: u64 = 8 << 10;
 const REST_EACH: u64 = 16;
 
 /// The size of the tree.
