@@ -25,6 +25,7 @@ mod node;
 mod origin;
 mod owner;
 mod probe;
+mod protect;
 mod publish;
 mod readdir;
 mod redirect;

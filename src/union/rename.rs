@@ -14,6 +14,7 @@ use super::create::check_name;
 use super::flatten::Pin;
 use super::listing::Child;
 use super::node::{Dir, Node, NodeId};
+use super::protect::Change;
 use super::readdir::shows_nothing;
 use super::remove::Victim;
 use super::{Union, Upper, lock};
@@ -207,6 +208,7 @@ impl Union {
             return Err(Errno::INVAL.into());
         }
         let (from, to) = (self.node(parent)?, self.node(new_parent)?);
+        self.may(&from, Change::Remove)?;
         // What the rules refuse is refused before anything is copied up. Then each turn brings the
         // objects to the upper; a name that shows another one by then needs one more.
         for _ in 0..RENAME_TRIES {
@@ -272,6 +274,7 @@ impl Union {
         if is_within(to, &source.node) {
             return Err(Errno::INVAL.into());
         }
+        self.may_lose(from_dir, name, &source.node)?;
         // A directory needs to know about whiteouts in its way.
         if is_dir || to_dir.is_merged() {
             self.load(to_dir, both.to())?;
@@ -284,6 +287,10 @@ impl Union {
         if target.as_ref().is_some_and(|target| Arc::ptr_eq(&target.node, &source.node)) {
             // Two names of one object: rename(2) does nothing.
             return Ok(Tried::Done);
+        }
+        self.may(to, if target.is_some() { Change::Remove } else { Change::Add })?;
+        if let Some(target) = &target {
+            self.may_lose(to_dir, new_name, &target.node)?;
         }
         if target.as_ref().is_some_and(|target| is_within(from, &target.node)) {
             return Err(Errno::NOTEMPTY.into());
