@@ -306,6 +306,10 @@ podman_user() {
     done
     # shellcheck disable=SC2086
     podman run --name mapped --uidmap=0:1:2000 base sh -c 'rm /d/f; echo >/x; chown 5:6 /x'
+    # While it is mounted podman compares ids with and without the map.
+    podman diff mapped >"$HOME/diff"
+    [ "$(grep -c -x -e 'A /x' -e 'D /d/f' "$HOME/diff")" = 2 ] || die "podman: diff of a mapped one misses what changed"
+    podman unmount mapped >/dev/null
     expect 'diff of a mapped one' 'A /x C /d C /etc D /d/f' podman diff mapped
     podman commit -q mapped four >/dev/null
     expect 'run of what was mapped' '5:6' podman run --rm four stat -c %u:%g /x

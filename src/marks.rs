@@ -107,6 +107,9 @@ pub const ORIGIN_XATTRS: [&[u8]; 2] = [b"trusted.overlay.origin", b"user.overlay
 /// Xattrs of a directory of the upper layer that may hold objects with an origin.
 pub const IMPURE_XATTRS: [&[u8]; 2] = [b"trusted.overlay.impure", b"user.overlay.impure"];
 
+/// Xattrs of an upper object that is append-only or immutable.
+pub const PROTATTR_XATTRS: [&[u8]; 2] = [b"trusted.overlay.protattr", b"user.overlay.protattr"];
+
 /// Xattrs of an upper file that stands for several lower names: their number.
 pub const NLINK_XATTRS: [&[u8]; 2] = [b"trusted.overlay.nlink", b"user.overlay.nlink"];
 

@@ -187,6 +187,11 @@ impl Op {
         }
     }
 
+    /// The size that the number stands for, in bytes.
+    pub fn size(&self) -> u64 {
+        SIZES[self.number % SIZES.len()] as u64
+    }
+
     fn row(self) -> &'static (Verb, &'static str, usize, &'static str) {
         VERBS.iter().find(|row| row.0 == self.verb).unwrap_or(&VERBS[0])
     }

@@ -221,6 +221,28 @@ fn an_origin_without_a_handle_is_the_file_of_that_name() {
     numbers(&c.m(""));
 }
 
+// Kernel overlay in a user namespace links a copy under a second name, elsewhere.
+both!(names_of_one_copy_without_a_handle_are_one_file);
+fn names_of_one_copy_without_a_handle_are_one_file() {
+    let c = Case::new(2);
+    put(c.l(0, "b/b"), "lower");
+    put(c.l(1, "a/other"), "");
+    put(c.u("b/b"), "upper");
+    fs::create_dir(c.u("a")).unwrap();
+    fs::hard_link(c.u("b/b"), c.u("a/b")).unwrap();
+    let prefix = env::overlay_prefix();
+    for dir in ["a", "b"] {
+        setx(c.u(dir), &format!("{prefix}impure"), "y");
+    }
+    setx(c.u("b/b"), &format!("{prefix}origin"), "");
+    let mut c = c;
+    c.mount();
+    assert_eq!(ino(c.m("a/b")), ino(c.m("b/b")));
+    append(c.m("a/b"), "+");
+    assert_eq!((text(c.m("b/b")), nlink(c.m("b/b"))), ("upper+".into(), 2));
+    numbers(&c.m(""));
+}
+
 // Copied layers and hostile ones may say of two files that they come from one: they stay two.
 both!(origins_that_lie_do_not_mix_files);
 fn origins_that_lie_do_not_mix_files() {

@@ -292,6 +292,27 @@ fn root_outside_of_the_map_makes_what_belongs_to_nobody() {
     assert!(!sandbox.upper().join("tmp/x").exists());
 }
 
+// podman makes sure that its mountpoint is its own, also while the container runs: `podman diff` failed with what chown(2)
+// said, and fuse-overlayfs gives the container's root to nobody.
+#[test]
+fn an_engine_may_give_the_root_the_owner_that_the_layer_says() {
+    needs_root!();
+    let mut sandbox = Sandbox::new();
+    sandbox.layer("dir d 755");
+    let mount = sandbox.spec(Kind::Lamina).option(OPTIONS).mount();
+    let overflow = "Value too large for defined data type";
+    assert_eq!(
+        outside(
+            mount.path(),
+            "chown 0:0 . && stat -c %u:%g . ; chown 0:0 d; chown 1:0 .; stat -c %u:%g ."
+        ),
+        format!(
+            "100000:200000\nchown: changing ownership of 'd': {overflow}\n\
+             chown: changing ownership of '.': {overflow}\n100000:200000\n"
+        )
+    );
+}
+
 // A named user or group of an ACL that is nobody here matches nobody, not even the user with the overflow id.
 #[test]
 fn an_acl_entry_without_an_id_here_grants_nothing() {

@@ -690,6 +690,30 @@ while True:
     );
 }
 
+// Whoever collects writes shows the old time, others the new one, and the next mount must show the same.
+#[test]
+fn a_file_cut_to_the_size_it_has_keeps_the_time_that_is_shown() {
+    needs_root!();
+    each(
+        |c| put(c.l(1, "lower"), "content"),
+        |c| {
+            put(c.m("upper"), "content");
+            rustix::fs::sync();
+            for name in ["lower", "upper"] {
+                fuse_tests::fixture::set_mtime(&c.m(name), 1_000_000_000, 0).unwrap();
+                python(
+                    "import os, sys; os.truncate(sys.argv[1], 7)",
+                    &[c.m(name).to_str().unwrap()],
+                );
+                let seen = fs::metadata(c.m(name)).unwrap().modified().unwrap();
+                c.remount();
+                assert_eq!(fs::metadata(c.m(name)).unwrap().modified().unwrap(), seen, "{name}");
+                assert_eq!(text(c.m(name)), "content");
+            }
+        },
+    );
+}
+
 // More files than the server may have descriptors, each open and written in turn.
 #[test]
 fn more_open_files_than_descriptors() {

@@ -1,6 +1,6 @@
 //! Generated operation sequences on the program under test and on kernel overlayfs side by side.
 //!
-//! `FUSE_TESTS_SEQUENCES` sets how many (default 300, the full run is 10000), `FUSE_TESTS_SEED` where they begin.
+//! `FUSE_TESTS_SEQUENCES` sets how many (default 300, the full run is 100000), `FUSE_TESTS_SEED` where they begin.
 //! A failure prints the shrunk case; put it into a file and run the test `replay` with `FUSE_TESTS_REPLAY=FILE`.
 
 use fuse_tests::fixture::Kind;
@@ -88,6 +88,60 @@ fn sequences_in_a_user_namespace() {
         skip!("{reason}");
     }
     run::run_many(seed(2), sequences(30), &Config::default());
+}
+
+/// Each changes how ours works, and nothing that is seen.
+const OPTIONS: [[&str; 2]; 10] = [
+    ["io=open", ""],
+    ["io=passthrough", ""],
+    ["io=noopen,writeback", ""],
+    ["io=open,writeback", ""],
+    ["transport=fuser", ""],
+    ["uuid=on", ""],
+    ["uuid=off,xino=on", "xino=on"],
+    ["fsync=0,threads=1", ""],
+    ["timeout=0", ""],
+    ["userxattr", "userxattr"],
+];
+
+#[test]
+fn sequences_with_other_options() {
+    if !env::is_machine_root() {
+        skip!("needs root");
+    }
+    if let Some(reason) = missing() {
+        skip!("{reason}");
+    }
+    for (test, options) in (10..).zip(OPTIONS) {
+        run::run_many(seed(test), sequences(5), &Config { options, ..Config::default() });
+    }
+}
+
+#[test]
+fn sequences_with_other_options_in_a_user_namespace() {
+    if ran_in_user_namespace!() {
+        return;
+    }
+    if let Some(reason) = missing() {
+        skip!("{reason}");
+    }
+    let options =
+        OPTIONS.into_iter().filter(|[own, _]| !["io=passthrough", "userxattr"].contains(own));
+    for (test, options) in (30..).zip(options) {
+        run::run_many(seed(test), sequences(5), &Config { options, ..Config::default() });
+    }
+}
+
+/// An upper that keeps owner, mode and type in xattrs shows what any other does.
+#[test]
+fn sequences_with_overrides() {
+    let options = "xattr_permissions=2";
+    // Capabilities are kept in a `user.` xattr, which symlinks cannot have.
+    let cannot = &[Verb::setacl, Verb::removeacl, Verb::setcap];
+    on_a_lesser_upper(
+        50,
+        Lesser { options, server: None, cannot, cannot_hold: &[], is_kernel_format: false },
+    );
 }
 
 fn on_a_lesser_upper(test: u64, lesser: Lesser) {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 
-use fuse_tests::case::{CAP_NET_RAW, python, said};
+use fuse_tests::case::{CAP_NET_RAW, Case, names, put, python, said};
 use fuse_tests::env;
 use fuse_tests::fixture::Kind;
 use fuse_tests::same::{PLACES, Trace, same, sandbox};
@@ -435,4 +435,19 @@ impl Drop for LoopFs {
         let _ = Command::new("umount").arg(&self.path).output();
         let _ = fs::remove_dir(&self.path);
     }
+}
+
+// Kernel overlay looks whether a directory is empty before it copies the one above it up.
+both!(a_refused_rmdir_copies_nothing_up);
+fn a_refused_rmdir_copies_nothing_up() {
+    let mut c = Case::new(1);
+    put(c.l(0, "d/full/f"), "");
+    c.mount();
+    let errno = |path: &str| fs::remove_dir(c.m(path)).unwrap_err().raw_os_error();
+    assert_eq!(errno("d/full"), Some(Errno::NOTEMPTY.raw_os_error()));
+    assert_eq!(errno("d/full/f"), Some(Errno::NOTDIR.raw_os_error()));
+    assert!(!c.u("d").exists());
+    fs::remove_file(c.m("d/full/f")).unwrap();
+    fs::remove_dir(c.m("d/full")).unwrap();
+    assert!(names(c.m("d")).is_empty());
 }

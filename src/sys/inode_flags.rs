@@ -10,6 +10,15 @@ use rustix::ioctl::{Getter, Setter, ioctl, opcode};
 /// `struct fsxattr`: flags, extent size, extents, project, CoW extent size, 8 bytes of padding.
 type FsXattr = [u8; 28];
 
+/// `FS_APPEND_FL`: data is only added.
+pub const APPEND: u32 = 0x20;
+/// `FS_IMMUTABLE_FL`: nothing changes.
+pub const IMMUTABLE: u32 = 0x10;
+
+/// The two in the flags of `struct fsxattr`.
+const XFLAG_APPEND: u32 = 0x10;
+const XFLAG_IMMUTABLE: u32 = 0x08;
+
 const GET_FLAGS: u32 = opcode::read::<std::ffi::c_long>(b'f', 1);
 const SET_FLAGS: u32 = opcode::write::<std::ffi::c_long>(b'f', 2);
 const GET_FSXATTR: u32 = opcode::read::<FsXattr>(b'X', 31);
@@ -49,4 +58,27 @@ pub fn get_fsxattr(file: BorrowedFd<'_>) -> Result<FsXattr, Errno> {
 pub fn set_fsxattr(file: BorrowedFd<'_>, raw: &FsXattr) -> Result<(), Errno> {
     // SAFETY: the ioctl reads one struct fsxattr of 28 bytes.
     unsafe { ioctl(file, Setter::<SET_FSXATTR, FsXattr>::new(*raw)) }
+}
+
+/// Returns [`APPEND`] and [`IMMUTABLE`] as `struct fsxattr` has them.
+pub fn protection_of(raw: &FsXattr) -> u32 {
+    let flags = xflags(raw);
+    let of = |xflag, flag| if flags & xflag == 0 { 0 } else { flag };
+    of(XFLAG_APPEND, APPEND) | of(XFLAG_IMMUTABLE, IMMUTABLE)
+}
+
+/// Returns `struct fsxattr` with these and no others of [`APPEND`] and [`IMMUTABLE`].
+pub fn with_protection(raw: &FsXattr, flags: u32) -> FsXattr {
+    let of = |xflag, flag| if flags & flag == 0 { 0 } else { xflag };
+    let protection = of(XFLAG_APPEND, APPEND) | of(XFLAG_IMMUTABLE, IMMUTABLE);
+    let flags = xflags(raw) & !(XFLAG_APPEND | XFLAG_IMMUTABLE) | protection;
+    let mut raw = *raw;
+    if let Some(first) = raw.first_chunk_mut::<4>() {
+        *first = flags.to_ne_bytes();
+    }
+    raw
+}
+
+fn xflags(raw: &FsXattr) -> u32 {
+    raw.first_chunk::<4>().map_or(0, |first| u32::from_ne_bytes(*first))
 }

@@ -2,8 +2,10 @@
 
 use std::os::fd::{AsFd, BorrowedFd};
 
-use rustix::fs::{AtFlags, StatxFlags, makedev};
+use rustix::fs::{AtFlags, StatxAttributes, StatxFlags, makedev};
 use rustix::io::{Errno, retry_on_intr};
+
+use super::inode_flags::{APPEND, IMMUTABLE};
 
 /// What statx(2) says of one object.
 pub type Statx = rustix::fs::Statx;
@@ -42,6 +44,13 @@ pub fn find(dir: BorrowedFd<'_>, name: &[u8]) -> Result<Option<Statx>, Errno> {
 /// Returns the device number of the filesystem that holds the object.
 pub fn device(stat: &Statx) -> u64 {
     makedev(stat.stx_dev_major, stat.stx_dev_minor)
+}
+
+/// Returns whether the object is append-only or immutable, as flags of `inode_flags`.
+pub fn protection(stat: &Statx) -> u32 {
+    let has = stat.stx_attributes;
+    let of = |attribute, flag| if has.contains(attribute) { flag } else { 0 };
+    of(StatxAttributes::APPEND, APPEND) | of(StatxAttributes::IMMUTABLE, IMMUTABLE)
 }
 
 /// Makes the attributes of a file those of a whiteout that users see.

@@ -11,6 +11,7 @@ use super::file::Data;
 use super::look::Carrier;
 use super::node::{Node, NodeId};
 use super::owner::Owner;
+use super::protect::Change;
 use super::{Union, lock};
 use crate::error::{Context, Errno, Result};
 use crate::idmap::{Ids, InnerId, OuterId};
@@ -318,7 +319,11 @@ impl Union {
             return self.attr_of(&node);
         }
         self.writable()?;
-        let owner = self.stored_owner(set.uid, set.gid)?;
+        let owner = match self.stored_owner(set.uid, set.gid) {
+            Err(_) if self.is_its_owner(&node, set)? => Owner::default(),
+            owner => owner?,
+        };
+        self.may_set(&node, set)?;
         if let Some(size) = set.size {
             self.truncate(&node, size, set.kill_privileges)?;
         }
@@ -328,6 +333,31 @@ impl Union {
             self.apply(&node, set, owner)?;
         }
         self.attr_of(&node)
+    }
+
+    /// Tells whether the layers have the root owned by the very ids that are asked for, which mean
+    /// nothing in the mount: an engine makes sure that its mountpoint belongs to it, mounted or not.
+    fn is_its_owner(&self, node: &Node, set: &SetAttr) -> Result<bool> {
+        if node.id != NodeId::ROOT {
+            return Ok(false);
+        }
+        let stat = lock::directory(node)?.top().ok_or(Errno::STALE)?.stat()?;
+        let is = |asked: Option<OuterId>, stored| asked.is_none_or(|id| id.to_show() == stored);
+        Ok(is(set.uid, stat.stx_uid) && is(set.gid, stat.stx_gid))
+    }
+
+    fn may_set(&self, node: &Arc<Node>, set: &SetAttr) -> Result<()> {
+        if set.size.is_some() {
+            // No size is one that an append-only file may be cut to, not even its own.
+            self.may(node, Change::Attributes)?;
+        }
+        if set.mode.is_some() || set.uid.is_some() || set.gid.is_some() {
+            return self.may(node, Change::Attributes);
+        }
+        match set.times() {
+            Some(_) => self.may(node, Change::of_times([set.atime, set.mtime])),
+            None => Ok(()),
+        }
     }
 
     /// Tells whether to set this modification time would be of no use: the object is a lower one that

@@ -21,6 +21,7 @@ use super::index::Base;
 use super::look::{Route, mode_without_acl, override_of, try_owner};
 use super::node::Node;
 use super::origin::Origin;
+use super::protect;
 use super::publish::{self, Staged, Temp, Work};
 use super::{Leaf, Union, Upper, lock};
 use crate::error::{Context, Errno, Error, Result};
@@ -421,6 +422,7 @@ pub(super) fn copy_attributes(
     stat: &Statx,
 ) -> Result<()> {
     let context = || "a copy in work";
+    protect::pass_on(work, stat, to).at("setxattr", context)?;
     let owner = (Some(stat.stx_uid), Some(stat.stx_gid));
     let mut mode = u32::from(stat.stx_mode);
     let is_symlink = FileType::of_mode(mode) == FileType::Symlink;

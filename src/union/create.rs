@@ -17,6 +17,7 @@ use super::look::{Carrier, try_owner};
 use super::lookup::{Entry, Found, Identity, fact_of};
 use super::node::{Dir, Node, NodeId, Place};
 use super::owner::Owner;
+use super::protect::Change;
 use super::publish::{self, Temp, Work};
 use super::readdir::{Child, Names};
 use super::resolve::Fact;
@@ -175,6 +176,7 @@ impl Union {
         if parent.place.read().gone {
             return Err(Errno::NOENT.into());
         }
+        self.may(&parent, Change::Add)?;
         let dress = Dress {
             owner: self.owner_of(caller)?,
             umask: caller.umask,
@@ -203,6 +205,7 @@ impl Union {
             self.release(&node, 1);
             return Err(Errno::STALE.into());
         }
+        node.protection.found(0);
         *node.data.lock() = Some(Arc::new(Data::new(file)));
         node.opened.fetch_add(1, Ordering::AcqRel);
         self.note_data(&node);
@@ -221,6 +224,7 @@ impl Union {
         let upper = self.writable()?;
         let owner = self.owner_of(caller)?;
         let parent = self.node(parent)?;
+        self.may(&parent, Change::Add)?;
         self.copy_up(&parent, super::copy_up::Extent::All)?;
         let dir = lock::directory(&parent)?;
         let mut names = dir.names.write();
@@ -435,6 +439,7 @@ impl Union {
         let found = Found { stat, layer: UPPER, parts };
         let entry = self.enter_as(parent, name, found, identity)?;
         let node = self.node(entry.node)?;
+        node.protection.found(0);
         if let Some(file) = file {
             *node.data.lock() = Some(Arc::new(Data::new(file)));
             self.note_data(&node);

@@ -14,6 +14,7 @@ use rustix::fs::{FallocateFlags, OFlags, SeekFrom};
 use super::attr::{FileType, Writer};
 use super::copy_up::Extent;
 use super::node::{Node, NodeId};
+use super::protect::Change;
 use super::{Leaf, Union};
 use crate::error::{Context, Errno, Error, Result};
 use crate::layer::{self, UPPER};
@@ -90,6 +91,7 @@ impl Union {
         let node = self.node(node)?;
         if write {
             self.writable()?;
+            self.may(&node, Change::Touch)?;
         }
         node.opened.fetch_add(1, Ordering::AcqRel);
         if node.kind != FileType::Regular {
@@ -308,7 +310,7 @@ impl Union {
         kill_privileges: Option<Writer>,
     ) -> Result<Written> {
         let node = self.node(node)?;
-        let data = self.change_data(&node)?;
+        let data = self.change_data(&node, Change::Data(offset))?;
         let mode_changed = match kill_privileges {
             Some(writer) => self.kill_privileges(&node, &data, writer)?,
             None => false,
@@ -319,8 +321,9 @@ impl Union {
     }
 
     /// Returns a handle of the upper object, whose names all lead to the upper too.
-    fn change_data(&self, node: &Arc<Node>) -> Result<Arc<Data>> {
+    fn change_data(&self, node: &Arc<Node>, change: Change) -> Result<Arc<Data>> {
         self.writable()?;
+        self.may(node, change)?;
         if node.links.get().is_none()
             && let Some(data) = node.data.lock().as_ref().filter(|data| data.writable)
         {
@@ -357,8 +360,10 @@ impl Union {
     /// `EROFS` without an upper; those of the copy-up and of fallocate(2).
     pub fn fallocate(&self, node: NodeId, mode: u32, offset: u64, len: u64) -> Result<()> {
         let node = self.node(node)?;
-        let data = self.change_data(&node)?;
         let flags = FallocateFlags::from_bits_retain(mode);
+        let only_adds = (FallocateFlags::KEEP_SIZE).contains(flags);
+        let change = if only_adds { Change::Touch } else { Change::Attributes };
+        let data = self.change_data(&node, change)?;
         rustix::io::retry_on_intr(|| rustix::fs::fallocate(&data.file, flags, offset, len))
             .at("fallocate", || OPEN_FILE)
     }
@@ -392,7 +397,7 @@ impl Union {
     ) -> Result<usize> {
         let (from, to) = (self.node(from)?, self.node(to)?);
         // First, because both may be one file.
-        let target = self.change_data(&to)?;
+        let target = self.change_data(&to, Change::Data(to_offset))?;
         let source = self.readable_data(&from)?;
         let len = usize::try_from(len).unwrap_or(usize::MAX).min(1 << 30);
         sys::data::copy_range(

@@ -10,6 +10,7 @@ use super::copy_up::Extent;
 use super::create::check_name;
 use super::lookup::Entry;
 use super::node::{Links, Node, NodeId, Place};
+use super::protect::Change;
 use super::readdir::Child;
 use super::{Leaf, Union, lock};
 use crate::error::{Context, Errno, Result};
@@ -35,6 +36,8 @@ impl Union {
             return Err(Errno::NOENT.into());
         }
         let dir = lock::directory(&parent)?;
+        self.may(&parent, Change::Add)?;
+        self.may(&node, Change::Name)?;
         self.copy_up(&node, Extent::All)?;
         self.copy_up(&parent, Extent::All)?;
         let object = self.with_leaf(&node, "openat", |leaf| match leaf {

@@ -269,6 +269,9 @@ impl Union {
             let (node, new) = self.table.get_or_insert(ino, |id| {
                 let place = Place::new(Some(Arc::clone(parent)), name, layer, object);
                 let node = Node::new(id, ino, kind, place);
+                if layer != UPPER {
+                    node.protection.found_lower(&stat);
+                }
                 let links = match indexed.take() {
                     Some(indexed) => Some(indexed.links()),
                     None => several.then(|| Links { count: lower_links, ..Links::default() }),

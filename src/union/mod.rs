@@ -24,6 +24,7 @@ mod node;
 mod origin;
 mod owner;
 mod probe;
+mod protect;
 mod publish;
 mod readdir;
 mod redirect;

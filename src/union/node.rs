@@ -16,6 +16,7 @@ use parking_lot::{Mutex, RwLock};
 
 use super::attr::FileType;
 use super::file::Data;
+use super::protect::Protection;
 use super::readdir::Names;
 use crate::layer::{self, UPPER};
 
@@ -49,6 +50,8 @@ pub(crate) struct Node {
     pub(crate) unprivileged: AtomicBool,
     /// What is known of xattrs that users may see.
     pub(crate) xattrs: XattrMemo,
+    /// Whether it is append-only or immutable.
+    pub(crate) protection: Protection,
     /// Known to hold its own data, if it is an upper file: no metacopy.
     pub(crate) is_whole: AtomicBool,
     pub(crate) dir: Option<Box<Dir>>,
@@ -253,6 +256,7 @@ impl Node {
             used: AtomicBool::new(false),
             unprivileged: AtomicBool::new(false),
             xattrs: XattrMemo::default(),
+            protection: Protection::default(),
             is_whole: AtomicBool::new(false),
             dir: None,
             links: OnceLock::new(),

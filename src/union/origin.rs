@@ -258,7 +258,10 @@ impl Union {
                 None => same_name(dir, name, found, Some(&record.handle), 1)?.map(object_of),
                 object => object,
             },
-            None if value.is_empty() => same_name(dir, name, found, None, 1)?.map(object_of),
+            // The other names of the file would not lead there.
+            None if value.is_empty() && !has_other_names(&found.stat) => {
+                same_name(dir, name, found, None, 1)?.map(object_of)
+            }
             None => None,
         };
         let Some((device, inode)) = object else { return Ok(None) };

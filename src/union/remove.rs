@@ -13,6 +13,7 @@ use rustix::fs::RenameFlags;
 use super::copy_up::Extent;
 use super::create::check_name;
 use super::node::{Dir, Node, NodeId};
+use super::protect::Change;
 use super::readdir::{Names, shows_nothing};
 use super::{Union, Upper, lock};
 use crate::error::{Context, Errno, Result};
@@ -28,13 +29,14 @@ impl Union {
     /// # Errors
     /// `EROFS` without an upper, `ENOENT`, `EISDIR`, and those of the calls on the upper.
     pub fn unlink(&self, parent: NodeId, name: &[u8]) -> Result<()> {
-        let (upper, parent) = self.for_removal(parent, name)?;
+        let (upper, parent) = self.for_removal(parent, name, |_| Ok(()))?;
         let dir = lock::directory(&parent)?;
         let mut names = dir.names.write();
         let mut victim = self.victim(&parent, dir, &mut names, name)?;
         if victim.node.dir.is_some() {
             return Err(Errno::ISDIR.into());
         }
+        self.may_lose(dir, name, &victim.node)?;
         while self.needs_index(&victim) {
             drop(names);
             self.copy_up(&victim.node, Extent::All)?;
@@ -74,12 +76,13 @@ impl Union {
     /// `EROFS` without an upper, `ENOENT`, `ENOTDIR`, `ENOTEMPTY`, and those of the calls on the
     /// upper.
     pub fn rmdir(&self, parent: NodeId, name: &[u8]) -> Result<()> {
-        let (upper, parent) = self.for_removal(parent, name)?;
+        let (upper, parent) = self.for_removal(parent, name, |victim| self.is_empty(victim))?;
         let _renames = self.rename.read();
         let dir = lock::directory(&parent)?;
         let mut names = dir.names.write();
         let victim = self.victim(&parent, dir, &mut names, name)?;
         let own = lock::directory(&victim.node)?;
+        self.may_lose(dir, name, &victim.node)?;
         let mut own_names = own.names.write();
         // Its name goes, and with that the way to open it again.
         own.upper.get().map_or(Ok(()), |part| part.pin())?;
@@ -122,24 +125,41 @@ impl Union {
         Ok(())
     }
 
-    /// Readies the parent of a name that is to go.
-    fn for_removal(&self, parent: NodeId, name: &[u8]) -> Result<(&Upper, Arc<Node>)> {
+    /// Readies the parent of a name that is to go. What `check` refuses is refused before anything is
+    /// copied up.
+    fn for_removal(
+        &self,
+        parent: NodeId,
+        name: &[u8],
+        check: impl FnOnce(&Node) -> Result<()>,
+    ) -> Result<(&Upper, Arc<Node>)> {
         let upper = self.writable()?;
         if marks::is_reserved_name(name) {
             return Err(Errno::NOENT.into());
         }
         check_name(name)?;
         let parent = self.node(parent)?;
+        self.may(&parent, Change::Remove)?;
         let dir = lock::directory(&parent)?;
         if dir.upper.get().is_none() {
             let names = self.names(dir)?;
-            if self.find(dir, &names, name)?.is_none() {
-                return Err(Errno::NOENT.into());
-            }
+            let found = self.find(dir, &names, name)?.ok_or(Errno::NOENT)?;
+            let entry = self.enter(&parent, name, found)?;
             drop(names);
+            let victim = self.node(entry.node)?;
+            let checked = check(&victim);
+            self.release(&victim, 1);
+            checked?;
             self.copy_up(&parent, Extent::All)?;
         }
         Ok((upper, parent))
+    }
+
+    /// Refuses what is no directory, or not an empty one.
+    fn is_empty(&self, victim: &Node) -> Result<()> {
+        let own = lock::directory(victim)?;
+        let is_empty = self.load(own, &mut own.names.write())?.is_empty();
+        if is_empty { Ok(()) } else { Err(Errno::NOTEMPTY.into()) }
     }
 
     /// Finds what a name shows, to remove or replace it. `names` belong to `dir` and are locked.

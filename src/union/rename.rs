@@ -13,6 +13,7 @@ use super::copy_up::{Extent, copy_attributes};
 use super::create::check_name;
 use super::flatten::Pin;
 use super::node::{Dir, Node, NodeId};
+use super::protect::Change;
 use super::readdir::{Child, shows_nothing};
 use super::remove::Victim;
 use super::{Union, Upper, lock};
@@ -206,6 +207,7 @@ impl Union {
             return Err(Errno::INVAL.into());
         }
         let (from, to) = (self.node(parent)?, self.node(new_parent)?);
+        self.may(&from, Change::Remove)?;
         // What the rules refuse is refused before anything is copied up. Then each turn brings the
         // objects to the upper; a name that shows another one by then needs one more.
         for _ in 0..RENAME_TRIES {
@@ -271,6 +273,7 @@ impl Union {
         if is_within(to, &source.node) {
             return Err(Errno::INVAL.into());
         }
+        self.may_lose(from_dir, name, &source.node)?;
         // A directory needs to know about whiteouts in its way.
         if is_dir || to_dir.is_merged() {
             self.load(to_dir, both.to())?;
@@ -283,6 +286,10 @@ impl Union {
         if target.as_ref().is_some_and(|target| Arc::ptr_eq(&target.node, &source.node)) {
             // Two names of one object: rename(2) does nothing.
             return Ok(Tried::Done);
+        }
+        self.may(to, if target.is_some() { Change::Remove } else { Change::Add })?;
+        if let Some(target) = &target {
+            self.may_lose(to_dir, new_name, &target.node)?;
         }
         if target.as_ref().is_some_and(|target| is_within(from, &target.node)) {
             return Err(Errno::NOTEMPTY.into());

@@ -11,6 +11,7 @@ use rustix::fs::XattrFlags;
 use super::attr::FileType;
 use super::copy_up::Extent;
 use super::node::{Node, NodeId};
+use super::protect::{self, Change};
 use super::{Leaf, Union};
 use crate::error::{Errno, Result};
 use crate::layer::UPPER;
@@ -53,7 +54,14 @@ impl Union {
 
     fn visible_xattrs(&self, node: &Arc<Node>) -> Result<Vec<u8>> {
         let visible = self.with_form(node, |form| {
-            let stored = self.with_xattrs(node, "listxattr", xattr::list)?;
+            let stored = self.with_xattrs(node, "listxattr", |target| {
+                let stored = xattr::list(target)?;
+                // One question answers two.
+                if node.is_upper() {
+                    node.protection.found(protect::read_mark(target, &stored)?);
+                }
+                Ok(stored)
+            })?;
             let mut visible = Vec::with_capacity(stored.len());
             for name in stored.split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
                 let shown = Self::visible_xattr(form, name);
@@ -121,6 +129,7 @@ impl Union {
         op: &'static str,
         call: impl FnMut(Target<'_>) -> std::result::Result<(), Errno>,
     ) -> Result<()> {
+        self.may(node, Change::Attributes)?;
         self.copy_up(node, Extent::Attributes)?;
         node.xattrs.setting();
         // An ACL is a mode too.
@@ -153,7 +162,8 @@ impl Union {
     /// # Errors
     /// `ENOTTY` for other objects and where the filesystem has no flags.
     pub fn get_flags(&self, node: NodeId) -> Result<u32> {
-        self.with_flags(node, false, inode_flags::get)
+        let flags = self.with_flags(node, false, inode_flags::get)?;
+        Ok(flags | self.protection(&self.node(node)?)?)
     }
 
     /// `FS_IOC_SETFLAGS`; a lower object is copied up first.
@@ -161,7 +171,8 @@ impl Union {
     /// # Errors
     /// As [`Union::get_flags`]; `EROFS` without an upper; `EPERM` without privilege.
     pub fn set_flags(&self, node: NodeId, flags: u32) -> Result<()> {
-        self.with_flags(node, true, |fd| inode_flags::set(fd, flags))
+        let others = self.change_protection(node, flags)?;
+        self.with_flags(node, true, |fd| inode_flags::set(fd, others))
     }
 
     /// `FS_IOC_FSGETXATTR`: `struct fsxattr`, raw.
@@ -169,7 +180,9 @@ impl Union {
     /// # Errors
     /// As [`Union::get_flags`].
     pub fn get_fsxattr(&self, node: NodeId) -> Result<[u8; 28]> {
-        self.with_flags(node, false, inode_flags::get_fsxattr)
+        let raw = self.with_flags(node, false, inode_flags::get_fsxattr)?;
+        let protection = inode_flags::protection_of(&raw) | self.protection(&self.node(node)?)?;
+        Ok(inode_flags::with_protection(&raw, protection))
     }
 
     /// `FS_IOC_FSSETXATTR`; a lower object is copied up first.
@@ -177,7 +190,19 @@ impl Union {
     /// # Errors
     /// As [`Union::set_flags`].
     pub fn set_fsxattr(&self, node: NodeId, raw: &[u8; 28]) -> Result<()> {
-        self.with_flags(node, true, |fd| inode_flags::set_fsxattr(fd, raw))
+        self.change_protection(node, inode_flags::protection_of(raw))?;
+        let raw = inode_flags::with_protection(raw, 0);
+        self.with_flags(node, true, |fd| inode_flags::set_fsxattr(fd, &raw))
+    }
+
+    /// Copies an object up that can have flags, and keeps those apart that protect it.
+    fn change_protection(&self, node: NodeId, flags: u32) -> Result<u32> {
+        let node = self.node(node)?;
+        if node.dir.is_none() && node.kind != FileType::Regular {
+            return Err(Errno::NOTTY.into());
+        }
+        self.copy_up(&node, Extent::All)?;
+        self.protect(&node, flags)
     }
 
     fn with_flags<T>(

@@ -158,6 +158,21 @@ impl Dispatcher {
             } if self.writeback && self.union.is_modified_at(node, *time)? => {
                 self.union.getattr(node)
             }
+            // A size that the file has, without a time: the kernel goes on showing the old one.
+            SetAttr {
+                mode: None,
+                uid: None,
+                gid: None,
+                size: Some(size),
+                atime: None,
+                mtime: None,
+                kill_privileges,
+            } if self.writeback && self.union.getattr(node)?.size == *size => {
+                if let Some(writer) = kill_privileges {
+                    self.union.drop_privileges(node, *writer)?;
+                }
+                self.union.getattr(node)
+            }
             set => self.union.setattr(node, set),
         })
     }
