@@ -203,6 +203,11 @@ impl Case {
         self.server_numbers("status", &["VmRSS:"])
     }
 
+    /// Memory of the server without that of the files it is mapped from, in KiB.
+    pub fn server_heap(&self) -> u64 {
+        self.server_numbers("status", &["RssAnon:"])
+    }
+
     /// How many descriptors the server has open.
     pub fn server_descriptors(&self) -> usize {
         fs::read_dir(format!("/proc/{}/fd", self.server())).unwrap().count()

@@ -187,6 +187,13 @@ const FIRST_ID: u32 = 200_000;
 /// Set inside the user namespace, to the name of the test that runs there.
 const INSIDE: &str = "FUSE_TESTS_INSIDE";
 
+/// Copies a program that is to be run at once. By a process of its own: whoever another thread starts meanwhile would
+/// hold it open for writing, and it could not be run (`ETXTBSY`).
+fn copy_program(from: &Path, to: &Path) {
+    let status = Command::new("cp").args([from, to]).status().unwrap();
+    assert!(status.success(), "cp {}: {status}", from.display());
+}
+
 /// Does the work of [`ran_in_user_namespace!`].
 ///
 /// # Panics
@@ -202,15 +209,11 @@ pub fn run_in_user_namespace(test: &str) -> bool {
     let base = Base::get();
     let dir = base.unique("userns");
     fs::create_dir(&dir).unwrap();
-    // The binaries may lie below a directory that an ordinary user cannot enter. Another program copies them: a process that a
-    // test beside this one starts could hold our descriptor for writing, and what is open for writing cannot be run.
+    // The binaries may lie below a directory that an ordinary user cannot enter.
     let exe = dir.join("test");
+    copy_program(&std::env::current_exe().unwrap(), &exe);
     let program_copy = dir.join("lamina");
-    let own = std::env::current_exe().unwrap();
-    for (from, to) in [(&*own, &exe), (program(), &program_copy)] {
-        let status = Command::new("cp").arg(from).arg(to).status().expect("cp(1)");
-        assert!(status.success(), "cp to {}: {status}", to.display());
-    }
+    copy_program(program(), &program_copy);
     for path in [&exe, &program_copy, &dir] {
         fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
     }

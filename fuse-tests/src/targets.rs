@@ -128,15 +128,20 @@ pub fn options(data: &[u8]) {
     assert_eq!(again, parsed);
 }
 
-/// Bytes of a header of a request, of one of an answer, and an opcode whose body ends early.
+/// Bytes of the header of a request, and of that of an answer.
 const REQUEST_HEADER: usize = 40;
 const ANSWER_HEADER: usize = 16;
+const FORGET: u8 = 2;
 const MKDIR: u8 = 9;
+const BATCH_FORGET: u8 = 42;
+/// LOOKUP, SYMLINK, MKNOD, MKDIR, LINK, CREATE and TMPFILE, whose answers begin with a node.
+const GIVING: [u8; 7] = [1, 6, 8, MKDIR, 13, 35, 51];
 
 /// Requests to a union in a directory of its own: each that wants an answer gets a sound one, nothing lower changes, and
 /// none ends in a panic, after which nothing could be made any more.
 ///
-/// A request is an opcode, the low byte of a node, a length and a body; an odd length takes the answer back.
+/// A request is an opcode, the low byte of a node, a length and a body; an odd length takes the answer back. The kernel is
+/// trusted to count: what was not looked up is not forgotten, for which debug builds have an assertion.
 pub fn requests(data: &[u8]) {
     let place = Place::new();
     for dir in ["lower/dir/sub", "upper", "work", "merged"] {
@@ -168,15 +173,31 @@ pub fn requests(data: &[u8]) {
     let mut replay = replay::Replay::new(union, &serve, notices).unwrap();
     let mut rest = data;
     let mut unique = 0;
+    let mut looked_up: Vec<u64> = Vec::new();
     while let [opcode, node, len, tail @ ..] = rest {
         let (body, tail) = tail.split_at(usize::from(*len).min(tail.len()));
         rest = tail;
         unique += 2;
+        if *opcode == BATCH_FORGET {
+            continue;
+        }
+        if *opcode == FORGET {
+            let Some(at) = looked_up.iter().position(|id| *id == u64::from(*node)) else {
+                continue;
+            };
+            looked_up.swap_remove(at);
+            replay.serve(&request(FORGET, unique, u64::from(*node), &1_u64.to_ne_bytes()));
+            continue;
+        }
         let request = request(*opcode, unique, u64::from(*node), body);
         if let Some(answer) = replay.serve(&request) {
             check_answer(answer, unique);
+            let entry = answer.get(ANSWER_HEADER..ANSWER_HEADER + 8);
+            let entry = entry.and_then(|id| id.try_into().ok()).map(u64::from_ne_bytes);
             if len % 2 == 1 {
                 replay.take_back();
+            } else if GIVING.contains(opcode) {
+                looked_up.extend(entry.filter(|id| *id != 0));
             }
         }
     }

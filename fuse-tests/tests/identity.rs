@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirEntryExt, MetadataExt, PermissionsExt, lchown, symlink};
 use std::path::{Path, PathBuf};
 
@@ -11,6 +12,7 @@ use fuse_tests::case::{
 };
 use fuse_tests::fixture::{Kind, Spec};
 use fuse_tests::{both, env, function_name, needs_kernel_overlay, needs_root};
+use rustix::fs::{Mode, OFlags};
 
 /// The number of each path below `root`, which must be the same in stat, by an open file and in a listing.
 fn numbers(root: &Path) -> BTreeMap<PathBuf, u64> {
@@ -283,15 +285,51 @@ fn origins_that_lie_do_not_mix_files() {
         for n in 0..4 {
             assert_eq!(text(c.m(&format!("junk{n}"))), format!("junk {n}"));
         }
-        let mut all: Vec<u64> = fs::read_dir(c.m(""))
-            .unwrap()
-            .map(|entry| fs::symlink_metadata(entry.unwrap().path()).unwrap().ino())
-            .collect();
+        // Held, because who lies may take the number of what the kernel has forgotten: other tests
+        // may have it do so at any time.
+        let held: Vec<_> = names(c.m("")).iter().map(|name| hold(c.m(name))).collect();
+        let mut all: Vec<u64> =
+            held.iter().map(|file| rustix::fs::fstat(file).unwrap().st_ino).collect();
+        drop(held);
         let count = all.len();
         all.sort_unstable();
         all.dedup();
         assert_eq!(all.len(), count, "two files with one number");
         c.unmount();
+    }
+}
+
+/// Has the kernel know a file as long as what this gives lives.
+#[track_caller]
+fn hold(path: impl AsRef<Path>) -> OwnedFd {
+    rustix::fs::open(path.as_ref(), OFlags::PATH | OFlags::NOFOLLOW, Mode::empty()).unwrap()
+}
+
+// A made-up number was taken as well, and the file whose it was answered `ESTALE`.
+both!(a_file_whose_numbers_a_lie_takes_is_found);
+fn a_file_whose_numbers_a_lie_takes_is_found() {
+    let mut c = Case::new(1);
+    put(c.l(0, "seen"), "lower seen");
+    c.mount();
+    fs::set_permissions(c.m("seen"), PermissionsExt::from_mode(0o600)).unwrap();
+    c.unmount();
+    let name = format!("{}origin", env::overlay_prefix());
+    let seen = getx(c.u("seen"), &name).unwrap();
+    fs::remove_file(c.u("seen")).unwrap();
+    put(c.u("blind"), "blind");
+    setx(c.u("blind"), &name, &seen);
+    c.mount();
+    for _ in 0..20 {
+        let held = [hold(c.m("blind")), hold(c.m("seen"))];
+        let [blind, seen] = held.each_ref().map(|file| rustix::fs::fstat(file).unwrap().st_ino);
+        assert_ne!(blind, seen);
+        assert_eq!(text(c.m("seen")), "lower seen");
+        assert_eq!(text(c.m("blind")), "blind");
+        drop(held);
+        // What was used a moment ago is spared twice.
+        for _ in 0..3 {
+            drop_caches();
+        }
     }
 }
 
@@ -311,6 +349,46 @@ fn linked(c: &Case) {
     put(c.l(0, "d/a"), "lower");
     for name in ["b", "d/c"] {
         fs::hard_link(c.l(0, "d/a"), c.l(0, name)).unwrap();
+    }
+}
+
+// Counts that overflowed, or wrapped to nonsense.
+#[test]
+fn counts_of_names_that_lie_do_no_harm() {
+    needs_root!();
+    let mut c = Case::new(1);
+    linked(&c);
+    c.mount_with("index=on");
+    append(c.m("b"), "+");
+    c.unmount();
+    let name = format!("{}nlink", env::overlay_prefix());
+    for lie in [
+        "U+2147483647",
+        "U-2147483648",
+        "U+2147483645",
+        "U+9999999999",
+        "L+2147483647",
+        "L-2147483648",
+        "L+2147483644",
+        "L-3",
+        "U+",
+        "junk",
+    ] {
+        setx(c.u("b"), &name, lie);
+        c.mount_with("index=on");
+        let links = nlink(c.m("b"));
+        assert!((1..1 << 31).contains(&links), "{lie}: {links} links");
+        for n in 0..4 {
+            fs::hard_link(c.m("b"), c.m(&format!("new{n}"))).unwrap();
+        }
+        assert_eq!(nlink(c.m("new3")), links + 4, "{lie}");
+        append(c.m("d/c"), "+");
+        for n in 0..4 {
+            fs::remove_file(c.m(&format!("new{n}"))).unwrap();
+        }
+        assert_eq!(nlink(c.m("b")), links, "{lie}");
+        assert_eq!(text(c.m("b")), text(c.m("d/a")), "{lie}");
+        c.unmount();
     }
 }
 

@@ -10,7 +10,7 @@ use std::io::{Read, Seek, Write};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use fuse_tests::case::{Case, append, forget_all, names, put, refused, sh};
+use fuse_tests::case::{Case, append, forget_all, names, put, refused, sh, text};
 use fuse_tests::fixture::fill;
 use fuse_tests::weak::{Server, Store};
 use fuse_tests::{needs_root, skip};
@@ -372,6 +372,42 @@ fn a_directory_with_hard_links_moves_where_there_are_none() {
         for name in ["e/a", "e/b", "e/sub", "elsewhere"] {
             assert_eq!(fs::read_to_string(c.m(name)).unwrap(), "one", "{name}");
         }
+        c.remount();
+    }
+}
+
+// The copy got the name that its node had, though that one was removed: it came back, and what was written went.
+#[test]
+fn a_lower_hard_link_is_written_where_there_are_none() {
+    needs_root!();
+    let mut c = Case::new(1);
+    for name in ["first", "later", "known"] {
+        put(c.l(0, &format!("{name}/a")), "one");
+        fs::create_dir(c.l(0, &format!("{name}/sub"))).unwrap();
+        fs::hard_link(c.l(0, &format!("{name}/a")), c.l(0, &format!("{name}/sub/b"))).unwrap();
+    }
+    c.mount_with("upper_lacks=link");
+    // The other name is known when the first one goes.
+    assert_eq!(text(c.m("first/a")) + &text(c.m("first/sub/b")), "oneone");
+    fs::remove_file(c.m("first/a")).unwrap();
+    append(c.m("first/sub/b"), "+");
+    // Nobody knows it yet.
+    assert_eq!(text(c.m("later/a")), "one");
+    fs::remove_file(c.m("later/a")).unwrap();
+    append(c.m("later/sub/b"), "+");
+    // The copy loses its name: whoever knows the other reads on.
+    assert_eq!(text(c.m("known/sub/b")), "one");
+    append(c.m("known/sub/b"), "+");
+    assert_eq!(text(c.m("known/a")), "one+");
+    fs::remove_file(c.m("known/sub/b")).unwrap();
+    assert_eq!(text(c.m("known/a")), "one+");
+    for _ in 0..2 {
+        for dir in ["first", "later"] {
+            assert_eq!(names(c.m(dir)), ["sub"]);
+            assert_eq!(text(c.m(&format!("{dir}/sub/b"))), "one+", "{dir}");
+        }
+        assert_eq!(names(c.m("known")), ["a", "sub"]);
+        assert!(names(c.m("known/sub")).is_empty());
         c.remount();
     }
 }

@@ -8,8 +8,8 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use fuse_tests::case::{
-    BOUND, CAP_NET_RAW, Case, OtherFs, append, getx, gone, names, put, refused, setx, sh, text,
-    umount,
+    BOUND, CAP_NET_RAW, Case, OtherFs, append, getx, gone, mode, names, put, python, refused, setx,
+    sh, text, umount,
 };
 use fuse_tests::fixture::{Kind, pattern};
 use fuse_tests::tree::{Options, Snapshot, assert_same, snapshot_with};
@@ -91,6 +91,49 @@ fn changes_of_attributes_copy_no_data() {
     assert_eq!((times.uid(), times.mode() & 0o7777), (0, 0o644));
     assert_eq!(fs::metadata(c.m("d/cap")).unwrap().ino(), old.ino());
     assert_eq!(getx(c.m("d/xattr"), "user.a"), Some(b"b".to_vec()));
+}
+
+// Data that is copied in puts the mode back that there was before: also one that was set meanwhile. The kernel lets
+// only stores into mappings go on beside a change of attributes.
+#[test]
+fn modes_set_while_data_is_copied_in_stay() {
+    needs_root!();
+    let mut c = Case::new(1);
+    let files = 20;
+    for n in 0..files {
+        put(c.l(0, &format!("f{n}")), vec![n; 2 << 20]);
+    }
+    c.mount_with("metacopy=on");
+    sh(c.m(""), "chmod 4600 f*");
+    let script = r#"
+import ctypes, mmap, os, sys, threading
+libc = ctypes.CDLL(None)
+for n in range(int(sys.argv[2])):
+    path = f"{sys.argv[1]}/f{n}"
+    fd = os.open(path, os.O_RDWR)
+    mapped = mmap.mmap(fd, 0)
+    mapped[0:1] = b"+"
+    start = threading.Barrier(2)
+    def write():
+        start.wait()
+        offset = ctypes.c_longlong(0)
+        assert libc.sync_file_range(fd, offset, offset, 7) == 0
+    writer = threading.Thread(target=write)
+    writer.start()
+    start.wait()
+    # As many as it takes to come to the midst of the copying, for one of the files.
+    for _ in range(n):
+        os.chmod(path, 0o4604)
+    os.chmod(path, 0o4640)
+    writer.join()
+"#;
+    python(script, &[c.m("").to_str().unwrap(), &files.to_string()]);
+    c.remount();
+    for n in 0..files {
+        assert_eq!(mode(c.m(&format!("f{n}"))) & 0o7777, 0o4640, "f{n}");
+        let content = fs::read(c.m(&format!("f{n}"))).unwrap();
+        assert!(content[0] == b'+' && content[1..] == vec![n; (2 << 20) - 1], "f{n}");
+    }
 }
 
 // Whatever needs the data of a metacopy or moves it away from what lends it gives it data first.

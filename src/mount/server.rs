@@ -26,7 +26,8 @@ use crate::error::{Context, Errno, Error, Result};
 use crate::fuse::{self, RequestCounts, ServeOptions};
 use crate::options::{IoMode, MountOptions, Transport, show_path};
 use crate::sys::process::{
-    Fork, Heard, Inherited, Signals, fork, is_root_of_the_machine, overrides_permissions,
+    Fork, Heard, Inherited, Signals, fork, is_root_of_the_machine, keep_little_memory,
+    overrides_permissions,
 };
 use crate::union::Union;
 
@@ -198,6 +199,7 @@ fn serve(spec: &MountSpec, inherited: Inherited, parent: Option<UnixStream>) -> 
     // Before anything is mounted, so that no signal leaves a mount without its server.
     let signals = Signals::block()?;
     raise_descriptor_limit();
+    keep_little_memory();
     umask(Mode::empty());
     let stack = Stack::open(spec)?;
     inherited.close();

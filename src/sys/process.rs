@@ -150,6 +150,28 @@ pub fn is_root_of_the_machine() -> bool {
     administers && map.split_whitespace().eq(["0", "0", "4294967295"])
 }
 
+/// Gives memory that was freed back to the system, where the allocator keeps it for later.
+///
+/// Other threads that allocate wait some milliseconds for each 100 MB.
+pub fn give_memory_back() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: malloc_trim(3) may be called at any time from any thread.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
+/// Has the allocator give free memory at the end of its heaps back at once, those of threads too, which
+/// [`give_memory_back`] does not reach; by itself it would keep more, the larger the blocks it has seen.
+pub fn keep_little_memory() {
+    #[cfg(target_env = "gnu")]
+    for threshold in [libc::M_TRIM_THRESHOLD, libc::M_MMAP_THRESHOLD] {
+        // SAFETY: mallopt(3) may be called at any time from any thread.
+        let is_set = unsafe { libc::mallopt(threshold, 1 << 20) } == 1;
+        debug_assert!(is_set, "both are known to every version");
+    }
+}
+
 /// Signals that end the server.
 const ENDING: [Signal; 4] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT];
 

@@ -49,12 +49,10 @@ pub fn device(stat: &Statx) -> u64 {
 /// Returns whether the object is append-only or immutable, as flags of `inode_flags`.
 pub fn protection(stat: &Statx) -> u32 {
     // EROFS says of every file that it is immutable, and knows no append-only ones; what has flags knows both.
-    let known = rustix::fs::StatxAttributes::APPEND | rustix::fs::StatxAttributes::IMMUTABLE;
-    let has = if stat.stx_attributes_mask.contains(known) {
-        stat.stx_attributes
-    } else {
-        rustix::fs::StatxAttributes::empty()
-    };
+    if !stat.stx_attributes_mask.contains(StatxAttributes::APPEND) {
+        return 0;
+    }
+    let has = stat.stx_attributes;
     let of = |attribute, flag| if has.contains(attribute) { flag } else { 0 };
     of(StatxAttributes::APPEND, APPEND) | of(StatxAttributes::IMMUTABLE, IMMUTABLE)
 }

@@ -4,6 +4,7 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use parking_lot::MutexGuard;
 use rustix::fs::{StatVfs, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT};
 
 use super::copy_up::Extent;
@@ -381,6 +382,7 @@ impl Union {
         if let Some(carrier) = self.writable()?.carrier {
             return self.apply_overridden(node, carrier, set, owner);
         }
+        let _settled = self.settle_attributes(node);
         self.with_upper_handle(node, "setattr", |handle, is_symlink| {
             if owner != Owner::default() {
                 if let Some(caller) = set.kill_privileges
@@ -403,6 +405,17 @@ impl Union {
             }
             Ok(())
         })
+    }
+
+    /// Waits until nobody copies data into a file that has none of its own: whoever does puts the
+    /// attributes back that it had before. Hold what this gives over a change of attributes.
+    ///
+    /// # Locks
+    /// Takes `node.copy`.
+    pub(super) fn settle_attributes<'a>(&self, node: &'a Node) -> Option<MutexGuard<'a, ()>> {
+        let may_lack_data =
+            node.kind == FileType::Regular && !node.is_whole.load(Ordering::Acquire);
+        may_lack_data.then(|| node.copy.lock())
     }
 
     fn chown(

@@ -17,7 +17,7 @@ use rustix::fs::{RenameFlags, XattrFlags};
 
 use super::attr::{FileType, times_of};
 use super::file::Data;
-use super::index::Base;
+use super::index::{Base, missing_links};
 use super::look::{Route, mode_without_acl, override_of, try_owner};
 use super::node::Node;
 use super::origin::Origin;
@@ -216,7 +216,7 @@ impl Union {
             let mut links = links.lock();
             if let Origin::Indexed(name) = origin {
                 links.index = Some(name);
-                links.unlinked = links.count.cast_signed() - 1;
+                links.unlinked = missing_links(links.count, 1);
             }
             let (dir, name) = upper.anchor(node, &links)?;
             let object = copy.keep_as_anchor(upper, dir, &name)?;
@@ -243,7 +243,7 @@ impl Union {
         let object = (sys::stat::device(&shown), shown.stx_ino);
         let Some(name) = name else {
             // Removed while it was copied: whoever has it open goes on with the copy.
-            node.place.write().held = Some(copy.handle()?);
+            node.place.write().hold(copy.handle()?);
             self.numbers.keep(object.0, object.1, node.ino);
             self.now_upper(node, copy, object);
             return Ok(());
@@ -334,7 +334,7 @@ impl Union {
                 upper.write_count(&links, Base::Lower)?;
             }
             unnoticed(to, || to.call("linkat", &name, |to| sys::name::link(from, to)))?;
-            links.unlinked -= 1;
+            links.unlinked = links.unlinked.saturating_sub(1);
             if let Some(listing) = &mut names.listing {
                 listing.copied_up(&name, (sys::stat::device(&stat), stat.stx_ino));
             }

@@ -13,13 +13,14 @@ use rustix::fs::{OFlags, RenameFlags, XattrFlags};
 use super::acl;
 use super::attr::FileType;
 use super::file::Data;
+use super::listing::Child;
 use super::look::{Carrier, try_owner};
 use super::lookup::{Entry, Found, Identity, fact_of};
 use super::node::{Dir, Node, NodeId, Place};
 use super::owner::Owner;
 use super::protect::Change;
 use super::publish::{self, Temp, Work};
-use super::readdir::{Child, Names};
+use super::readdir::Names;
 use super::resolve::Fact;
 use super::{Union, Upper, lock};
 use crate::error::{Context, Errno, Result};
@@ -307,7 +308,7 @@ impl Union {
             let listing = self.load(dir, names)?;
             let Some(child) = listing.find(name) else { return Ok(listing.has_whiteout(name)) };
             // An xattr whiteout in a directory that is not marked is listed, but hides.
-            return match self.find_child(dir, child)? {
+            return match self.find_child(dir, &child)? {
                 Some(_) => Err(Errno::EXIST.into()),
                 None => Ok(child.top == UPPER),
             };
@@ -426,7 +427,7 @@ impl Union {
         self.numbers.drop_kept(object.0, object.1);
         let kind = FileType::of_mode(u32::from(stat.stx_mode));
         if let Some(listing) = &mut names.listing {
-            listing.insert(Child { name: name.into(), kind, top: UPPER, object, parts: None });
+            listing.insert(Child { name, kind, top: UPPER, object, parts: &[] });
         }
         let mut parts = Vec::new();
         if kind == FileType::Directory {

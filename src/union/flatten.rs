@@ -19,10 +19,11 @@ use rustix::fs::RenameFlags;
 use super::attr::{FileType, show, times_of};
 use super::copy_up::Extent;
 use super::file::Data;
+use super::listing::Child;
 use super::lookup::Found;
 use super::node::{Dir, Node};
 use super::publish::Temp;
-use super::readdir::{Child, Names};
+use super::readdir::Names;
 use super::{Union, Upper, lock};
 use crate::error::{Errno, Result};
 use crate::layer::{self, UPPER};
@@ -78,7 +79,7 @@ impl Drop for Pin<'_> {
 
 /// What a directory shows of a lower part.
 struct Leaf<'a> {
-    name: Arc<[u8]>,
+    name: Box<[u8]>,
     pin: Pin<'a>,
     stat: Statx,
 }
@@ -86,7 +87,7 @@ struct Leaf<'a> {
 /// A finished copy that waits for the sync.
 struct Ready<'a> {
     parent: Arc<Node>,
-    name: Arc<[u8]>,
+    name: Box<[u8]>,
     pin: Pin<'a>,
     temp: Temp<'a>,
     /// What statx(2) says of the copy, as users see it.
@@ -161,8 +162,8 @@ impl Union {
                 if is_own && child.kind != FileType::Regular {
                     continue;
                 }
-                let Some(found) = self.find_child(dir, child)? else { continue };
-                if !has_lower(&found) && !self.lacks_data(dir, child, &found)? {
+                let Some(found) = self.find_child(dir, &child)? else { continue };
+                if !has_lower(&found) && !self.lacks_data(dir, &child, &found)? {
                     continue;
                 }
                 if found.is_alias() && !upper.work.can.link {
@@ -172,7 +173,7 @@ impl Union {
                 let is_file = child.kind == FileType::Regular;
                 left.take(if is_file { found.stat.stx_size } else { 0 })?;
                 if child.kind == FileType::Directory {
-                    dirs.push(self.pin_found(&parent, child, found)?);
+                    dirs.push(self.pin_found(&parent, &child, found)?);
                 }
             }
         }
@@ -180,18 +181,18 @@ impl Union {
     }
 
     /// Tells whether an upper file is a metacopy, which needs its data before it moves.
-    fn lacks_data(&self, dir: &Dir, child: &Child, found: &Found) -> Result<bool> {
+    fn lacks_data(&self, dir: &Dir, child: &Child<'_>, found: &Found) -> Result<bool> {
         match dir.upper.get() {
             Some(part) if found.layer == UPPER => {
-                self.is_metacopy(part, &child.name, &found.stat, None)
+                self.is_metacopy(part, child.name, &found.stat, None)
             }
             _ => Ok(false),
         }
     }
 
     /// Returns the node of what was found in `parent`, whose names are locked.
-    fn pin_found(&self, parent: &Arc<Node>, child: &Child, found: Found) -> Result<Pin<'_>> {
-        let entry = self.enter(parent, &child.name, found)?;
+    fn pin_found(&self, parent: &Arc<Node>, child: &Child<'_>, found: Found) -> Result<Pin<'_>> {
+        let entry = self.enter(parent, child.name, found)?;
         Ok(Pin { union: self, node: self.node(entry.node)? })
     }
 
@@ -232,13 +233,13 @@ impl Union {
             if is_own || child.kind == FileType::Directory {
                 continue;
             }
-            let Some(found) = self.find_child(dir, child)? else { continue };
-            if found.layer == UPPER && !self.lacks_data(dir, child, &found)? {
+            let Some(found) = self.find_child(dir, &child)? else { continue };
+            if found.layer == UPPER && !self.lacks_data(dir, &child, &found)? {
                 continue;
             }
             let stat = found.stat;
-            let pin = self.pin_found(parent, child, found)?;
-            leaves.push(Leaf { name: Arc::clone(&child.name), pin, stat });
+            let pin = self.pin_found(parent, &child, found)?;
+            leaves.push(Leaf { name: child.name.into(), pin, stat });
         }
         Ok(leaves)
     }
@@ -327,11 +328,11 @@ impl Union {
             if child.top == UPPER && child.kind != FileType::Directory && !may_lack {
                 continue;
             }
-            match self.find_child(dir, child)? {
+            match self.find_child(dir, &child)? {
                 Some(found) if has_lower(&found) => return Ok(false),
-                Some(found) if self.lacks_data(dir, child, &found)? => return Ok(false),
+                Some(found) if self.lacks_data(dir, &child, &found)? => return Ok(false),
                 Some(_) => {}
-                None => hidden.push(Arc::clone(&child.name)),
+                None => hidden.push(Box::from(child.name)),
             }
         }
         self.complete_origin(upper, node, dir)?;

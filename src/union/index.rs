@@ -47,18 +47,27 @@ pub(super) struct Indexed {
     /// Its entry in the index.
     pub(super) name: Name,
     pub(super) stat: Statx,
-    /// How many names the union shows; at least 1.
+    /// How many names the union shows; from 1 to [`COUNT_MAX`].
     pub(super) count: u32,
+}
+
+/// The greatest count of names that the kernel believes.
+const COUNT_MAX: u32 = i32::MAX as u32;
+
+/// Returns how many of `count` names are no links of a file that has `links`; a layer may say
+/// anything of either.
+pub(super) fn missing_links(count: u32, links: u32) -> i32 {
+    let missing = i64::from(count) - i64::from(links);
+    i32::try_from(missing).unwrap_or(if missing < 0 { i32::MIN } else { i32::MAX })
 }
 
 impl Indexed {
     /// Returns what a node of the file keeps of its names.
     pub(super) fn links(self) -> Links {
-        let unlinked = self.count.wrapping_sub(self.stat.stx_nlink);
         Links {
             count: self.count,
             anchored: true,
-            unlinked: unlinked.cast_signed(),
+            unlinked: missing_links(self.count, self.stat.stx_nlink),
             index: Some(self.name),
             ..Links::default()
         }
@@ -354,7 +363,8 @@ impl Union {
             None => None,
         };
         // One too many, the entry itself, rather than too few: it is not given up then.
-        let count = count.filter(|count| *count > 0).unwrap_or(stat.stx_nlink);
+        let count = count.filter(|count| (1..=COUNT_MAX).contains(count));
+        let count = count.unwrap_or(stat.stx_nlink.clamp(1, COUNT_MAX));
         Ok(Some(Indexed { name, stat, count }))
     }
 }

@@ -62,7 +62,7 @@ impl Numbers {
         let known = memory.kept.get(&(device, inode)).copied();
         let own = known.or_else(|| memory.own(device, inode));
         drop(memory);
-        own.unwrap_or_else(|| self.make_up(device, inode, false))
+        own.unwrap_or_else(|| self.make_up(device, inode, None))
     }
 
     /// Returns the number that was kept for object (device, inode), if one was.
@@ -85,26 +85,28 @@ impl Numbers {
         self.memory.write().kept.remove(&(device, inode));
     }
 
-    /// Returns another number for object (device, inode), because a different object shows the one
-    /// that it should have: layers that were copied or made by hand may say so.
-    pub(crate) fn another(&self, device: u64, inode: u64) -> u64 {
-        self.make_up(device, inode, true)
+    /// Returns another number for object (device, inode), because a different object shows `taken`,
+    /// which it should have: layers that were copied or made by hand may say so. It may have taken
+    /// one that was made up, too.
+    pub(crate) fn another(&self, device: u64, inode: u64, taken: u64) -> u64 {
+        self.make_up(device, inode, Some(taken))
     }
 
-    fn make_up(&self, device: u64, inode: u64, even_if_kept: bool) -> u64 {
+    fn make_up(&self, device: u64, inode: u64, taken: Option<u64>) -> u64 {
         let mut memory = self.memory.write();
         let index = memory.devices.iter().position(|known| *known == device).unwrap_or_else(|| {
             memory.devices.push(device);
             memory.devices.len() - 1
         });
-        if !even_if_kept {
+        if taken.is_none() {
             let known = memory.kept.get(&(device, inode)).copied();
             if let Some(number) = known.or_else(|| pack(index, inode)) {
                 return number;
             }
         }
         let mut number = MADE_UP << SHIFT | hash(index, inode);
-        while memory.made_up.get(&number).is_some_and(|shows| *shows != (device, inode)) {
+        let is_other = |shows: &(u64, u64)| *shows != (device, inode);
+        while taken == Some(number) || memory.made_up.get(&number).is_some_and(is_other) {
             number = MADE_UP << SHIFT | hash(index, number);
         }
         memory.made_up.insert(number, (device, inode));
@@ -174,9 +176,12 @@ mod tests {
     fn an_object_whose_number_is_taken_shows_another_one() {
         let numbers = Numbers::default();
         numbers.register(7);
-        let other = numbers.another(7, 42);
+        let other = numbers.another(7, 42, 42);
         assert_ne!(other, 42);
         assert_eq!(numbers.of(7, 42), other);
+        let third = numbers.another(7, 42, other);
+        assert!(third != other && third != 42);
+        assert_eq!(numbers.of(7, 42), third);
         assert!(numbers.is_own(7, 42, 42) && !numbers.is_own(7, 42, other));
     }
 

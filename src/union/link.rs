@@ -8,10 +8,10 @@ use rustix::fs::{OFlags, RenameFlags};
 use super::attr::{FileType, show};
 use super::copy_up::Extent;
 use super::create::check_name;
+use super::listing::Child;
 use super::lookup::Entry;
 use super::node::{Links, Node, NodeId, Place};
 use super::protect::Change;
-use super::readdir::Child;
 use super::{Leaf, Union, lock};
 use crate::error::{Context, Errno, Result};
 use crate::layer::UPPER;
@@ -74,15 +74,18 @@ impl Union {
         show(&node, &mut stat);
         if let Some(listing) = &mut names.listing {
             listing.insert(Child {
-                name: new_name.into(),
+                name: new_name,
                 kind: node.kind,
                 top: UPPER,
                 object: (sys::stat::device(&stat), stat.stx_ino),
-                parts: None,
+                parts: &[],
             });
         }
         match node.links.get() {
-            Some(links) => links.lock().count += 1,
+            Some(links) => {
+                let mut links = links.lock();
+                links.count = links.count.saturating_add(1);
+            }
             None => self.settle(&node, &parent, new_name),
         }
         self.table.retain(&node);

@@ -10,13 +10,15 @@ use parking_lot::Mutex;
 use super::Union;
 use super::attr::{Attr, FileType};
 use super::index::Indexed;
+use super::listing::Child;
 use super::lock;
 use super::node::{Dir, Links, Node, NodeId, Place};
-use super::readdir::{Child, Names};
+use super::readdir::Names;
 use super::resolve::Fact;
 use crate::error::{Errno, Result};
 use crate::layer::{self, UPPER};
 use crate::marks;
+use crate::sys;
 use crate::sys::name::At;
 use crate::sys::stat::{self, Statx};
 use crate::sys::xattr::{self, Target};
@@ -112,10 +114,15 @@ impl Union {
         }
     }
 
-    /// Counts `count` lookups less; the node is freed with the last one.
+    /// Counts `count` lookups less; the node is freed with the last one, and once most of them are,
+    /// their memory goes back to the system. Not to be called with a lock held.
     pub fn forget(&self, node: NodeId, count: u64) {
         if let Some(node) = self.table.get(node) {
             self.release(&node, count);
+            drop(node);
+            if self.table.has_shrunk() {
+                sys::process::give_memory_back();
+            }
         }
     }
 
@@ -128,7 +135,7 @@ impl Union {
     pub(super) fn find(&self, dir: &Dir, names: &Names, name: &[u8]) -> Result<Option<Found>> {
         if let Some(listing) = &names.listing {
             return match listing.find(name) {
-                Some(child) => self.find_child(dir, child),
+                Some(child) => self.find_child(dir, &child),
                 None => Ok(None),
             };
         }
@@ -199,10 +206,10 @@ impl Union {
     }
 
     /// Finds the parts of a listed name, asking opaque marks where more lies beneath.
-    pub(super) fn find_child(&self, dir: &Dir, child: &Child) -> Result<Option<Found>> {
+    pub(super) fn find_child(&self, dir: &Dir, child: &Child<'_>) -> Result<Option<Found>> {
         let top = dir.part(child.top).ok_or(Errno::STALE)?;
-        let others = child.parts.as_deref().and_then(|parts| parts.get(1..)).unwrap_or_default();
-        self.find_from(dir, top, &child.name, others)
+        let others = child.parts.get(1..).unwrap_or_default();
+        self.find_from(dir, top, child.name, others)
     }
 
     /// Tells what `name` shows in `dir` by its number: that of the lower object that was or would be
@@ -300,12 +307,12 @@ impl Union {
             let several_ways = node.dir.is_some() && upper_part.is_none();
             // An origin that is not true, or the same directory in the stack twice.
             self.release(&node, 1);
-            if tries == 2 || several_ways {
+            if tries == TRIES || several_ways {
                 return Err(Errno::STALE.into());
             }
             tries += 1;
             let (device, inode) = upper_part.unwrap_or(object);
-            ino = self.numbers.another(device, inode);
+            ino = self.numbers.another(device, inode, ino);
         };
         if new && on_disk && tries == 0 {
             self.numbers.keep(object.0, object.1, ino);
@@ -317,7 +324,7 @@ impl Union {
             return Err(Errno::STALE.into());
         }
         if several {
-            self.note_alias(&node, parent, name, lower_links);
+            self.note_alias(&node, parent, name, (layer, lower_links));
         }
         let attr = if new || node.dir.is_some() {
             self.attr_from(&node, &stat)
@@ -340,7 +347,13 @@ impl Union {
     }
 
     /// Remembers a name of a lower object with several, for its copy-up.
-    fn note_alias(&self, node: &Arc<Node>, parent: &Arc<Node>, name: &[u8], lower: u32) {
+    fn note_alias(
+        &self,
+        node: &Arc<Node>,
+        parent: &Arc<Node>,
+        name: &[u8],
+        (layer, lower): (layer::Index, u32),
+    ) {
         let Some(links) = node.links.get() else { return };
         let mut links = links.lock();
         links.lower = lower;
@@ -350,19 +363,38 @@ impl Union {
             self.table.retain(parent);
             links.pending.push((Arc::clone(parent), name.into()));
         }
+        if self.upper.as_ref().is_none_or(|upper| upper.work.can.link) {
+            return;
+        }
+        // Where the upper has no hard links a copy gets the name that the node has. That one went
+        // while no other was known.
+        let mut place = node.place.write();
+        let is_there = |(at, known): &(Arc<Node>, Box<[u8]>)| place.is_named(at, known);
+        if place.layer == UPPER || place.gone || links.pending.iter().any(is_there) {
+            return;
+        }
+        self.table.retain(parent);
+        let old = place.parent.replace(Arc::clone(parent));
+        place.name = name.into();
+        place.layer = layer;
+        drop(place);
+        drop(links);
+        if let Some(old) = old {
+            self.release(&old, 1);
+        }
     }
 
     /// Takes note of a name of an upper object: its first, if the known ones went, or one more.
     pub(super) fn settle(&self, node: &Arc<Node>, parent: &Arc<Node>, name: &[u8]) {
         let mut place = node.place.write();
-        if place.is_named(parent, name) && place.held.is_none() && place.layer == UPPER {
+        if place.is_named(parent, name) && place.held().is_none() && place.layer == UPPER {
             return;
         }
-        if place.held.is_none() && !place.gone && place.layer == UPPER {
+        if place.held().is_none() && !place.gone && place.layer == UPPER {
             let is_known = place.other(parent, name).is_some();
-            if !is_known && place.others.len() < OTHERS_MAX {
+            if !is_known && place.others().len() < OTHERS_MAX {
                 self.table.retain(parent);
-                place.others.push((Arc::clone(parent), name.into()));
+                place.others_mut().push((Arc::clone(parent), name.into()));
             }
             return;
         }
@@ -372,13 +404,16 @@ impl Union {
         place.layer = UPPER;
         place.gone = false;
         place.nameless = false;
-        place.held = None;
+        drop(place.take_held());
         drop(place);
         if let Some(old) = old {
             self.release(&old, 1);
         }
     }
 }
+
+/// How many numbers of one object may be taken by others who say that they are theirs.
+const TRIES: u32 = 16;
 
 /// Names remembered of one upper object; with more, a handle is held when the first name goes.
 const OTHERS_MAX: usize = 8;

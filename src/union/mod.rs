@@ -16,6 +16,7 @@ mod index;
 mod ino;
 mod interrupt;
 mod link;
+mod listing;
 mod lock;
 mod look;
 mod lookup;
@@ -409,11 +410,11 @@ impl Union {
                 // Nobody else has it any more but, perhaps, the thread that is here.
                 let names = dir.names.try_read();
                 let listing = names.as_ref().and_then(|names| names.listing.as_ref());
-                self.unlisted(listing.map_or(0, readdir::Listing::len));
+                self.unlisted(listing.map_or(0, |listing| listing.weight()));
             }
             let (held, object) = {
                 let mut place = freed.place.write();
-                let held = if place.gone { place.held.take() } else { None };
+                let held = if place.gone { place.take_held() } else { None };
                 let object = (held.is_some() || place.found_origin).then_some(place.object);
                 (held, object)
             };
@@ -459,7 +460,7 @@ impl Union {
         loop {
             let (held, parent) = {
                 let place = node.place.read();
-                (place.held.clone(), place.parent.clone())
+                (place.held().cloned(), place.parent.clone())
             };
             if let Some(held) = held {
                 return call(Leaf::Handle(held.as_fd())).at(op, || "an object without a name");
@@ -470,7 +471,7 @@ impl Union {
             let (part, name) = {
                 let place = node.place.read();
                 let moved = !place.parent.as_ref().is_some_and(|now| Arc::ptr_eq(now, &parent));
-                if moved || place.held.is_some() {
+                if moved || place.held().is_some() {
                     continue;
                 }
                 (dir.part(place.layer).ok_or(Errno::STALE)?, place.name.clone())

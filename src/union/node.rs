@@ -7,11 +7,11 @@
 //! Locks: table shards are leaves; `Node::place` and `Node::links` may be taken with a directory's
 //! names locked (see [`super::lock`]).
 
-use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
+use hashbrown::HashTable;
 use parking_lot::{Mutex, RwLock};
 
 use super::attr::FileType;
@@ -20,7 +20,7 @@ use super::protect::Protection;
 use super::readdir::Names;
 use crate::layer::{self, UPPER};
 
-/// Names a node towards the kernel: slot and generation, never used twice within a mount.
+/// Names a node towards the kernel; never used twice within a mount.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct NodeId(pub u64);
 
@@ -112,10 +112,14 @@ pub(crate) struct Place {
     pub(crate) gone: bool,
     /// No name has ever led to the object, and one may (`O_TMPFILE`).
     pub(crate) nameless: bool,
-    /// Reaches an upper object whose name above is not, or no longer, its own.
-    pub(crate) held: Option<Arc<OwnedFd>>,
-    /// More names of an upper object, to go on with when the one above goes. Parents are counted.
-    pub(crate) others: Vec<(Arc<Node>, Box<[u8]>)>,
+    /// What few objects have.
+    rare: Option<Box<Rare>>,
+}
+
+#[derive(Debug, Default)]
+struct Rare {
+    held: Option<Arc<OwnedFd>>,
+    others: Vec<(Arc<Node>, Box<[u8]>)>,
 }
 
 impl Place {
@@ -134,15 +138,42 @@ impl Place {
             found_origin: false,
             gone: false,
             nameless: false,
-            held: None,
-            others: Vec::new(),
+            rare: None,
         }
     }
 
     /// A place in upper without a name, beneath the directory that one may be given in.
     pub(crate) fn nameless(parent: Arc<Node>, held: Arc<OwnedFd>, object: (u64, u64)) -> Self {
-        let place = Self::new(Some(parent), b"", UPPER, object);
-        Self { gone: true, nameless: true, held: Some(held), ..place }
+        let mut place = Self::new(Some(parent), b"", UPPER, object);
+        place.hold(held);
+        Self { gone: true, nameless: true, ..place }
+    }
+
+    /// What reaches an upper object whose name is not, or no longer, its own.
+    pub(crate) fn held(&self) -> Option<&Arc<OwnedFd>> {
+        self.rare.as_ref()?.held.as_ref()
+    }
+
+    pub(crate) fn hold(&mut self, handle: Arc<OwnedFd>) {
+        self.rare.get_or_insert_default().held = Some(handle);
+    }
+
+    pub(crate) fn take_held(&mut self) -> Option<Arc<OwnedFd>> {
+        self.rare.as_mut()?.held.take()
+    }
+
+    /// More names of an upper object, to go on with when its first goes. Parents are counted.
+    pub(crate) fn others(&self) -> &[(Arc<Node>, Box<[u8]>)] {
+        self.rare.as_ref().map_or(&[], |rare| &rare.others)
+    }
+
+    pub(crate) fn others_mut(&mut self) -> &mut Vec<(Arc<Node>, Box<[u8]>)> {
+        &mut self.rare.get_or_insert_default().others
+    }
+
+    /// Takes the name that was noted last.
+    pub(crate) fn pop_other(&mut self) -> Option<(Arc<Node>, Box<[u8]>)> {
+        self.rare.as_mut()?.others.pop()
     }
 
     pub(crate) fn is_named(&self, parent: &Arc<Node>, name: &[u8]) -> bool {
@@ -151,7 +182,7 @@ impl Place {
 
     /// Position of a name among the others.
     pub(crate) fn other(&self, parent: &Arc<Node>, name: &[u8]) -> Option<usize> {
-        self.others.iter().position(|(at, other)| Arc::ptr_eq(at, parent) && **other == *name)
+        self.others().iter().position(|(at, other)| Arc::ptr_eq(at, parent) && **other == *name)
     }
 }
 
@@ -290,37 +321,35 @@ impl Node {
 
 const SHARDS: usize = 64;
 
-/// Bits of an id that name the slot; the 26 above count its reuses, and wrap.
-const SLOT_BITS: u32 = 38;
-const GENERATION_MASK: u32 = (1 << (64 - SLOT_BITS)) - 1;
-
 /// All nodes, by id and by inode number.
 #[derive(Debug)]
 pub(crate) struct Table {
-    slots: [RwLock<Slots>; SHARDS],
+    /// Each holds what [`shard_of`] its ids says.
+    ids: [RwLock<HashTable<Arc<Node>>>; SHARDS],
     /// Guards creation and death of the nodes with these numbers.
-    numbers: [Mutex<HashMap<u64, Arc<Node>>>; SHARDS],
+    numbers: [Mutex<HashTable<Arc<Node>>>; SHARDS],
     root: OnceLock<Arc<Node>>,
+    /// The next id.
+    next: AtomicU64,
+    /// Nodes that died.
+    dead: AtomicU64,
+    /// The most nodes that lived since memory was given back.
+    high: AtomicU64,
 }
 
-#[derive(Debug, Default)]
-struct Slots {
-    slots: Vec<Slot>,
-    free: Vec<u32>,
-}
-
-#[derive(Debug, Default)]
-struct Slot {
-    generation: u32,
-    node: Option<Arc<Node>>,
-}
+/// A table with room for fewer is not made smaller, and no memory is given back for fewer nodes.
+const KEPT_ROOM: usize = 64;
+const KEPT_NODES: u64 = 2 << 10;
 
 impl Default for Table {
     fn default() -> Self {
         Self {
-            slots: std::array::from_fn(|_| RwLock::default()),
+            ids: std::array::from_fn(|_| RwLock::default()),
             numbers: std::array::from_fn(|_| Mutex::default()),
             root: OnceLock::new(),
+            next: AtomicU64::new(NodeId::ROOT.0 + 1),
+            dead: AtomicU64::new(0),
+            high: AtomicU64::new(0),
         }
     }
 }
@@ -335,20 +364,17 @@ impl Table {
         if id == NodeId::ROOT {
             return self.root.get().cloned();
         }
-        let (shard, index, generation) = split(id)?;
-        let slots = self.slots.get(shard)?.read();
-        let slot = slots.slots.get(index)?;
-        slot.node.as_ref().filter(|_| slot.generation == generation).cloned()
+        self.id_shard(id).read().find(mix(id.0), |node| node.id == id).cloned()
     }
 
     pub(crate) fn by_ino(&self, ino: u64) -> Option<Arc<Node>> {
-        self.number_shard(ino).lock().get(&ino).cloned()
+        find_number(&self.number_shard(ino).lock(), ino).cloned()
     }
 
     /// Returns the node with this number, counted once more, if there is one.
     pub(crate) fn by_ino_counted(&self, ino: u64) -> Option<Arc<Node>> {
         let numbers = self.number_shard(ino).lock();
-        let node = numbers.get(&ino)?;
+        let node = find_number(&numbers, ino)?;
         self.retain(node);
         Some(Arc::clone(node))
     }
@@ -363,13 +389,15 @@ impl Table {
         make: impl FnOnce(NodeId) -> Node,
     ) -> (Arc<Node>, bool) {
         let mut numbers = self.number_shard(ino).lock();
-        if let Some(node) = numbers.get(&ino) {
-            node.count.fetch_add(1, Ordering::Relaxed);
+        if let Some(node) = find_number(&numbers, ino) {
+            self.retain(node);
             return (Arc::clone(node), false);
         }
-        let node = self.fill_slot(ino, make);
+        let id = NodeId(self.next.fetch_add(1, Ordering::Relaxed));
+        let node = Arc::new(make(id));
         node.count.store(1, Ordering::Relaxed);
-        numbers.insert(ino, Arc::clone(&node));
+        self.id_shard(id).write().insert_unique(mix(id.0), Arc::clone(&node), |it| mix(it.id.0));
+        numbers.insert_unique(mix(ino), Arc::clone(&node), |it| mix(it.ino));
         drop(numbers);
         if let Some(parent) = &node.place.read().parent {
             self.retain(parent);
@@ -377,24 +405,26 @@ impl Table {
         (node, true)
     }
 
-    fn fill_slot(&self, ino: u64, make: impl FnOnce(NodeId) -> Node) -> Arc<Node> {
-        let shard = shard_of(ino);
-        #[expect(clippy::indexing_slicing, reason = "a shard number is below the length")]
-        let mut slots = self.slots[shard].write();
-        let index = slots.free.pop().unwrap_or_else(|| {
-            slots.slots.push(Slot::default());
-            u32::try_from(slots.slots.len() - 1).unwrap_or(u32::MAX)
-        });
-        #[expect(clippy::indexing_slicing, reason = "taken from the free list or just pushed")]
-        let slot = &mut slots.slots[index as usize];
-        let node = Arc::new(make(join(shard, index, slot.generation)));
-        slot.node = Some(Arc::clone(&node));
-        node
-    }
-
-    /// Counts one more user of a node that is in the table.
+    /// Counts one more user of a node that is in the table, and stays there meanwhile: because it is
+    /// counted for somebody already, or because the shard of its number is locked.
     pub(crate) fn retain(&self, node: &Arc<Node>) {
         node.count.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Tells, once, that most nodes have died since the last time, and of enough of them that it is
+    /// worth while to give their memory back.
+    pub(crate) fn has_shrunk(&self) -> bool {
+        let high = self.high.load(Ordering::Relaxed);
+        let live = self.live();
+        live < high / 2
+            && high - live > KEPT_NODES
+            && self.high.compare_exchange(high, live, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+    }
+
+    fn live(&self) -> u64 {
+        // In this order: what died was made before.
+        let dead = self.dead.load(Ordering::Acquire);
+        self.next.load(Ordering::Relaxed).saturating_sub(dead)
     }
 
     /// Counts `n` users less, and hands back the nodes that nobody needs any more.
@@ -407,7 +437,9 @@ impl Table {
                 let mut place = node.place.write();
                 // The parent is told once, so its name stays for messages but its count goes.
                 more.extend(place.parent.take());
-                more.extend(place.others.drain(..).map(|(parent, _)| parent));
+                if let Some(rare) = &mut place.rare {
+                    more.extend(rare.others.drain(..).map(|(parent, _)| parent));
+                }
                 drop(place);
                 if let Some(links) = node.links.get() {
                     more.extend(links.lock().pending.drain(..).map(|(parent, _)| parent));
@@ -424,51 +456,61 @@ impl Table {
             return false;
         }
         let mut numbers = self.number_shard(node.ino).lock();
-        let count = node.count.load(Ordering::Relaxed);
+        // One step: others count users more meanwhile.
+        let count = node.count.fetch_sub(n, Ordering::Relaxed);
         debug_assert!(count >= n, "node {:?} released {n} of {count} times", node.id);
-        node.count.store(count.saturating_sub(n), Ordering::Relaxed);
         if count > n {
             return false;
         }
-        if numbers.get(&node.ino).is_some_and(|known| Arc::ptr_eq(known, node)) {
-            numbers.remove(&node.ino);
+        self.high.fetch_max(self.live(), Ordering::Relaxed);
+        let known = numbers.find_entry(mix(node.ino), |known| Arc::ptr_eq(known, node));
+        if let Ok(known) = known {
+            known.remove();
         }
-        if let Some((shard, index, generation)) = split(node.id) {
-            #[expect(clippy::indexing_slicing, reason = "an id of ours names a slot of ours")]
-            let mut slots = self.slots[shard].write();
-            if let Some(slot) = slots.slots.get_mut(index)
-                && slot.generation == generation
-            {
-                slot.node = None;
-                slot.generation = (slot.generation + 1) & GENERATION_MASK;
-                slots.free.push(u32::try_from(index).unwrap_or(u32::MAX));
-            }
+        if has_room(&numbers) {
+            numbers.shrink_to(0, |it| mix(it.ino));
         }
+        let mut ids = self.id_shard(node.id).write();
+        if let Ok(known) = ids.find_entry(mix(node.id.0), |known| known.id == node.id) {
+            known.remove();
+        }
+        if has_room(&ids) {
+            ids.shrink_to(0, |it| mix(it.id.0));
+        }
+        self.dead.fetch_add(1, Ordering::Release);
         true
     }
 
-    fn number_shard(&self, ino: u64) -> &Mutex<HashMap<u64, Arc<Node>>> {
+    fn number_shard(&self, ino: u64) -> &Mutex<HashTable<Arc<Node>>> {
         #[expect(clippy::indexing_slicing, reason = "a shard number is below the length")]
         &self.numbers[shard_of(ino)]
     }
+
+    fn id_shard(&self, id: NodeId) -> &RwLock<HashTable<Arc<Node>>> {
+        #[expect(clippy::indexing_slicing, reason = "a shard number is below the length")]
+        &self.ids[shard_of(id.0)]
+    }
+}
+
+fn find_number(numbers: &HashTable<Arc<Node>>, ino: u64) -> Option<&Arc<Node>> {
+    numbers.find(mix(ino), |node| node.ino == ino)
+}
+
+/// Tells whether a table is large for what is in it.
+fn has_room(table: &HashTable<Arc<Node>>) -> bool {
+    table.capacity() > KEPT_ROOM && table.len() < table.capacity() / 8
 }
 
 /// Spreads numbers that lie close together.
-fn shard_of(ino: u64) -> usize {
-    usize::try_from(ino % SHARDS as u64).unwrap_or(0)
+fn shard_of(number: u64) -> usize {
+    usize::try_from(number % SHARDS as u64).unwrap_or(0)
 }
 
-/// Packs generation, slot and shard; ids 0 and 1 are never used.
-fn join(shard: usize, index: u32, generation: u32) -> NodeId {
-    let low = u64::from(index) * SHARDS as u64 + shard as u64 + 2;
-    NodeId(u64::from(generation) << SLOT_BITS | low)
-}
-
-fn split(id: NodeId) -> Option<(usize, usize, u32)> {
-    let low = (id.0 & ((1 << SLOT_BITS) - 1)).checked_sub(2)?;
-    let shard = usize::try_from(low % SHARDS as u64).ok()?;
-    let index = usize::try_from(low / SHARDS as u64).ok()?;
-    Some((shard, index, u32::try_from(id.0 >> SLOT_BITS).ok()?))
+/// Spreads numbers, those of one shard too, over all bits of a hash (SplitMix64).
+fn mix(number: u64) -> u64 {
+    let z = (number ^ (number >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
 }
 
 #[cfg(test)]

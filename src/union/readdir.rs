@@ -7,13 +7,16 @@
 //!
 //! Locks: runs under `Dir::names`.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::HashSet;
+use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use hashbrown::HashTable;
 use parking_lot::{RwLockReadGuard, RwLockWriteGuard};
 
 use super::attr::FileType;
+use super::listing::{Child, Listing};
 use super::lookup::Entry;
 use super::node::{Dir, Node, NodeId};
 use super::resolve::{Fact, Merge, Next};
@@ -48,128 +51,12 @@ pub enum Visit {
 /// The names of a directory, once they are known.
 #[derive(Debug, Default)]
 pub(crate) struct Names {
-    pub(crate) listing: Option<Listing>,
-}
-
-/// All names that the parts of a directory hold, visible or hidden.
-#[derive(Debug, Default)]
-pub(crate) struct Listing {
-    children: BTreeMap<u64, Child>,
-    names: HashMap<Arc<[u8]>, Name>,
-    next: u64,
-    /// Unchanged since it was read: reading it again would number all names alike.
-    fresh: bool,
-}
-
-#[derive(Debug, Clone, Copy, Default)]
-struct Name {
-    /// Number in `children` if the name is visible.
-    number: Option<u64>,
-    /// The upper part holds a whiteout under this very name, not as a `.wh.` file.
-    whiteout: bool,
-    /// The lower parts alone would show the name.
-    below: bool,
-}
-
-/// A visible name.
-#[derive(Debug, Clone)]
-pub(crate) struct Child {
-    pub(crate) name: Arc<[u8]>,
-    pub(crate) kind: FileType,
-    /// The topmost layer that has it.
-    pub(crate) top: layer::Index,
-    /// Device and inode number of the object there.
-    pub(crate) object: (u64, u64),
-    /// For a directory in several layers: all that may take part, opaque marks not yet asked.
-    pub(crate) parts: Option<Box<[layer::Index]>>,
-}
-
-impl Listing {
-    pub(crate) fn find(&self, name: &[u8]) -> Option<&Child> {
-        self.children.get(&self.names.get(name)?.number?)
-    }
-
-    /// The visible names.
-    pub(crate) fn children(&self) -> impl Iterator<Item = &Child> {
-        self.children.values()
-    }
-
-    /// Takes note that the upper part alone makes the directory from now on; returns the names of
-    /// the whiteouts in it.
-    pub(crate) fn seal(&mut self) -> Vec<Arc<[u8]>> {
-        let mut whiteouts = Vec::new();
-        self.names.retain(|name, known| {
-            if known.whiteout {
-                whiteouts.push(Arc::clone(name));
-            }
-            (known.whiteout, known.below) = (false, false);
-            known.number.is_some()
-        });
-        for child in self.children.values_mut() {
-            child.parts = None;
-        }
-        whiteouts
-    }
-
-    /// Tells whether removing the upper object would show a lower one.
-    pub(crate) fn is_below(&self, name: &[u8]) -> bool {
-        self.names.get(name).is_some_and(|name| name.below)
-    }
-
-    /// Tells whether a whiteout stands under the name in the upper part.
-    pub(crate) fn has_whiteout(&self, name: &[u8]) -> bool {
-        self.names.get(name).is_some_and(|name| name.whiteout)
-    }
-
-    pub(crate) fn is_empty(&self) -> bool {
-        self.children.is_empty()
-    }
-
-    pub(crate) fn len(&self) -> usize {
-        self.names.len()
-    }
-
-    /// Makes a name visible, in place of whatever it was.
-    pub(crate) fn insert(&mut self, child: Child) {
-        self.fresh = false;
-        let known = self.names.entry(Arc::clone(&child.name)).or_default();
-        known.whiteout = false;
-        let number = *known.number.get_or_insert_with(|| {
-            self.next += 1;
-            self.next - 1
-        });
-        self.children.insert(number, child);
-    }
-
-    /// Hides a name; `whiteout` tells whether the upper part holds a whiteout now.
-    pub(crate) fn remove(&mut self, name: &[u8], whiteout: bool) {
-        self.fresh = false;
-        let Some(known) = self.names.get_mut(name) else { return };
-        known.whiteout = whiteout;
-        if let Some(number) = known.number.take() {
-            self.children.remove(&number);
-        }
-        if !known.below && !whiteout {
-            self.names.remove(name);
-        }
-    }
-
-    /// Takes note that the object under a name is in the upper layer now, as object (device, inode).
-    pub(crate) fn copied_up(&mut self, name: &[u8], object: (u64, u64)) {
-        self.fresh = false;
-        let number = self.names.get(name).and_then(|name| name.number);
-        let Some(child) = number.and_then(|number| self.children.get_mut(&number)) else { return };
-        if child.kind == FileType::Directory {
-            let lowers = child.parts.take().unwrap_or_else(|| Box::new([child.top]));
-            child.parts = Some(std::iter::once(UPPER).chain(lowers).collect());
-        }
-        child.top = UPPER;
-        child.object = object;
-    }
+    pub(crate) listing: Option<Box<Listing>>,
 }
 
 /// A name while the parts are read, topmost first.
 struct Draft {
+    name: Box<[u8]>,
     merge: Merge,
     closed: bool,
     kind: FileType,
@@ -181,8 +68,9 @@ struct Draft {
 }
 
 impl Draft {
-    fn new() -> Self {
+    fn new(name: Box<[u8]>) -> Self {
         Self {
+            name,
             merge: Merge::Open,
             closed: false,
             kind: FileType::Regular,
@@ -209,7 +97,7 @@ impl Union {
     /// Gives up a listing that a failed change may have made untrue; it is read again.
     pub(super) fn distrust(&self, names: &mut Names) {
         let dropped = names.listing.take();
-        self.unlisted(dropped.as_ref().map_or(0, Listing::len));
+        self.unlisted(dropped.as_ref().map_or(0, |listing| listing.weight()));
     }
 
     /// Returns the names of a directory for reading, complete where a lookup needs them to be.
@@ -241,24 +129,31 @@ impl Union {
     pub(super) fn load<'a>(&self, dir: &Dir, names: &'a mut Names) -> Result<&'a mut Listing> {
         if names.listing.is_none() {
             let listing = self.read_parts(dir)?;
-            self.listed.fetch_add(listing.len(), Ordering::Relaxed);
-            names.listing = Some(listing);
+            self.listed.fetch_add(listing.weight(), Ordering::Relaxed);
+            names.listing = Some(Box::new(listing));
         }
-        names.listing.as_mut().ok_or_else(|| Errno::IO.into())
+        names.listing.as_deref_mut().ok_or_else(|| Errno::IO.into())
     }
 
     fn read_parts(&self, dir: &Dir) -> Result<Listing> {
-        let mut drafts: HashMap<Arc<[u8]>, Draft> = HashMap::new();
-        let mut order: Vec<Arc<[u8]>> = Vec::new();
-        for part in dir.parts() {
+        let mut drafts: Vec<Draft> = Vec::new();
+        let mut positions: HashTable<usize> = HashTable::new();
+        let hasher = RandomState::new();
+        let parts: Vec<_> = dir.parts().collect();
+        for part in &parts {
             for (name, fact, kind, inode) in read_part(part)? {
-                let draft = match drafts.get_mut(&*name) {
-                    Some(draft) => draft,
-                    None => {
-                        order.push(Arc::clone(&name));
-                        drafts.entry(name).or_insert_with(Draft::new)
-                    }
-                };
+                let known = (parts.len() > 1).then(|| {
+                    let hash = |draft: Option<&Draft>| hasher.hash_one(draft.map(|it| &*it.name));
+                    let is_it = |at: &usize| drafts.get(*at).is_some_and(|it| it.name == name);
+                    let rehash = |at: &usize| hash(drafts.get(*at));
+                    let entry = positions.entry(hasher.hash_one(Some(&*name)), is_it, rehash);
+                    *entry.or_insert(drafts.len()).get()
+                });
+                if known.is_none_or(|at| at == drafts.len()) {
+                    drafts.push(Draft::new(name));
+                }
+                let at = known.unwrap_or(drafts.len() - 1);
+                let Some(draft) = drafts.get_mut(at) else { continue };
                 if !draft.closed && draft.merge == Merge::Open {
                     draft.kind = kind;
                     draft.object = (part.device, inode);
@@ -267,27 +162,18 @@ impl Union {
             }
         }
         let mut listing = Listing::default();
-        for name in order {
-            let Some(draft) = drafts.remove(&name) else { continue };
-            let below = draft.below.exists();
-            let (top, parts) = match draft.merge {
-                Merge::Leaf(layer) => (Some(layer), None),
-                Merge::Directory(parts) => {
-                    (parts.first().copied(), (parts.len() > 1).then(|| parts.into()))
-                }
-                Merge::Open | Merge::Hidden => (None, None),
+        for Draft { name, merge, kind, object, upper_whiteout, below, .. } in drafts {
+            let (top, parts) = match &merge {
+                Merge::Leaf(layer) => (Some(*layer), &[][..]),
+                Merge::Directory(parts) if parts.len() > 1 => (parts.first().copied(), &**parts),
+                Merge::Directory(parts) => (parts.first().copied(), &[][..]),
+                Merge::Open | Merge::Hidden => (None, &[][..]),
             };
-            if top.is_some() || below || draft.upper_whiteout {
-                let known = Name { number: None, whiteout: draft.upper_whiteout, below };
-                listing.names.insert(Arc::clone(&name), known);
-            }
-            if let Some(top) = top {
-                let Draft { kind, object, .. } = draft;
-                let whiteout = draft.upper_whiteout;
-                listing.insert(Child { name: Arc::clone(&name), kind, top, object, parts });
-                debug_assert!(!whiteout, "a name is never visible through a whiteout");
-            }
+            debug_assert!(top.is_none() || !upper_whiteout, "nothing shows through a whiteout");
+            let child = top.map(|top| Child { name: &name, kind, top, object, parts });
+            listing.read(&name, child, upper_whiteout, below.exists());
         }
+        listing.shrink();
         listing.fresh = true;
         Ok(listing)
     }
@@ -339,13 +225,13 @@ impl Union {
         let Some(listing) = names.as_ref().and_then(|names| names.listing.as_ref()) else {
             return Ok(());
         };
-        let rest = listing.children.range(offset.saturating_sub(2)..);
-        let at_end = rest.clone().next().is_none();
+        let mut rest = listing.children_from(offset.saturating_sub(2)).peekable();
+        let at_end = rest.peek().is_none();
         for (number, child) in rest {
-            let ino = self.child_ino(dir, child);
-            let kind = self.child_kind(dir, child);
+            let ino = self.child_ino(dir, &child);
+            let kind = self.child_kind(dir, &child);
             let offset = number + 3;
-            if visit(DirEntry { name: &child.name, ino, kind, offset }) == Visit::Full {
+            if visit(DirEntry { name: child.name, ino, kind, offset }) == Visit::Full {
                 break;
             }
         }
@@ -377,18 +263,18 @@ impl Union {
             return Ok(());
         };
         let mut aliases = Vec::new();
-        let rest = listing.children.range(offset.saturating_sub(2)..);
-        let at_end = rest.clone().next().is_none();
+        let mut rest = listing.children_from(offset.saturating_sub(2)).peekable();
+        let at_end = rest.peek().is_none();
         for (number, child) in rest {
             let offset = number + 3;
-            let found = match self.find_child(dir, child) {
+            let found = match self.find_child(dir, &child) {
                 Ok(Some(found)) => found,
                 Ok(None) => continue,
                 // One child that cannot be looked at does not hide the others.
                 Err(error) => {
                     tracing::debug!(%error, "listed without attributes");
                     let ino = self.numbers.of(child.object.0, child.object.1);
-                    let listed = DirEntry { name: &child.name, ino, kind: child.kind, offset };
+                    let listed = DirEntry { name: child.name, ino, kind: child.kind, offset };
                     if visit(listed, None) == Visit::Full {
                         break;
                     }
@@ -396,9 +282,9 @@ impl Union {
                 }
             };
             let may_be_alias = found.is_alias();
-            let entry = self.enter(&node, &child.name, found)?;
+            let entry = self.enter(&node, child.name, found)?;
             let (ino, kind) = (entry.attr.ino, entry.attr.kind());
-            let listed = DirEntry { name: &child.name, ino, kind, offset };
+            let listed = DirEntry { name: child.name, ino, kind, offset };
             if visit(listed, Some(&entry)) == Visit::Full {
                 self.forget(entry.node, 1);
                 break;
@@ -464,16 +350,16 @@ impl Union {
     /// Returns the number that stat(2) would show for a child.
     ///
     /// A child that cannot be looked at shows some number: its name is no secret.
-    fn child_ino(&self, dir: &Dir, child: &Child) -> u64 {
+    fn child_ino(&self, dir: &Dir, child: &Child<'_>) -> u64 {
         let (device, inode) = child.object;
         let may_have_origin = || {
             let upper = dir.upper.get().is_some_and(|upper| upper.is_impure().unwrap_or(true));
             child.top == UPPER && upper && self.numbers.kept(device, inode).is_none()
         };
         let is_redirected = child.kind == FileType::Directory && child.top < self.lowest;
-        if (child.parts.is_some() || is_redirected || may_have_origin())
+        if (!child.parts.is_empty() || is_redirected || may_have_origin())
             && let Ok(Some(found)) = self.find_child(dir, child)
-            && let Ok(identity) = self.identity(dir, &child.name, &found)
+            && let Ok(identity) = self.identity(dir, child.name, &found)
         {
             return identity.number;
         }
@@ -481,7 +367,7 @@ impl Union {
     }
 
     /// Returns the type that stat(2) would show for a child, which a file may stand for.
-    fn child_kind(&self, dir: &Dir, child: &Child) -> FileType {
+    fn child_kind(&self, dir: &Dir, child: &Child<'_>) -> FileType {
         if child.kind == FileType::Regular
             && self.form(child.top).is_some()
             && let Ok(Some(found)) = self.find_child(dir, child)
@@ -510,7 +396,7 @@ impl Union {
 }
 
 /// Name, what it is, type and inode number.
-type Found = (Arc<[u8]>, Fact, FileType, u64);
+type Found = (Box<[u8]>, Fact, FileType, u64);
 
 /// Inode number that stands for a name with a `.wh.` file and no object.
 const MARK_ONLY: u64 = 0;
@@ -576,7 +462,7 @@ fn read_part(part: &Arc<layer::Dir>) -> Result<Vec<Found>> {
             *closed = true;
         }
     }
-    let alone = |hidden: Box<[u8]>| (hidden.into(), Fact::Whiteout, FileType::Regular, MARK_ONLY);
+    let alone = |hidden: Box<[u8]>| (hidden, Fact::Whiteout, FileType::Regular, MARK_ONLY);
     found.extend(marked.into_iter().map(alone));
     Ok(found)
 }

@@ -12,7 +12,7 @@ use rustix::fs::RenameFlags;
 
 use super::copy_up::Extent;
 use super::create::check_name;
-use super::node::{Dir, Node, NodeId};
+use super::node::{Dir, Links, Node, NodeId};
 use super::protect::Change;
 use super::readdir::{Names, shows_nothing};
 use super::{Union, Upper, lock};
@@ -190,11 +190,15 @@ impl Union {
         victim: &Victim<'_>,
     ) -> Result<Option<OwnedFd>> {
         let node = &victim.node;
-        if victim.layer != UPPER || node.dir.is_some() || node.links.get().is_some() {
+        let is_anchored = || {
+            let can_link = self.upper.as_ref().is_some_and(|upper| upper.work.can.link);
+            node.links.get().is_some() && can_link
+        };
+        if victim.layer != UPPER || node.dir.is_some() || is_anchored() {
             return Ok(None);
         }
         let place = node.place.read();
-        let goes_on = !place.is_named(parent, name) || !place.others.is_empty();
+        let goes_on = !place.is_named(parent, name) || !place.others().is_empty();
         drop(place);
         if goes_on && victim.stat.stx_nlink > 1 {
             return Ok(None);
@@ -219,6 +223,11 @@ impl Union {
             let before = links.pending.len();
             links.pending.retain(|(at, pending)| !(Arc::ptr_eq(at, parent) && **pending == *name));
             let released = before - links.pending.len();
+            if let Some(kept) = kept {
+                // The only name of a copy; its lower ones still lead to the node.
+                node.place.write().hold(Arc::new(kept));
+            }
+            let moved = self.go_on_under_another(upper, (parent, name), node, &links);
             if links.anchored && last {
                 let removed = upper.anchor(node, &links).and_then(|(dir, anchor)| {
                     let handle =
@@ -227,7 +236,7 @@ impl Union {
                     Ok(handle)
                 });
                 match removed {
-                    Ok(handle) => node.place.write().held = Some(Arc::new(handle)),
+                    Ok(handle) => node.place.write().hold(Arc::new(handle)),
                     Err(error) => tracing::warn!("cannot remove an anchor: {error}"),
                 }
                 links.anchored = false;
@@ -242,7 +251,7 @@ impl Union {
                 self.pin_links(node, &mut links);
                 drop(links);
             }
-            self.release_times(parent, released);
+            self.release_times(parent, released + usize::from(moved));
             return;
         }
         let last = victim.layer != UPPER || victim.stat.stx_nlink <= 1;
@@ -251,20 +260,51 @@ impl Union {
         if last {
             place.gone = true;
         } else if let Some(other) = place.other(parent, name) {
-            released = Some(place.others.swap_remove(other).0);
+            released = Some(place.others_mut().swap_remove(other).0);
         } else if place.is_named(parent, name)
-            && let Some((parent, name)) = place.others.pop()
+            && let Some((parent, name)) = place.pop_other()
         {
             released = place.parent.replace(parent);
             place.name = name;
         }
         if let Some(kept) = kept {
-            place.held = Some(Arc::new(kept));
+            place.hold(Arc::new(kept));
         }
         drop(place);
         if let Some(parent) = released {
             self.release(&parent, 1);
         }
+    }
+
+    /// Where the upper has no hard links a copy gets the name that its node has: when a lower file
+    /// loses that one, it goes on with another name that leads to it. Tells whether it does.
+    fn go_on_under_another(
+        &self,
+        upper: &Upper,
+        (parent, name): (&Arc<Node>, &[u8]),
+        node: &Arc<Node>,
+        links: &Links,
+    ) -> bool {
+        let (layer, object) = {
+            let place = node.place.read();
+            if upper.work.can.link || place.layer == UPPER || !place.is_named(parent, name) {
+                return false;
+            }
+            (place.layer, place.object)
+        };
+        let leads_there = |(at, other): &&(Arc<Node>, Box<[u8]>)| {
+            let part = at.dir.as_ref().and_then(|dir| dir.part(layer));
+            part.and_then(|part| part.find(other).ok().flatten())
+                .is_some_and(|stat| (sys::stat::device(&stat), stat.stx_ino) == object)
+        };
+        let Some((at, other)) = links.pending.iter().find(leads_there).cloned() else {
+            return false;
+        };
+        self.table.retain(&at);
+        let mut place = node.place.write();
+        place.parent = Some(at);
+        place.name = other;
+        true
     }
 
     fn release_times(&self, node: &Arc<Node>, times: usize) {

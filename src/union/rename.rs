@@ -12,9 +12,10 @@ use super::attr::FileType;
 use super::copy_up::{Extent, copy_attributes};
 use super::create::check_name;
 use super::flatten::Pin;
+use super::listing::Child;
 use super::node::{Dir, Node, NodeId};
 use super::protect::Change;
-use super::readdir::{Child, shows_nothing};
+use super::readdir::shows_nothing;
 use super::remove::Victim;
 use super::{Union, Upper, lock};
 use crate::error::{Context, Errno, Error, Result};
@@ -407,11 +408,11 @@ impl Union {
         // The rename is done, whatever became of the whiteout.
         if let (Some(stat), Some(listing)) = (whiteout?, &mut both.from().listing) {
             listing.insert(Child {
-                name: name.into(),
+                name,
                 kind: FileType::CharDevice,
                 top: UPPER,
                 object: (device(&stat), stat.stx_ino),
-                parts: None,
+                parts: &[],
             });
         }
         Ok(Tried::Done)
@@ -592,7 +593,7 @@ impl Union {
         }
         let mut place = node.place.write();
         let other = place.other(before.parent, before.name);
-        let old = if let Some(other) = other.and_then(|other| place.others.get_mut(other)) {
+        let old = if let Some(other) = other.and_then(|other| place.others_mut().get_mut(other)) {
             other.1 = now.name.into();
             Some(std::mem::replace(&mut other.0, Arc::clone(now.parent)))
         } else if place.is_named(before.parent, before.name) {
@@ -641,13 +642,13 @@ fn rename_upper(old: &End<'_>, new: &End<'_>, flags: RenameFlags) -> Result<()> 
 const RENAME_TRIES: u32 = 16;
 
 /// Returns the listing entry of an upper object.
-fn child(name: &[u8], object: &Victim<'_>) -> Child {
+fn child<'a>(name: &'a [u8], object: &Victim<'_>) -> Child<'a> {
     Child {
-        name: name.into(),
+        name,
         kind: object.node.kind,
         top: UPPER,
         object: (device(&object.stat), object.stat.stx_ino),
-        parts: None,
+        parts: &[],
     }
 }
 

@@ -134,7 +134,9 @@ impl Union {
         node.xattrs.setting();
         // An ACL is a mode too.
         node.unprivileged.store(false, std::sync::atomic::Ordering::Relaxed);
+        let settled = self.settle_attributes(node);
         let changed = self.with_xattrs(node, op, call);
+        drop(settled);
         if let Some(dir) = &node.dir {
             *dir.default_acl.lock() = None;
         }
