@@ -153,9 +153,18 @@ pub fn no_kernel_overlay() -> Option<String> {
     REASON
         .get_or_init(|| {
             let base = Base::get();
-            try_overlay(&base.path).err().map(|e| format!("kernel overlay cannot be mounted: {e}"))
+            try_overlay(&base.path, None)
+                .err()
+                .map(|e| format!("kernel overlay cannot be mounted: {e}"))
         })
         .clone()
+}
+
+/// Why kernel overlayfs cannot be mounted with an option that it can do without, if it cannot.
+pub fn no_overlay_option(option: &str) -> Option<String> {
+    let base = Base::get();
+    let tried = try_overlay(&base.path, Some(option));
+    tried.err().map(|e| format!("kernel overlay cannot be mounted with {option}: {e}"))
 }
 
 /// Why no user namespace with a range of ids can be made here, if so. Tried once.
@@ -306,7 +315,7 @@ impl Base {
         let n = COUNT.fetch_add(1, Ordering::Relaxed);
         let path = Path::new(&parent).join(format!("fuse-tests-{}-{n}", std::process::id()));
         fs::create_dir(&path).unwrap_or_else(|e| panic!("mkdir {}: {e}", path.display()));
-        let looped = is_machine_root() && try_overlay(&path).is_err() && mount_loop(&path);
+        let looped = is_machine_root() && try_overlay(&path, None).is_err() && mount_loop(&path);
         // A mount namespace that a test makes copies every mount that lives at that moment. Of shared ones the copies go away
         // with the original, so they do not keep its server from ending.
         if is_machine_root() {
@@ -355,7 +364,7 @@ fn raise_file_limit() {
 }
 
 /// Mounts and unmounts a kernel overlay with its upper layer in `dir`, and leaves nothing there.
-fn try_overlay(dir: &Path) -> Result<(), String> {
+fn try_overlay(dir: &Path, option: Option<&str>) -> Result<(), String> {
     let probe = dir.join("probe");
     let names = ["lower", "upper", "work", "merged"].map(|name| probe.join(name));
     for name in &names {
@@ -365,6 +374,9 @@ fn try_overlay(dir: &Path) -> Result<(), String> {
     let mut options = overlay_options(std::slice::from_ref(lower), Some((upper, work)));
     if !is_machine_root() {
         options.push(",userxattr");
+    }
+    if let Some(option) = option {
+        options.push(format!(",{option}"));
     }
     let result = mount_overlay(&options, merged).map_err(|e| e.to_string()).and_then(|()| {
         let write = fs::write(merged.join("x"), "x").map_err(|e| e.to_string());

@@ -116,6 +116,12 @@ fn sequences_with_other_options() {
         skip!("{reason}");
     }
     for (test, options) in (10..).zip(OPTIONS) {
+        // Added in Linux 5.11.
+        if options[1] == "userxattr"
+            && let Some(reason) = env::no_overlay_option(options[1])
+        {
+            skip!("{reason}");
+        }
         run::run_many(seed(test), sequences(5), &Config { options, ..Config::default() });
     }
 }

@@ -590,7 +590,7 @@ fn setgid_directories() {
         // A setgid bit on a file made by one who is not in the group is dropped.
         t.sh(
             dir,
-            "setpriv --reuid 1234 --regid 1234 --clear-groups python3 -c \
+            "setpriv --reuid 1234 --regid 1234 --clear-groups /usr/bin/python3 -c \
              'import os; os.umask(0); os.close(os.open(\"d/sg\", os.O_CREAT|os.O_RDWR, 0o2775))'; \
              stat -c '%a %u %g' d/sg",
         );

@@ -492,6 +492,49 @@ fn setgid_drops_when_somebody_outside_the_group_writes() {
     );
 }
 
+// Linux before 6.0 left it to the filesystem; any user could make an executable of the group of a
+// setgid directory that runs as that group.
+#[test]
+fn setgid_is_not_given_away_in_a_setgid_directory() {
+    needs_root!();
+    needs_kernel_overlay!();
+    let c = Case::new(1);
+    let merged = c.l(0, "merged");
+    fs::create_dir(&merged).unwrap();
+    chown(&merged, Some(0), Some(77)).unwrap();
+    fs::set_permissions(&merged, Permissions::from_mode(0o2777)).unwrap();
+    put(
+        c.l(0, "make"),
+        r#"
+import os, stat, sys
+os.umask(int(sys.argv[2], 8))
+for mode in 0o2775, 0o2755, 0o2765, 0o6711, 0o2644:
+    name = "%s.%s.%o." % (sys.argv[1], sys.argv[2], mode)
+    os.close(os.open(name + "open", os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode))
+    os.mknod(name + "mknod", stat.S_IFREG | mode)
+    os.mknod(name + "pipe", stat.S_IFIFO | mode)
+    os.mkdir(name + "dir", mode)
+"#,
+    );
+    same_as_the_kernel(
+        &c,
+        "mkdir $U/plain; chgrp 77 $U/plain; chmod 2777 $U/plain",
+        "as='setpriv --reuid 1000 --regid'
+         for dir in merged plain; do
+             cd $M/$dir
+             for umask in 0 22; do
+                 $as 1000 --clear-groups /usr/bin/python3 ../make other $umask 2>&1
+                 $as 1000 --groups 5,77 /usr/bin/python3 ../make member $umask 2>&1
+                 $as 77 --clear-groups /usr/bin/python3 ../make group $umask 2>&1
+                 $as 1000 --clear-groups --inh-caps +fsetid --ambient-caps +fsetid \
+                     /usr/bin/python3 ../make capable $umask 2>&1
+                 setpriv --bounding-set -fsetid /usr/bin/python3 ../make root $umask 2>&1
+             done
+             stat -c '%n %a %u %g' *
+         done",
+    );
+}
+
 // A hard-linked lower file is open, loses all its names and is then written: its copy is anchored
 // in work, where nothing ever removes it.
 #[test]
@@ -1032,6 +1075,17 @@ fn setgid_drops_when_somebody_outside_the_group_changes_owners() {
                 fs::set_permissions(&path, Permissions::from_mode(bits)).unwrap();
             }
         }
+    }
+    // Older kernels keep the bit of such a file on any filesystem.
+    let mode = sh(
+        c.sandbox.root(),
+        "mkdir own; cd own; touch f; chown 1000:5 f; chmod 2644 f
+         setpriv --reuid 1000 --regid 1000 --clear-groups chown 1000 f; stat -c %a f",
+    );
+    if mode != "644\n" {
+        fuse_tests::skip!(
+            "the kernel itself leaves setgid to a file that its group may not execute"
+        );
     }
     same_as_the_kernel(
         &c,
