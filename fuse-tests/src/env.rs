@@ -405,6 +405,12 @@ pub fn gives_handles(dir: &Path) -> bool {
     laminafs::sys::handle::of(dir.as_fd()).unwrap().is_some()
 }
 
+/// Whether a layer can be a private mount, which has neither submounts nor access times.
+pub fn has_private_mounts(dir: &Path) -> bool {
+    let dir = fs::File::open(dir).unwrap();
+    laminafs::sys::mountfd::private_read_only(dir.as_fd()).is_ok()
+}
+
 /// Options of a stack, in the text form that kernel overlay and mount programs share; lowers topmost first.
 pub fn overlay_options(lowers: &[PathBuf], upper: Option<(&PathBuf, &PathBuf)>) -> OsString {
     let mut text = OsString::from("lowerdir=");

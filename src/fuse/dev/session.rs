@@ -267,13 +267,17 @@ impl Session {
             (false, false) => Ok(None),
         };
         // With a change of owner the flag always stands, as chown(2) clears setuid for everybody.
-        let kill = match (has(fattr::KILL_SUIDGID), has(fattr::SIZE)) {
+        // Kernels that leave nothing to us send what they take for the mode after chown(2), with the
+        // setgid bit of another group's file. A call that changes both is not known.
+        let old_chown =
+            !self.terms.has(init::HANDLE_KILLPRIV_V2) && raw.valid & (fattr::UID | fattr::GID) != 0;
+        let kill = match (has(fattr::KILL_SUIDGID) || old_chown, has(fattr::SIZE)) {
             (true, true) => Some(writer(header)),
             (true, false) => self.unprivileged(header),
             (false, _) => None,
         };
         let set = SetAttr {
-            mode: has(fattr::MODE).then_some(raw.mode & PERMISSIONS),
+            mode: (has(fattr::MODE) && !old_chown).then_some(raw.mode & PERMISSIONS),
             uid: has(fattr::UID).then(|| OuterId::asked(raw.uid)),
             gid: has(fattr::GID).then(|| OuterId::asked(raw.gid)),
             size: has(fattr::SIZE).then_some(raw.size),
