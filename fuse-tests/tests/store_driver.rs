@@ -269,7 +269,7 @@ fn layers_come_from_archives_and_go_to_them() {
     store.layer("base", None, "dir d 750\nfile d/b 644 size:5000\nfile a 600 x");
     store.layer("top", Some("base"), "file new 644 y\ndir d 700\nwhiteout a");
     let archive = store.run(&["layer", "diff", "--id", "top"]).stdout;
-    assert!(archive.len() % 512 == 0 && !archive.is_empty());
+    assert!(archive.len().is_multiple_of(512) && !archive.is_empty());
     let file = store.home().with_extension("tar");
     std::fs::write(&file, &archive).unwrap();
     let file = file.to_str().unwrap();
