@@ -153,6 +153,34 @@ fn link_called_fuse_overlayfs(stage: &Stage) -> PathBuf {
     link
 }
 
+// BuildKit, containerd and mount.fuse3 look for another name.
+#[test]
+fn setup_makes_the_name_that_engines_look_for() {
+    let stage = Stage::new();
+    let (bin, home) = (stage.path("bin"), Home::new(&stage, 1));
+    fs::create_dir(&bin).unwrap();
+    let link = bin.join("fuse-overlayfs");
+    let setup = |more: &[&str]| {
+        run(Command::new(env::program()).args(["setup", "--bin"]).arg(&bin).args(more))
+    };
+    for _ in 0..2 {
+        let out = setup(&[]);
+        assert!(out.status.success(), "{}", said(&out));
+    }
+    let merged = PathBuf::from(home.own("merged"));
+    let out = run(Command::new(&link).args(["-o", &home.writable()]).arg(&merged));
+    assert!(out.status.success(), "{}", said(&out));
+    stage.check_mounted(&merged);
+    assert!(setup(&["--remove"]).status.success() && fs::symlink_metadata(&link).is_err());
+    fs::write(&link, "of somebody else").unwrap();
+    for more in [&[][..], &["--remove"]] {
+        let out = setup(more);
+        assert_eq!(out.status.code(), Some(1));
+        assert!(said(&out).contains("is there, and is not this program"), "{}", said(&out));
+        assert_eq!(fs::read_to_string(&link).unwrap(), "of somebody else");
+    }
+}
+
 // A program that returns early lets the client write into the bare mount point.
 both!(it_returns_when_the_mount_answers);
 fn it_returns_when_the_mount_answers() {

@@ -9,6 +9,7 @@ pub mod image;
 pub mod layer;
 pub mod mount;
 pub mod program;
+pub mod setup;
 pub mod store;
 
 use std::ffi::{OsStr, OsString};
@@ -25,8 +26,8 @@ use crate::sys::process::Inherited;
 const NAME: &str = "lamina";
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// First words that make a call one of the subcommand form.
-const COMMANDS: [&str; 8] =
-    ["mount", "unmount", "umount", "layer", "store", "diff", "image", "help"];
+const COMMANDS: [&str; 9] =
+    ["mount", "unmount", "umount", "layer", "store", "diff", "image", "setup", "help"];
 
 const PROGRAM_HELP: &str = "\
 usage: lamina [-f] [-d] -o OPTS MERGED
@@ -103,6 +104,8 @@ enum Command {
     Image(image::ImageCommandArgs),
     /// Keep one layer of a store: create, remove, ...; layers from archives and back
     Layer(layer::LayerCommandArgs),
+    /// Be found as fuse-overlayfs by programs that look for it
+    Setup(setup::SetupArgs),
     /// Keep a store of layers: init, list, ...
     Store(store::StoreCommandArgs),
 }
@@ -206,6 +209,7 @@ fn run_command(arguments: &[OsString], inherited: Inherited) -> Result<(), Failu
         Ok(Cli { command: Command::Diff(args) }) => diff::run_diff(args),
         Ok(Cli { command: Command::Image(args) }) => image::run(args),
         Ok(Cli { command: Command::Layer(args) }) => layer::run(args),
+        Ok(Cli { command: Command::Setup(args) }) => setup::run(&args),
         Ok(Cli { command: Command::Store(args) }) => store::run(args),
         Err(error)
             if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) =>

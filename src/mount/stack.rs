@@ -142,6 +142,7 @@ impl Stack {
             volatile_mark: options.volatile,
             ids: options.ids.clone(),
             static_nlink: options.static_nlink,
+            ino32: options.ino32,
             overrides: options.overrides,
             userxattr: options.userxattr,
             follow: match spec.redirect_dir() {

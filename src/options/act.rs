@@ -19,7 +19,7 @@ pub(super) const ACTING: &str = "index uuid lowerdir lowerdir+ upperdir workdir 
      dir_rename_entries dir_rename_size ro rw dev nodev suid \
      nosuid exec noexec private rprivate shared rshared slave rslave unbindable runbindable \
      user users owner group allow_other noacl debug threads io transport writeback fsname subtype log_level log_file context fscontext defcontext \
-     rootcontext uidmapping gidmapping squash_to_root squash_to_uid squash_to_gid static_nlink \
+     rootcontext uidmapping gidmapping squash_to_root squash_to_uid squash_to_gid static_nlink ino32_t \
      noxattrs timeout threaded fsync xattr_permissions upper_lacks";
 
 impl MountOptions {
@@ -83,6 +83,7 @@ impl MountOptions {
                 };
             }
             "writeback" => self.writeback = parse_switch(key, value)?,
+            "ino32_t" => self.ino32 = parse_switch(key, value)?,
             "static_nlink" => self.static_nlink = parse_switch(key, value)?,
             "noxattrs" => self.xattrs = !parse_switch(key, value)?,
             "fsync" => self.sync = parse_switch(key, value)?,
@@ -165,6 +166,7 @@ mod tests {
             Some(Form::Containers)
         );
         assert_eq!(parse("xattr_permissions=2,xattr_permissions=0").overrides, None);
+        assert!(parse("ino32_t").ino32 && parse("ino32_t=1").ino32 && !parse("ino32_t=0").ino32);
         let options = parse("static_nlink,noxattrs=1,fsync=0,threaded=0,timeout=1.25");
         assert!(options.static_nlink && !options.xattrs && !options.sync);
         assert_eq!(options.threads, Some(1));

@@ -90,6 +90,8 @@ pub struct MountOptions {
     pub overrides: Option<Form>,
     /// Every directory shows a link count of 1.
     pub static_nlink: bool,
+    /// Inode numbers have 32 bits.
+    pub ino32: bool,
     /// How long the kernel may keep what it was told; for ever unless given.
     pub timeout: Option<Duration>,
     /// Each request is logged, and the server stays in the foreground.
@@ -145,6 +147,7 @@ impl Default for MountOptions {
             ids: Ids::default(),
             overrides: None,
             static_nlink: false,
+            ino32: false,
             timeout: None,
             debug: false,
             threads: None,

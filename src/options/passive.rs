@@ -53,7 +53,6 @@ const PASSIVE: &[(&str, Rule)] = &[
         Only("off auto on", "inode numbers are unique and last anyway", "say on, off or auto"),
     ),
     // fuse-overlayfs
-    ("ino32_t", Only(OFF, DEFAULT, "inode numbers have 64 bits")),
     ("plugins", Only("", "names no plugin", "layers are plain directories")),
     ("fast_ino", Skip("inode numbers are those of the layers and cost nothing")),
     // libfuse
@@ -131,7 +130,7 @@ mod tests {
 
     #[test]
     fn what_would_change_the_result_is_refused() {
-        let options = "xino=maybe nfs_export=on ino32_t=1 plugins=a.so sync \
+        let options = "xino=maybe nfs_export=on plugins=a.so sync \
              strictatime allow_root auto_unmount remount";
         for option in options.split_whitespace() {
             let list = format!("lowerdir=/a,{option},volatile");

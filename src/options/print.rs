@@ -37,6 +37,7 @@ impl MountOptions {
         flag(!self.xattrs, "noxattrs");
         flag(!self.sync, "fsync=0");
         flag(self.static_nlink, "static_nlink");
+        flag(self.ino32, "ino32_t");
         flag(self.overrides == Some(Form::Privileged), "xattr_permissions=1");
         flag(self.overrides == Some(Form::Containers), "xattr_permissions=2");
         flag(self.ids.users.squash_to_root, "squash_to_root");
@@ -191,7 +192,7 @@ mod tests {
         let ids = (
             prop_oneof![Just("0:100000:65536"), Just("0:1:1500:1500:0:1"), Just("")],
             proptest::option::of(0..u32::MAX),
-            any::<[bool; 5]>(),
+            any::<[bool; 6]>(),
             proptest::option::of((any::<u64>(), 0..1_000_000_000_u32)),
             proptest::option::of(prop_oneof![Just(Form::Privileged), Just(Form::Containers)]),
         );
@@ -212,7 +213,7 @@ mod tests {
             let (lowers, upper, work, log_file, fsname, subtype) = paths;
             let (threads, log_level, propagation, io, limits, transport) = rest;
             let (ranges, squash, more_flags, timeout, overrides) = ids;
-            let [xattrs, sync, static_nlink, squash_to_root, writeback] = more_flags;
+            let [xattrs, sync, static_nlink, squash_to_root, writeback, ino32] = more_flags;
             let mut ids = Ids::default();
             ids.users.take_ranges(IdMap::parse(ranges).unwrap_or_default());
             ids.groups.squash_to = squash;
@@ -226,6 +227,7 @@ mod tests {
                 sync,
                 xattrs,
                 static_nlink,
+                ino32,
                 overrides,
                 ids,
                 timeout: timeout.map(|(secs, nanos)| Duration::new(secs, nanos)),

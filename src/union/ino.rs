@@ -9,7 +9,8 @@
 //! Filesystems are counted as layers name them, upper first; the first has index 0, so that a stack
 //! on one filesystem shows the numbers that its layers have. Index 255 marks made-up numbers: for
 //! objects whose own number needs more than 56 bits, that lie on a 256th filesystem, or whose number
-//! another object shows. They are hashes, so that the next mount makes up the same.
+//! another object shows. They are hashes, so that the next mount makes up the same. For programs that
+//! know 32 bits only all of it is smaller: 4 bits of index, of which 15 marks what is made up, and 28.
 //!
 //! A file keeps its number when it is copied up: [`Numbers::keep`] remembers, for as long as the
 //! mount lives, that an upper object shows the number of the lower one it came from; `origin` finds
@@ -21,12 +22,45 @@ use std::collections::HashMap;
 
 use parking_lot::RwLock;
 
-const SHIFT: u32 = 56;
-const MADE_UP: u64 = 255;
+/// How many bits a number has, and how many of them tell the inode.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Width {
+    bits: u32,
+    shift: u32,
+}
+
+impl Width {
+    /// What `ino_t` has.
+    pub(crate) const FULL: Self = Self { bits: 64, shift: 56 };
+    /// What it has for 32-bit programs that were built without large files.
+    pub(crate) const HALF: Self = Self { bits: 32, shift: 28 };
+
+    /// The index of made-up numbers.
+    fn made_up(self) -> u64 {
+        (1 << (self.bits - self.shift)) - 1
+    }
+
+    /// Makes up a number: index and inode mixed (SplitMix64).
+    fn hash(self, index: usize, inode: u64) -> u64 {
+        let index = u64::try_from(index).unwrap_or(u64::MAX);
+        let z = inode.wrapping_add(index.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        self.made_up() << self.shift | (z ^ (z >> 31)) >> (64 - self.shift)
+    }
+
+    /// Packs index and inode number; `None` where they do not fit, or would be 0 or the FUSE root's 1.
+    fn pack(self, index: usize, inode: u64) -> Option<u64> {
+        let index = u64::try_from(index).ok().filter(|index| *index < self.made_up())?;
+        let number = index << self.shift | inode;
+        (inode >> self.shift == 0 && number > 1).then_some(number)
+    }
+}
 
 /// The rule that numbers objects, and what it has to remember.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Numbers {
+    width: Width,
     memory: RwLock<Memory>,
 }
 
@@ -41,13 +75,18 @@ struct Memory {
 }
 
 impl Memory {
-    fn own(&self, device: u64, inode: u64) -> Option<u64> {
+    fn own(&self, width: Width, device: u64, inode: u64) -> Option<u64> {
         let index = self.devices.iter().position(|known| *known == device)?;
-        pack(index, inode)
+        width.pack(index, inode)
     }
 }
 
 impl Numbers {
+    /// A rule for numbers of this many bits, which knows of no filesystem yet.
+    pub(crate) fn new(width: Width) -> Self {
+        Self { width, memory: RwLock::default() }
+    }
+
     /// Takes note of a layer's filesystem, in the order of the stack.
     pub(crate) fn register(&self, device: u64) {
         let mut memory = self.memory.write();
@@ -60,7 +99,7 @@ impl Numbers {
     pub(crate) fn of(&self, device: u64, inode: u64) -> u64 {
         let memory = self.memory.read();
         let known = memory.kept.get(&(device, inode)).copied();
-        let own = known.or_else(|| memory.own(device, inode));
+        let own = known.or_else(|| memory.own(self.width, device, inode));
         drop(memory);
         own.unwrap_or_else(|| self.make_up(device, inode, None))
     }
@@ -72,7 +111,7 @@ impl Numbers {
 
     /// Tells whether `number` is the object's own, not that of where it was copied up from.
     pub(crate) fn is_own(&self, device: u64, inode: u64, number: u64) -> bool {
-        self.memory.read().own(device, inode) == Some(number)
+        self.memory.read().own(self.width, device, inode) == Some(number)
     }
 
     /// Makes the upper object (device, inode) show `number` from now on.
@@ -100,35 +139,19 @@ impl Numbers {
         });
         if taken.is_none() {
             let known = memory.kept.get(&(device, inode)).copied();
-            if let Some(number) = known.or_else(|| pack(index, inode)) {
+            if let Some(number) = known.or_else(|| self.width.pack(index, inode)) {
                 return number;
             }
         }
-        let mut number = MADE_UP << SHIFT | hash(index, inode);
+        let mut number = self.width.hash(index, inode);
         let is_other = |shows: &(u64, u64)| *shows != (device, inode);
         while taken == Some(number) || memory.made_up.get(&number).is_some_and(is_other) {
-            number = MADE_UP << SHIFT | hash(index, number);
+            number = self.width.hash(index, number);
         }
         memory.made_up.insert(number, (device, inode));
         memory.kept.insert((device, inode), number);
         number
     }
-}
-
-/// Mixes index and inode number to 56 bits (SplitMix64).
-fn hash(index: usize, inode: u64) -> u64 {
-    let index = u64::try_from(index).unwrap_or(u64::MAX);
-    let z = inode.wrapping_add(index.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
-    let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    (z ^ (z >> 31)) >> (64 - SHIFT)
-}
-
-/// Packs index and inode number; `None` where they do not fit, or would be 0 or the FUSE root's 1.
-fn pack(index: usize, inode: u64) -> Option<u64> {
-    let index = u64::try_from(index).ok().filter(|index| *index < MADE_UP)?;
-    let number = index << SHIFT | inode;
-    (inode >> SHIFT == 0 && number > 1).then_some(number)
 }
 
 #[cfg(test)]
@@ -137,14 +160,14 @@ mod tests {
 
     #[test]
     fn one_filesystem_shows_its_own_numbers() {
-        let numbers = Numbers::default();
+        let numbers = Numbers::new(Width::FULL);
         numbers.register(7);
         assert_eq!(numbers.of(7, 42), 42);
     }
 
     #[test]
     fn equal_inodes_of_two_filesystems_differ() {
-        let numbers = Numbers::default();
+        let numbers = Numbers::new(Width::FULL);
         numbers.register(7);
         numbers.register(8);
         assert_eq!(numbers.of(8, 42), 1 << 56 | 42);
@@ -153,7 +176,7 @@ mod tests {
 
     #[test]
     fn odd_numbers_are_made_up_once() {
-        let numbers = Numbers::default();
+        let numbers = Numbers::new(Width::FULL);
         numbers.register(7);
         for inode in [0, 1, 1 << 56, u64::MAX] {
             let number = numbers.of(7, inode);
@@ -164,7 +187,7 @@ mod tests {
 
     #[test]
     fn made_up_numbers_are_the_same_at_the_next_mount() {
-        let (first, second) = (Numbers::default(), Numbers::default());
+        let (first, second) = (Numbers::new(Width::FULL), Numbers::new(Width::FULL));
         for (numbers, device) in [(&first, 7), (&second, 9)] {
             numbers.register(device);
         }
@@ -174,7 +197,7 @@ mod tests {
 
     #[test]
     fn an_object_whose_number_is_taken_shows_another_one() {
-        let numbers = Numbers::default();
+        let numbers = Numbers::new(Width::FULL);
         numbers.register(7);
         let other = numbers.another(7, 42, 42);
         assert_ne!(other, 42);
@@ -187,11 +210,26 @@ mod tests {
 
     #[test]
     fn a_copied_up_object_keeps_its_number() {
-        let numbers = Numbers::default();
+        let numbers = Numbers::new(Width::FULL);
         numbers.register(7);
         numbers.keep(7, 50, 42);
         assert_eq!(numbers.of(7, 50), 42);
         numbers.drop_kept(7, 50);
         assert_eq!(numbers.of(7, 50), 50);
+    }
+    #[test]
+    fn numbers_of_32_bits_are_all_different_too() {
+        let numbers = Numbers::new(Width::HALF);
+        numbers.register(7);
+        numbers.register(8);
+        let mut seen = std::collections::HashSet::new();
+        for device in [7, 8] {
+            for inode in (0..2000).chain((1 << 28)..(1 << 28) + 2000).chain([u64::MAX]) {
+                let number = numbers.of(device, inode);
+                assert!(number >> 32 == 0 && number > 1 && seen.insert(number), "{number}");
+                assert_eq!(numbers.of(device, inode), number);
+            }
+        }
+        assert_eq!((numbers.of(7, 42), numbers.of(8, 42)), (42, 1 << 28 | 42));
     }
 }

@@ -49,7 +49,7 @@ pub use self::create::Caller;
 pub use self::file::{Data, Whence, Written};
 pub use self::flatten::CopyLimit;
 use self::index::Index;
-use self::ino::Numbers;
+use self::ino::{Numbers, Width};
 use self::interrupt::Interrupts;
 pub use self::interrupt::serve;
 use self::look::Carrier;
@@ -94,6 +94,8 @@ pub struct Config {
     pub ids: Ids,
     /// Every directory shows a link count of 1.
     pub static_nlink: bool,
+    /// Inode numbers have 32 bits.
+    pub ino32: bool,
     /// Opaque marks are written as `user.overlay.`, even where `trusted.overlay.` could be.
     pub userxattr: bool,
     /// What the upper's filesystem is not to be used for, though it may be able to.
@@ -218,7 +220,7 @@ impl Union {
         }
         let files = descriptor_limit();
         let handles = Arc::new(HandleCache::new((files / 2).min(HANDLES_MAX)));
-        let numbers = Numbers::default();
+        let numbers = Numbers::new(if config.ino32 { Width::HALF } else { Width::FULL });
         let forms = lower_forms(&config)?;
         let mut upper_form = None;
         let mut workdir = None;

@@ -259,6 +259,7 @@ fn open_union(at: &std::path::Path) -> union::Union {
         overrides: None,
         ids: Ids::default(),
         static_nlink: false,
+        ino32: false,
         lacks: Vec::new(),
     };
     union::Union::open(config).unwrap()
