@@ -261,3 +261,30 @@ fn of_two_who_make_the_same_layer_one_wins() {
     assert_eq!(store.links().len(), 10);
     store.check_no_leftovers();
 }
+
+// Layers by the name that they have in the store: to an archive, from one, and what they change.
+both!(layers_come_from_archives_and_go_to_them);
+fn layers_come_from_archives_and_go_to_them() {
+    let store = TestStore::new();
+    store.layer("base", None, "dir d 750\nfile d/b 644 size:5000\nfile a 600 x");
+    store.layer("top", Some("base"), "file new 644 y\ndir d 700\nwhiteout a");
+    let archive = store.run(&["layer", "diff", "--id", "top"]).stdout;
+    assert!(archive.len().is_multiple_of(512) && !archive.is_empty());
+    let file = store.home().with_extension("tar");
+    std::fs::write(&file, &archive).unwrap();
+    let file = file.to_str().unwrap();
+    let apply = ["layer", "apply", "--id", "again", "--parent", "base"];
+    assert!(store.ok(&[&apply[..], &[file]].concat()).starts_with("sha256:"));
+    let of = |words: [&str; 2], id: &str| store.ok(&["layer", words[0], "--id", id, words[1]]);
+    assert_eq!(of(["changes", "--json"], "again"), of(["changes", "--json"], "top"));
+    assert!(of(["changes", "--json"], "again").contains(r#"{"kind":"D","path":"/a"}"#));
+    assert_eq!(of(["diff-size", "--json"], "again"), "{\"size\":1}\n");
+    assert!(store.run(&["layer", "diff", "--id", "again"]).stdout == archive);
+    assert!(store.fails(&[&apply[..], &[file]].concat()).contains("again"));
+    std::fs::write(file, &archive[..700]).unwrap();
+    store.fails(&["layer", "apply", "--id", "torn", "--parent", "base", file]);
+    assert!(!store.run(&["layer", "exists", "torn"]).status.success());
+    store.fails(&["layer", "diff", "--id", "torn"]);
+    store.check_no_leftovers();
+    std::fs::remove_file(file).unwrap();
+}

@@ -9,11 +9,14 @@ use std::path::{Path, PathBuf};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
+use super::store::{StorePlace, failure};
 use super::{Failure, print};
 use crate::archive::ids::Range;
 use crate::archive::stage::Stage;
 use crate::archive::{Applied, ApplyOptions, Digest, Ids, Limits, Whiteouts, apply};
 use crate::error::{Context, Errno, Error, Result};
+use crate::image::import::for_store;
+use crate::store::{CreateOptions, LayerId};
 
 /// Form of whiteouts, as `--whiteouts` takes it.
 #[derive(clap::ValueEnum, Clone, Copy, Debug)]
@@ -32,8 +35,17 @@ enum Form {
 #[derive(clap::Args, Debug)]
 pub(super) struct ApplyArgs {
     /// The layer's directory; made by this, whole or not at all
-    #[arg(long, value_name = "DIR")]
-    to: PathBuf,
+    #[arg(long, value_name = "DIR", required_unless_present = "id")]
+    to: Option<PathBuf>,
+    /// A layer of a store instead; it says how names are hidden, whose errors of owners are passed over,
+    /// and which mode all files get
+    #[arg(long, value_name = "ID", conflicts_with_all = ["to", "whiteouts", "ignore_chown_errors", "force_mask"])]
+    id: Option<String>,
+    /// The layer beneath it
+    #[arg(long, value_name = "ID", requires = "id")]
+    parent: Option<String>,
+    #[command(flatten)]
+    store: StorePlace,
     /// How names of lower layers are hidden
     #[arg(long, value_name = "FORM", default_value = "overlay")]
     whiteouts: Form,
@@ -164,7 +176,12 @@ pub(super) fn run_apply(args: ApplyArgs) -> std::result::Result<(), Failure> {
         blob_size: args.size,
         diff: args.diff_id,
     };
-    let applied = apply_file(&args, &options).map_err(Failure::run)?;
+    let applied = match (&args.id, &args.to) {
+        (Some(id), _) => apply_to_store(&args, id, options)?,
+        (None, Some(to)) => apply_file(&args, to, &options).map_err(Failure::run)?,
+        // The arguments say that one of them is there.
+        (None, None) => return Err(Failure::sentence("give --to DIR or --id ID".into())),
+    };
     let report = Report::from(applied);
     if args.json {
         return print_json(&report);
@@ -179,17 +196,41 @@ pub(super) fn run_apply(args: ApplyArgs) -> std::result::Result<(), Failure> {
     ))
 }
 
-fn apply_file(args: &ApplyArgs, options: &ApplyOptions) -> Result<Applied> {
+/// Makes a layer of a store; it appears whole or not at all.
+fn apply_to_store(
+    args: &ApplyArgs,
+    id: &str,
+    options: ApplyOptions,
+) -> std::result::Result<Applied, Failure> {
+    let parse = |id: &str| LayerId::parse(id).map_err(Failure::usage);
+    let (layer, parent) = (parse(id)?, args.parent.as_deref().map(parse).transpose()?);
+    let store = args.store.open()?;
+    let new = CreateOptions { parent: parent.as_ref(), read_write: false, owner: None };
+    let mut staged = store.stage(&layer, new).map_err(failure)?;
+    let run = || {
+        let options = for_store(&store, options)?;
+        let input = open_input(args.file.as_deref())?;
+        let root = staged.content().try_clone_to_owned().map_err(|error| {
+            Error::sys("fcntl", id.to_owned(), Errno::from_io_error(&error).unwrap_or(Errno::IO))
+        })?;
+        let applied = apply(root, PathBuf::from(id), input, &options)?;
+        staged.publish()?;
+        Ok(applied)
+    };
+    run().map_err(failure)
+}
+
+fn apply_file(args: &ApplyArgs, to: &Path, options: &ApplyOptions) -> Result<Applied> {
     let input = open_input(args.file.as_deref())?;
-    if options.whiteouts == Whiteouts::Flat && open_directory(&args.to).is_ok() {
-        let root = open_directory(&args.to)?;
-        return apply(root, args.to.clone(), input, options);
+    if options.whiteouts == Whiteouts::Flat && open_directory(to).is_ok() {
+        let root = open_directory(to)?;
+        return apply(root, to.to_owned(), input, options);
     }
     // As other tools make layers that say nothing of their root.
     let options = &ApplyOptions { root_mode: Some(0o755), ..options.clone() };
-    let (parent, name) = split(&args.to)?;
-    let stage = Stage::new(open_directory(parent)?, &args.to)?;
-    let applied = apply(stage.open()?, args.to.clone(), input, options)?;
+    let (parent, name) = split(to)?;
+    let stage = Stage::new(open_directory(parent)?, to)?;
+    let applied = apply(stage.open()?, to.to_owned(), input, options)?;
     stage.publish(name.as_bytes(), args.sync)?;
     Ok(applied)
 }

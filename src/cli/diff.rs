@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::apply::{IdArgs, open_directory, print_json};
+use super::store::{StorePlace, failure};
 use super::{Failure, print};
 use crate::archive::buildkit::{self, Mount};
 use crate::archive::input::unpack;
@@ -19,6 +20,7 @@ use crate::archive::walk::{self, Differ, Sink};
 use crate::archive::write::{Line, List, Size, WriteOptions, Writer};
 use crate::archive::{Digest, Limits, metadata, naive, tar_split};
 use crate::error::{Errno, Error, Result};
+use crate::store::LayerId;
 
 /// Shown below the help of `lamina diff`.
 pub const EXAMPLES: &str = "\
@@ -36,8 +38,26 @@ pub struct LayerArgs {
     /// A layer beneath, topmost first; may be given more than once
     #[arg(long, value_name = "DIR")]
     lower: Vec<PathBuf>,
+    /// The layer of a store, over those that it has there, instead of directories
+    #[arg(long, value_name = "ID", conflicts_with_all = ["layer", "lower"])]
+    id: Option<String>,
+    #[command(flatten)]
+    store: StorePlace,
     /// The layer
-    layer: PathBuf,
+    #[arg(required_unless_present = "id")]
+    layer: Option<PathBuf>,
+}
+
+impl LayerArgs {
+    /// Opens the layer and those beneath it.
+    fn open(&self) -> std::result::Result<Stack, Failure> {
+        let Some(id) = &self.id else {
+            return open_stack(self.layer.iter().chain(&self.lower).cloned()).map_err(Failure::run);
+        };
+        let id = LayerId::parse(id).map_err(Failure::usage)?;
+        let found = self.store.open()?.metadata(&id).map_err(failure)?;
+        open_stack(std::iter::once(found.upper).chain(found.lowers)).map_err(Failure::run)
+    }
 }
 
 /// Arguments of `lamina layer diff`.
@@ -150,7 +170,7 @@ impl Source {
 /// # Errors
 /// The sentence to print.
 pub fn run_layer_diff(args: LayerDiffArgs) -> std::result::Result<(), Failure> {
-    let source = layer_source(args.layers).map_err(Failure::run)?;
+    let source = layer_source(&args.layers)?;
     write(&source, &args.write).map_err(Failure::run)
 }
 
@@ -159,7 +179,7 @@ pub fn run_layer_diff(args: LayerDiffArgs) -> std::result::Result<(), Failure> {
 /// # Errors
 /// The sentence to print.
 pub fn run_layer_changes(args: LayerListArgs) -> std::result::Result<(), Failure> {
-    let source = layer_source(args.layers).map_err(Failure::run)?;
+    let source = layer_source(&args.layers)?;
     list(&source, args.json)
 }
 
@@ -168,7 +188,7 @@ pub fn run_layer_changes(args: LayerListArgs) -> std::result::Result<(), Failure
 /// # Errors
 /// The sentence to print.
 pub fn run_layer_diff_size(args: LayerListArgs) -> std::result::Result<(), Failure> {
-    let source = layer_source(args.layers).map_err(Failure::run)?;
+    let source = layer_source(&args.layers)?;
     let mut size = Size::default();
     source.tell(&mut size).map_err(Failure::run)?;
     if args.json {
@@ -182,15 +202,15 @@ pub fn run_layer_diff_size(args: LayerListArgs) -> std::result::Result<(), Failu
 /// # Errors
 /// The sentence to print.
 pub fn run_layer_rebuild(args: RebuildArgs) -> std::result::Result<(), Failure> {
-    rebuild_file(args).map_err(Failure::run)
+    let stack = args.layers.open()?;
+    rebuild_file(&args, &stack).map_err(Failure::run)
 }
 
-fn rebuild_file(args: RebuildArgs) -> Result<()> {
-    let stack = open_stack(std::iter::once(args.layers.layer).chain(args.layers.lower))?;
+fn rebuild_file(args: &RebuildArgs, stack: &Stack) -> Result<()> {
     let record = open_file(&args.tar_split)?;
     let output = BufWriter::with_capacity(256 * 1024, open_output(args.output.as_deref())?);
     let (rebuilt, _) =
-        unpack(record, Limits::default(), |record| tar_split::rebuild(&stack, record, output))?;
+        unpack(record, Limits::default(), |record| tar_split::rebuild(stack, record, output))?;
     match args.diff_id {
         Some(wanted) if wanted != rebuilt.0 => Err(Error::Corrupt {
             what: format!("the digest is {}, expected {wanted}", rebuilt.0).into(),
@@ -215,11 +235,8 @@ pub fn run_diff(args: DiffArgs) -> std::result::Result<(), Failure> {
     list(&source, args.json)
 }
 
-fn layer_source(args: LayerArgs) -> Result<Source> {
-    Ok(Source::Layer(
-        open_stack(std::iter::once(args.layer).chain(args.lower))?,
-        Differ::Containers,
-    ))
+fn layer_source(args: &LayerArgs) -> std::result::Result<Source, Failure> {
+    Ok(Source::Layer(args.open()?, Differ::Containers))
 }
 
 fn trees_source(mut trees: Vec<PathBuf>, walk: bool) -> Result<Source> {

@@ -12,6 +12,24 @@ use crate::store::{Backend, Store, StoreConfig, Variant};
 /// Where the store is; the same for all commands that work on one.
 #[derive(clap::Args, Debug)]
 pub struct StoreArgs {
+    #[command(flatten)]
+    place: StorePlace,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+impl std::ops::Deref for StoreArgs {
+    type Target = StorePlace;
+
+    fn deref(&self) -> &StorePlace {
+        &self.place
+    }
+}
+
+/// Which store is meant.
+#[derive(clap::Args, Debug)]
+pub struct StorePlace {
     /// Root of the store [default: graphroot of storage.conf]
     #[arg(long, value_name = "DIR")]
     root: Option<PathBuf>,
@@ -27,12 +45,9 @@ pub struct StoreArgs {
     /// Option of the driver, such as overlay.mountopt=nodev; may be given more than once
     #[arg(long, value_name = "KEY=VALUE")]
     storage_opt: Vec<String>,
-    /// Print JSON
-    #[arg(long)]
-    pub json: bool,
 }
 
-impl StoreArgs {
+impl StorePlace {
     /// Returns the store that is meant.
     ///
     /// # Errors

@@ -153,16 +153,10 @@ fn unpack<'a>(
     })?;
     let size = file.size();
     let apply_options = ApplyOptions {
-        whiteouts: match store.whiteouts()? {
-            store::Whiteouts::Kernel => Whiteouts::Overlay,
-            store::Whiteouts::Files => Whiteouts::Files,
-        },
         blob: layer.blob.map(|(digest, _)| digest),
         blob_size: layer.blob.map(|(_, size)| size),
         diff: Some(layer.diff),
-        ignore_chown_errors: store.options().ignore_chown_errors,
-        force_mask: store.options().force_mask,
-        ..options.apply.clone()
+        ..for_store(store, options.apply.clone())?
     };
     let root = content.try_clone().map_err(|error| {
         let errno = crate::error::Errno::from_io_error(&error);
@@ -170,6 +164,23 @@ fn unpack<'a>(
     })?;
     apply(root, shown(), watch(Box::new(file), size), &apply_options)?;
     Ok(Unpacked { temp, content })
+}
+
+/// Returns how an archive is unpacked to a layer of `store`, which says how names are hidden, whose
+/// errors of owners are passed over, and which mode all files get.
+///
+/// # Errors
+/// Those of finding out how names are hidden.
+pub fn for_store(store: &Store, options: ApplyOptions) -> Result<ApplyOptions> {
+    Ok(ApplyOptions {
+        whiteouts: match store.whiteouts()? {
+            store::Whiteouts::Kernel => Whiteouts::Overlay,
+            store::Whiteouts::Files => Whiteouts::Files,
+        },
+        ignore_chown_errors: store.options().ignore_chown_errors,
+        force_mask: store.options().force_mask,
+        ..options
+    })
 }
 
 /// Moves what was unpacked into a layer of the store, and gives that its place.
