@@ -117,6 +117,27 @@ impl TestStore {
         text
     }
 
+    /// Mounts a layer by the words after `layer mount`, and gives where.
+    ///
+    /// # Panics
+    /// If it is not mounted.
+    #[track_caller]
+    pub fn mount(&self, words: &[&str]) -> PathBuf {
+        let words: Vec<&str> = ["layer", "mount"].iter().chain(words).copied().collect();
+        let merged = PathBuf::from(self.ok(&words).trim_end());
+        assert!(merged.is_dir());
+        merged
+    }
+
+    /// Unmounts a layer.
+    ///
+    /// # Panics
+    /// If that fails.
+    #[track_caller]
+    pub fn unmount(&self, id: &str) {
+        self.ok(&["layer", "unmount", id]);
+    }
+
     /// Makes a layer on `parent`, if one is named, and fills it.
     ///
     /// # Panics

@@ -3,7 +3,7 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -16,20 +16,6 @@ use fuse_tests::tree;
 use rustix::process::{Signal, kill_process};
 
 const BACKENDS: [&str; 2] = ["kernel", "fuse"];
-
-/// Mounts and gives where.
-#[track_caller]
-fn mount(store: &TestStore, words: &[&str]) -> PathBuf {
-    let words: Vec<&str> = ["layer", "mount"].iter().chain(words).copied().collect();
-    let merged = PathBuf::from(store.ok(&words).trim_end());
-    assert!(merged.is_dir());
-    merged
-}
-
-#[track_caller]
-fn unmount(store: &TestStore, id: &str) {
-    store.ok(&["layer", "unmount", id]);
-}
 
 /// The filesystem type of a mount.
 fn type_of(path: &Path) -> String {
@@ -52,7 +38,7 @@ fn kernel_and_fuse_serve_the_same_layers() {
     let store = three_layers();
     let mut trees = Vec::new();
     for (round, backend) in BACKENDS.iter().chain(&BACKENDS).enumerate() {
-        let merged = mount(&store, &["--backend", backend, "top"]);
+        let merged = store.mount(&["--backend", backend, "top"]);
         let kind = type_of(&merged);
         assert_eq!(kind == "overlay", *backend == "kernel", "{kind}");
         assert_eq!(sh(&merged, "ls d e f"), "f\n\nd:\nb\nc\n\ne:\n");
@@ -60,12 +46,12 @@ fn kernel_and_fuse_serve_the_same_layers() {
             assert_eq!(text(merged.join(format!("by-{earlier}"))), "x");
         }
         put(merged.join(format!("by-{round}")), "x");
-        unmount(&store, "top");
+        store.unmount("top");
         assert_eq!(fs::read_dir(&merged).unwrap().count(), 0);
-        let read_only = mount(&store, &["--backend", backend, "--read-only", "middle"]);
+        let read_only = store.mount(&["--backend", backend, "--read-only", "middle"]);
         assert!(fs::write(read_only.join("new"), "x").is_err());
         trees.push(tree::snapshot(&read_only));
-        unmount(&store, "middle");
+        store.unmount("middle");
     }
     for other in &trees[1..] {
         let lines = tree::diff(&trees[0], other);
@@ -87,18 +73,18 @@ fn five_hundred_layers_mount_at_any_path_length() {
     }
     store.ok(&["layer", "create-rw", "--parent", &format!("{name}500"), "top"]);
     for backend in BACKENDS {
-        let merged = mount(&store, &["--backend", backend, "top"]);
+        let merged = store.mount(&["--backend", backend, "top"]);
         assert_eq!(sh(&merged, "ls"), "f1\nf250\nf500\n", "{backend}");
         put(merged.join("new"), "x");
-        unmount(&store, "top");
+        store.unmount("top");
         fs::remove_file(store.diff("top").join("new")).unwrap();
     }
     let mut times = Vec::new();
     for _ in 0..5 {
         let start = Instant::now();
-        mount(&store, &["--backend", "kernel", "top"]);
+        store.mount(&["--backend", "kernel", "top"]);
         times.push(start.elapsed());
-        unmount(&store, "top");
+        store.unmount("top");
     }
     let best = times.iter().min().unwrap();
     assert!(*best < Duration::from_millis(200), "500 layers took {times:?}");
@@ -108,24 +94,24 @@ both!(mounts_are_counted_over_processes);
 fn mounts_are_counted_over_processes() {
     let store = three_layers();
     for backend in BACKENDS {
-        let merged = mount(&store, &["--backend", backend, "top"]);
+        let merged = store.mount(&["--backend", backend, "top"]);
         let id = fs::metadata(&merged).unwrap().dev();
         for _ in 0..2 {
-            assert_eq!(mount(&store, &["top"]), merged);
+            assert_eq!(store.mount(&["top"]), merged);
         }
         assert_eq!(fs::metadata(&merged).unwrap().dev(), id, "mounted a second time");
         for _ in 0..2 {
-            unmount(&store, "top");
+            store.unmount("top");
             assert!(is_mounted(&merged));
         }
         let sentence = store.fails(&["layer", "remove", "top"]);
         assert!(sentence.contains("is mounted; unmount it first"), "{sentence}");
         let inode = store.path("top", "merged");
-        unmount(&store, "top");
+        store.unmount("top");
         assert!(!is_mounted(&merged));
         assert_eq!(stat_of(&inode), (0o700, 0, 0));
         // Giving back what nobody has is no error.
-        unmount(&store, "top");
+        store.unmount("top");
     }
     // Everybody at once: one mount, and none when all are done.
     let spawn = |word| {
@@ -151,29 +137,29 @@ both!(counts_are_believed_only_as_far_as_the_mount_table_agrees);
 fn counts_are_believed_only_as_far_as_the_mount_table_agrees() {
     let store = three_layers();
     for backend in BACKENDS {
-        let merged = mount(&store, &["--backend", backend, "top"]);
-        mount(&store, &["top"]);
+        let merged = store.mount(&["--backend", backend, "top"]);
+        store.mount(&["top"]);
         umount(&merged);
         wait_until("the server to end", BOUND, || env::processes_with_argument(&merged).is_empty());
-        mount(&store, &["--backend", backend, "top"]);
-        unmount(&store, "top");
+        store.mount(&["--backend", backend, "top"]);
+        store.unmount("top");
         assert!(!is_mounted(&merged), "{backend}: an old count kept it");
     }
     // Another program mounted it.
-    let merged = mount(&store, &["--backend", "kernel", "top"]);
+    let merged = store.mount(&["--backend", "kernel", "top"]);
     fs::remove_file(store.run_root.join("overlay/lamina-mounts/top")).unwrap();
-    mount(&store, &["top"]);
-    unmount(&store, "top");
+    store.mount(&["top"]);
+    store.unmount("top");
     assert!(is_mounted(&merged), "the mount of somebody else was taken down");
-    unmount(&store, "top");
+    store.unmount("top");
     assert!(!is_mounted(&merged));
     // A server that was killed.
-    let merged = mount(&store, &["--backend", "fuse", "top"]);
+    let merged = store.mount(&["--backend", "fuse", "top"]);
     kill_process(the_server(&merged), Signal::KILL).unwrap();
     wait_until("the mount to die", BOUND, || rustix::fs::statfs(&merged).is_err());
-    assert_eq!(mount(&store, &["--backend", "fuse", "top"]), merged);
+    assert_eq!(store.mount(&["--backend", "fuse", "top"]), merged);
     assert_eq!(text(merged.join("f")), "base");
-    unmount(&store, "top");
+    store.unmount("top");
     assert!(!is_mounted(&merged));
 }
 
@@ -190,12 +176,12 @@ fn older_contents_lie_beneath_a_layer() {
         fill(&store.path(id, name), line);
     }
     for backend in BACKENDS {
-        let merged = mount(&store, &["--backend", backend, "top"]);
+        let merged = store.mount(&["--backend", backend, "top"]);
         let read = |name: &str| text(merged.join(name));
         assert_eq!((read("own"), read("own2"), read("f"), read("deep")), {
             ("1".into(), "2".into(), "own1".into(), "deep".into())
         });
-        unmount(&store, "top");
+        store.unmount("top");
     }
 }
 
@@ -210,16 +196,16 @@ fn layers_of_additional_stores_are_mounted_elsewhere() {
         format!("overlay.additionalimagestore={}", shared.root.display()),
     ];
     let before = tree::snapshot(&shared.root);
-    let merged = mount(&store, &["shared"]);
+    let merged = store.mount(&["shared"]);
     assert_eq!(merged, store.run_root.join("overlay/shared/merged"));
     assert_eq!(text(merged.join("f")), "x");
     assert!(fs::write(merged.join("g"), "x").is_err());
-    unmount(&store, "shared");
+    store.unmount("shared");
     assert!(!merged.exists() && !merged.parent().unwrap().exists());
     store.layer("child", Some("shared"), "file g 644 y\n");
-    let merged = mount(&store, &["child"]);
+    let merged = store.mount(&["child"]);
     assert_eq!(text(merged.join("f")), "x");
-    unmount(&store, "child");
+    store.unmount("child");
     let lines = tree::diff(&before, &tree::snapshot(&shared.root));
     assert!(lines.is_empty(), "the shared store changed: {}", lines.join("\n"));
 }
@@ -228,18 +214,18 @@ both!(docker_mounts_what_docker_mounts);
 fn docker_mounts_what_docker_mounts() {
     let store = TestStore::with_driver("overlay2");
     store.layer("base", None, "file f 644 x\n");
-    assert_eq!(mount(&store, &["base"]), store.diff("base"));
-    unmount(&store, "base");
+    assert_eq!(store.mount(&["base"]), store.diff("base"));
+    store.unmount("base");
     store.layer("middle", Some("base"), "");
-    let merged = mount(&store, &["middle"]);
+    let merged = store.mount(&["middle"]);
     put(merged.join("g"), "y");
-    unmount(&store, "middle");
+    store.unmount("middle");
     assert!(!merged.exists(), "Docker removes the mountpoint");
     store.layer("top", Some("middle"), "");
-    let merged = mount(&store, &["middle"]);
+    let merged = store.mount(&["middle"]);
     assert!(fs::write(merged.join("h"), "z").is_err(), "a committed layer was changed");
     assert_eq!(text(merged.join("g")), "y");
-    unmount(&store, "middle");
+    store.unmount("middle");
 }
 
 // What engines do before each mount: the kernel refuses an upper that was volatile.
@@ -247,12 +233,12 @@ both!(a_volatile_layer_mounts_again);
 fn a_volatile_layer_mounts_again() {
     let store = three_layers();
     for backend in ["kernel", "fuse", "kernel", "fuse"] {
-        let merged = mount(&store, &["--volatile", "--backend", backend, "top"]);
+        let merged = store.mount(&["--volatile", "--backend", backend, "top"]);
         put(merged.join(backend), "x");
-        unmount(&store, "top");
+        store.unmount("top");
     }
-    mount(&store, &["top"]);
-    unmount(&store, "top");
+    store.mount(&["top"]);
+    store.unmount("top");
 }
 
 // The command line that engines use, and what others learn from the store afterwards.
@@ -274,7 +260,7 @@ fn another_mount_program_is_called_as_engines_call_it() {
         "--storage-opt".into(),
         "overlay.mountopt=nodev,metacopy=on".into(),
     ];
-    let merged = mount(&store, &["--volatile", "top"]);
+    let merged = store.mount(&["--volatile", "top"]);
     let home = store.home();
     let expected = format!(
         "{0}\n-o\nlowerdir={0}/middle/diff:{0}/base/diff,upperdir={0}/top/diff,workdir={0}/top/work,\
@@ -282,14 +268,14 @@ fn another_mount_program_is_called_as_engines_call_it() {
         home.display()
     );
     assert_eq!(text(&log), expected);
-    unmount(&store, "top");
+    store.unmount("top");
     assert!(!is_mounted(&merged));
     assert_eq!(text(home.join(".has-mount-program")), "true");
     // Without the program the kernel is not trusted with what it may have left.
     store.arguments.clear();
-    let merged = mount(&store, &["top"]);
+    let merged = store.mount(&["top"]);
     assert!(type_of(&merged).starts_with("fuse"));
-    unmount(&store, "top");
+    store.unmount("top");
     assert!(store.ok(&["store", "probe"]).contains("reason: .has-mount-program says"));
     // One that fails says why.
     fs::write(&program, "#!/bin/sh\necho no such luck >&2\nexit 3\n").unwrap();
@@ -341,8 +327,8 @@ fn readers_do_not_wait_for_the_lock_of_the_store() {
     fuse_tests::store::lock_classically(&lock);
     assert_eq!(store.ok(&["store", "list"]), "base\nmiddle\ntop\n");
     store.ok(&["layer", "metadata", "top"]);
-    mount(&store, &["top"]);
-    unmount(&store, "top");
+    store.mount(&["top"]);
+    store.unmount("top");
     let mut writer = store.command(&["layer", "create", "waits"]).spawn().unwrap();
     wait_until("the writer to stage its layer", BOUND, || {
         fs::read_dir(store.home().join("tempdirs")).is_ok_and(|dir| dir.count() == 2)
@@ -368,10 +354,10 @@ fn ids_are_mapped() {
     for backend in backends {
         let words: Vec<&str> =
             ["--backend", backend].iter().chain(&map).chain(&["top"]).copied().collect();
-        let merged = mount(&store, &words);
+        let merged = store.mount(&words);
         let stat = fs::metadata(merged.join("f")).unwrap();
         assert_eq!((stat.uid(), stat.gid()), (1000, 2000), "{backend}");
-        unmount(&store, "top");
+        store.unmount("top");
     }
 }
 
@@ -386,7 +372,7 @@ fn owners_are_changed_for_good_above_the_content_that_was() {
     let names = ["f", "d", "d/b", "e", "mine", "twice", "s", "p", "."];
     for round in 1..3 {
         store.ok(&words);
-        let merged = mount(&store, &["top"]);
+        let merged = store.mount(&["top"]);
         for name in names {
             let stat = fs::symlink_metadata(merged.join(name)).unwrap();
             assert_eq!((stat.uid(), stat.gid()), (1000, 2000), "{name} in round {round}");
@@ -395,7 +381,7 @@ fn owners_are_changed_for_good_above_the_content_that_was() {
         let ino = |name: &str| fs::metadata(merged.join(name)).unwrap().ino();
         assert_eq!(ino("mine"), ino("twice"), "a hard link was parted");
         assert_eq!(text(merged.join("f")), "base");
-        unmount(&store, "top");
+        store.unmount("top");
         // Once there, once back, once there again.
         assert!(store.path("top", &format!("diff{}", 2 * round - 1)).is_dir());
         assert_eq!(fs::read_dir(store.diff("top")).unwrap().count(), 0);
@@ -405,9 +391,9 @@ fn owners_are_changed_for_good_above_the_content_that_was() {
             let words: Vec<&str> =
                 ["layer", "update-id-map"].iter().chain(&from).chain(&["top"]).copied().collect();
             store.ok(&words);
-            let merged = mount(&store, &["top"]);
+            let merged = store.mount(&["top"]);
             assert_eq!(stat_of(&merged.join("mine")), (0o4755, 0, 0));
-            unmount(&store, "top");
+            store.unmount("top");
         }
     }
     let narrow = ["layer", "update-id-map", "--to-uidmap", "0:1000:1", "top"];

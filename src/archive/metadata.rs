@@ -64,16 +64,23 @@ impl Place<'_> {
     /// # Errors
     /// Those of utimensat(2).
     pub fn set_times(&self, entry: &Entry) -> Result<()> {
-        let times = Timestamps {
+        self.set_timestamps(&Timestamps {
             last_access: spec(entry.atime.unwrap_or(entry.mtime).max(entry.mtime)),
             last_modification: spec(entry.mtime),
-        };
+        })
+    }
+
+    /// Sets both times.
+    ///
+    /// # Errors
+    /// Those of utimensat(2).
+    pub fn set_timestamps(&self, times: &Timestamps) -> Result<()> {
         match self {
             Self::Open(file, dir, name) => {
-                name::set_times_open(file, &times).at("utimensat", || dir.describe(name))
+                name::set_times_open(file, times).at("utimensat", || dir.describe(name))
             }
-            Self::Dir(dir) => dir.with("utimensat", |dir| name::set_times_handle(dir, &times)),
-            Self::Name(dir, name) => dir.call("utimensat", name, |at| name::set_times(at, &times)),
+            Self::Dir(dir) => dir.with("utimensat", |dir| name::set_times_handle(dir, times)),
+            Self::Name(dir, name) => dir.call("utimensat", name, |at| name::set_times(at, times)),
         }
     }
 

@@ -6,6 +6,7 @@ pub mod apply;
 pub mod buildkit;
 pub mod bundle;
 pub mod digest;
+pub mod flat;
 pub mod header;
 mod hide;
 pub mod ids;

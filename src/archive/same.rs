@@ -18,6 +18,8 @@ pub enum Rules {
     Containers,
     /// containerd's and BuildKit's.
     BuildKit,
+    /// Whatever a user could tell apart, but for times of access and labels.
+    Exact,
 }
 
 /// Tells whether a directory of a layer was made only to hold what changed in it.
@@ -49,7 +51,11 @@ pub fn objects(upper: &Object, lower: &Object, rules: Rules) -> Result<bool> {
         return Ok(false);
     }
     match (upper, lower) {
-        (Object::Dir(..), Object::Dir(..)) => Ok(rules == Rules::BuildKit || same_time(a, b)),
+        (Object::Dir(..), Object::Dir(..)) => Ok(match rules {
+            Rules::Containers => same_time(a, b),
+            Rules::BuildKit => true,
+            Rules::Exact => exact_time(a) == exact_time(b),
+        }),
         (Object::Leaf(upper), Object::Leaf(lower)) => leaves(upper, lower, rules),
         _ => Ok(false),
     }
@@ -66,6 +72,9 @@ fn leaves(upper: &Leaf, lower: &Leaf, rules: Rules) -> Result<bool> {
     }
     match rules {
         Rules::Containers => Ok(same_time(a, b)),
+        Rules::Exact if exact_time(a) != exact_time(b) => Ok(false),
+        // The time may have been set back, and archives give the same to all.
+        Rules::Exact => Ok(kind(a) != FileType::RegularFile || content(upper, lower)?),
         Rules::BuildKit => {
             let (a, b) = (a.stx_mtime, b.stx_mtime);
             if a.tv_sec != b.tv_sec {
@@ -88,6 +97,10 @@ fn leaves(upper: &Leaf, lower: &Leaf, rules: Rules) -> Result<bool> {
 fn same_time(a: &Statx, b: &Statx) -> bool {
     let (a, b) = (a.stx_mtime, b.stx_mtime);
     a.tv_sec == b.tv_sec && (a.tv_nsec == b.tv_nsec || a.tv_nsec == 0 || b.tv_nsec == 0)
+}
+
+fn exact_time(stat: &Statx) -> (i64, u32) {
+    (stat.stx_mtime.tv_sec, stat.stx_mtime.tv_nsec)
 }
 
 /// The target of a symlink.
@@ -132,6 +145,7 @@ pub fn xattrs(object: &Object, rules: Rules) -> Result<Vec<(Vec<u8>, Vec<u8>)>> 
         for stored in list.split(|byte| *byte == 0).filter(|stored| !stored.is_empty()) {
             let Some(name) = marks::visible_name(stored) else { continue };
             let is_content = name.as_ref() == b"security.capability"
+                || (rules == Rules::Exact && name.as_ref() != b"security.selinux")
                 || (rules == Rules::Containers
                     && (name.as_ref() == b"security.ima" || name.starts_with(b"user.")));
             if !is_content {

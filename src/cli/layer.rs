@@ -81,7 +81,7 @@ struct MountArgs {
     /// SELinux label of the mount
     #[arg(long, value_name = "LABEL")]
     label: Option<String>,
-    /// kernel or fuse, whatever the probe says
+    /// kernel, fuse or flat (a copy instead of a mount), whatever the probe says
     #[arg(long, value_name = "NAME")]
     backend: Option<String>,
     /// Users that the mount shows: INSIDE:OUTSIDE:COUNT, as for a user namespace
@@ -225,9 +225,10 @@ fn backend(name: &str) -> Result<Backend, Failure> {
     match name {
         "kernel" => Ok(Backend::Kernel),
         "fuse" => Ok(Backend::Fuse),
+        "flat" => Ok(Backend::Flat),
         _ => Err(Failure::usage(Error::invalid(
             format!("--backend {name}"),
-            "is not known; use kernel or fuse",
+            "is not known; use kernel, fuse or flat",
         ))),
     }
 }

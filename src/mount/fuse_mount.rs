@@ -8,9 +8,11 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use rustix::fs::{CWD, FileType, Mode, OFlags, openat, statfs};
+use rustix::fs::{Access, CWD, FileType, Mode, OFlags, openat, statfs};
 use rustix::io::{FdFlags, fcntl_setfd};
-use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_change, unmount};
+use rustix::mount::{
+    FsOpenFlags, MountPropagationFlags, UnmountFlags, fsopen, mount_change, unmount,
+};
 use tracing::{debug, warn};
 
 use super::fuse_call::{self, Refusal, fsname, labels, subtype};
@@ -79,6 +81,36 @@ impl Device {
             )),
         }
     }
+}
+
+/// Finds out whether this process can mount with FUSE, by itself or through the helper, without
+/// mounting anything.
+///
+/// # Errors
+/// Why not.
+pub fn try_mounting() -> Result<()> {
+    let refusal = match Device::open()?.0 {
+        Ok(_) => match fsopen("fuse", FsOpenFlags::FSOPEN_CLOEXEC) {
+            Err(errno @ Errno::PERM) => refuse("fuse", "fsopen", errno, NO_PRIVILEGE),
+            Ok(_) => return Ok(()),
+            // The older calls may do what this one cannot.
+            Err(errno) => {
+                debug!(%errno, "fsopen of fuse");
+                return Ok(());
+            }
+        },
+        Err(errno) => refuse(DEVICE, "open", errno, "allow it (chmod 0666 /dev/fuse)"),
+    };
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let is_there = |helper: &&str| {
+        let dirs = std::env::split_paths(&path).map(|dir| dir.join(helper));
+        let mut places: Box<dyn Iterator<Item = PathBuf>> = match helper.contains('/') {
+            true => Box::new(std::iter::once(PathBuf::from(helper))),
+            false => Box::new(dirs),
+        };
+        places.any(|place| rustix::fs::access(place, Access::EXEC_OK).is_ok())
+    };
+    if HELPERS.iter().any(is_there) { Ok(()) } else { Err(refusal) }
 }
 
 /// Mounts at `path`, an absolute path without symlinks.

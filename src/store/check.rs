@@ -17,7 +17,7 @@ use super::layout::{
 use super::link::Farm;
 use super::lower::{parse_lower, parse_lower_layers};
 use super::stage::TempDir;
-use super::{Store, idmap, link, lock, stage};
+use super::{Store, flat, idmap, link, lock, stage};
 use crate::error::{Context, Errno, Error, Result};
 use crate::mount::mountinfo;
 use crate::options::show_path;
@@ -334,7 +334,9 @@ impl Store {
             let mounted = match self.find(&id)? {
                 Some(found) => {
                     let merged = self.merged_path(&found, &id);
-                    mountinfo::find_top(&entries, &merged).is_some() && !seen.contains(&merged)
+                    let has_mount =
+                        mountinfo::find_top(&entries, &merged).is_some() && !seen.contains(&merged);
+                    has_mount || flat::find(&found.dir).at("read", || id.to_string())?.is_some()
                 }
                 None => false,
             };

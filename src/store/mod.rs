@@ -10,6 +10,7 @@
 pub mod check;
 pub mod config;
 pub mod create;
+pub mod flat;
 pub mod idmap;
 pub mod layout;
 pub mod link;
@@ -356,7 +357,7 @@ impl Store {
         match choice.backend {
             Some(Backend::Kernel) => probe.holds("idmapped-lowers"),
             Some(Backend::Fuse | Backend::Program(_)) => true,
-            None => false,
+            Some(Backend::Flat) | None => false,
         }
     }
 

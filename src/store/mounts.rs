@@ -3,7 +3,8 @@
 //! How often a layer was asked for stands in `RUNHOME/lamina-mounts/ID`, changed under the lock of
 //! the layer, and is believed only as far as the mount table agrees: a mount that nobody counted
 //! counts once, for whoever made it, and counts of a mount that is gone are nothing. A crash leaves
-//! a mount without a count, or a count without a mount.
+//! a mount without a count, or a count without a mount. Where nothing can be mounted, a copy stands in
+//! its place (`flat`), for which the same holds.
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
@@ -13,6 +14,7 @@ use rustix::fs::{CWD, Mode, OFlags, RenameFlags, openat};
 use rustix::mount::{UnmountFlags, unmount};
 use serde::{Deserialize, Serialize};
 
+use super::flat::{self, Flat, Wanted};
 use super::layout::{
     COMMITTED, Home, LOWER, LayerId, MERGED, Variant, WORK, has, io_error, make_dirs, read_small,
     replace_small,
@@ -60,6 +62,14 @@ struct Count {
     read_only: bool,
 }
 
+/// What stands at a mountpoint.
+enum Present {
+    /// A mount.
+    Mount(MountEntry),
+    /// A copy in place of one.
+    Flat(Flat),
+}
+
 impl Store {
     /// Mounts a layer, or counts once more that it is, and returns where.
     ///
@@ -81,16 +91,23 @@ impl Store {
         idmap::finish_rotation(&locked.dir).at("renameat", at)?;
         let merged = self.make_merged(&found, id, &locked.dir)?;
         let counts = self.counts()?;
-        let mut known = read_count(&counts, id)?;
-        match self.mounted(&merged)? {
-            Some(entry) => {
-                // One that this program did not make has a user of its own.
-                let count = known.get_or_insert_with(|| foreign(&entry));
-                count.count += 1;
-                write_count(&counts, id, count)?;
-                return Ok(merged);
+        let known = read_count(&counts, id)?;
+        let known = match (self.present(&merged, &found, id)?, known) {
+            // One that this program did not make has a user of its own.
+            (Some(Present::Mount(entry)), known) => Some(known.unwrap_or_else(|| foreign(&entry))),
+            (Some(Present::Flat(_)), Some(known)) => Some(known),
+            (Some(Present::Flat(flat)), None) => {
+                // Of another boot, or of somebody who was killed before he was told of it.
+                self.take_flat(&found, id, &flat)?;
+                self.make_merged(&found, id, &locked.dir)?;
+                None
             }
-            None => drop(known),
+            (None, _) => None,
+        };
+        if let Some(mut count) = known {
+            count.count += 1;
+            write_count(&counts, id, &count)?;
+            return Ok(merged);
         }
         let committed = docker && has(found.dir.as_fd(), COMMITTED).at("statx", at)?;
         let mut request = request.clone();
@@ -115,19 +132,28 @@ impl Store {
         let merged = self.merged_path(&found, id);
         let counts = self.counts()?;
         let known = read_count(&counts, id)?;
-        let entry = self.mounted(&merged)?;
-        if let (Some(mut count), Some(_)) = (known, &entry)
+        let present = self.present(&merged, &found, id)?;
+        if let (Some(mut count), Some(_)) = (known, &present)
             && count.count > 1
         {
             count.count -= 1;
             return write_count(&counts, id, &count);
         }
-        let was_mounted = entry.is_some();
-        if let Some(entry) = entry {
-            take_down(&merged, &entry)?;
+        match present {
+            Some(Present::Mount(entry)) => {
+                take_down(&merged, &entry)?;
+                drop_count(&counts, id)?;
+                self.renew_merged(&found, id, &locked.dir, &merged)
+            }
+            Some(Present::Flat(flat)) => {
+                self.take_flat(&found, id, &flat)?;
+                drop_count(&counts, id)
+            }
+            None => {
+                flat::drop_mark(&locked.dir).at("unlinkat", || found.home.show(id))?;
+                drop_count(&counts, id)
+            }
         }
-        drop_count(&counts, id)?;
-        if was_mounted { self.renew_merged(&found, id, &locked.dir, &merged) } else { Ok(()) }
     }
 
     /// Returns how often each layer is mounted that is counted, whether or not it still is.
@@ -159,7 +185,7 @@ impl Store {
         let locked = match self.find(id)? {
             Some(found) => {
                 let locked = lock::layer(found.home, id, Sharing::Exclusive)?;
-                if self.mounted(&self.merged_path(&found, id))?.is_some() {
+                if self.present(&self.merged_path(&found, id), &found, id)?.is_some() {
                     return Ok(());
                 }
                 locked
@@ -181,6 +207,15 @@ impl Store {
         make_dirs(&path, 0o700)?;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         openat(CWD, &path, flags, Mode::empty()).at("open", || show_path(&path))
+    }
+
+    /// Returns what stands at the mountpoint of a layer.
+    fn present(&self, merged: &Path, found: &Found<'_>, id: &LayerId) -> Result<Option<Present>> {
+        if let Some(entry) = self.mounted(merged)? {
+            return Ok(Some(Present::Mount(entry)));
+        }
+        let flat = flat::find(&found.dir).at("read", || found.home.show(id))?;
+        Ok(flat.map(Present::Flat))
     }
 
     /// Returns the mount at `merged`; one whose server has died is taken away first.
@@ -299,6 +334,12 @@ impl Store {
         if let Some(label) = &request.label {
             options.push(format!("context=\"{label}\""));
         }
+        if backend == Backend::Flat {
+            refuse_for_flat(id, request, self.options().force_mask.is_some())?;
+            let volatile = options.iter().any(|option| option == "volatile");
+            self.make_flat(found, id, Wanted { diff, lowers, read_only, volatile })?;
+            return Ok(backend);
+        }
         let layers = Layers { diff, lowers, read_only };
         if !read_only {
             forget_volatile(&found.dir).at("unlinkat", || found.home.show(id))?;
@@ -314,7 +355,7 @@ impl Store {
                 let work = work_dir(found.home, id, &found.dir)?;
                 layers.mount_kernel(work, &options, request.maps.as_ref(), merged)?;
             }
-            Backend::Fuse | Backend::Program(_) => {
+            Backend::Fuse | Backend::Program(_) | Backend::Flat => {
                 if let Some(maps) = &request.maps {
                     options.extend(map_options(maps));
                 }
@@ -393,9 +434,26 @@ impl Layers {
         let served = Served { lowers: &lowers, upper, options, target: merged, home };
         match backend {
             Backend::Program(program) => program::start_other(program, &served),
-            Backend::Fuse | Backend::Kernel => program::start_own(&served),
+            Backend::Fuse | Backend::Kernel | Backend::Flat => program::start_own(&served),
         }
     }
+}
+
+/// Fails for what only a mount can do.
+fn refuse_for_flat(id: &LayerId, request: &MountRequest, has_force_mask: bool) -> Result<()> {
+    let what = match request {
+        _ if has_force_mask => "force_mask",
+        MountRequest { maps: Some(_), .. } => "shown ids that the layers do not have",
+        MountRequest { label: Some(_), .. } => "a label",
+        _ => return Ok(()),
+    };
+    Err(Error::Unsupported {
+        feature: format!(
+            "{id}: {what}: needs a mount, and this is a copy; lamina store probe tells what \
+             mounts need"
+        )
+        .into(),
+    })
 }
 
 /// Returns the options of a mount program for ids: triples of container id, host id and count.

@@ -14,6 +14,7 @@ use super::layout::{io_error, read_small, replace_small};
 use super::stage::TempDir;
 use super::{Store, fs_name};
 use crate::error::{Context, Errno, Error, Result};
+use crate::mount::fuse_mount;
 use crate::mount::kernel::{self, LayerDir, Overlay};
 use crate::options::show_path;
 use crate::sys;
@@ -66,6 +67,8 @@ pub enum Backend {
     Fuse,
     /// A mount program that the user names.
     Program(PathBuf),
+    /// Nobody: a copy stands in place of the mount.
+    Flat,
 }
 
 impl Backend {
@@ -75,6 +78,7 @@ impl Backend {
             Self::Kernel => "kernel",
             Self::Fuse => "fuse",
             Self::Program(_) => "program",
+            Self::Flat => "flat",
         }
     }
 }
@@ -114,6 +118,10 @@ pub struct Wishes {
     pub forced: Option<Backend>,
 }
 
+/// How FUSE comes to work where only copies are left.
+const FUSE_CURE: &str = "modprobe fuse; in a container, start it with --device /dev/fuse; as an \
+     ordinary user, install fusermount3 (package fuse3) or use podman unshare";
+
 /// Decides who serves. Pure.
 pub fn choose(probe: &Probe, wishes: &Wishes) -> Choice {
     let choice = |backend, reason: &str, cure: &str| Choice {
@@ -133,7 +141,9 @@ pub fn choose(probe: &Probe, wishes: &Wishes) -> Choice {
             return choice(Some(Backend::Fuse), reason, cure);
         }
         let reason = format!("{reason}, and FUSE does not work: {}", probe.reason("fuse"));
-        choice(None, &reason, "modprobe fuse; in a container, start it with --device /dev/fuse")
+        // Only a server can show other modes than those of the files.
+        let backend = (!wishes.has_force_mask).then_some(Backend::Flat);
+        choice(backend, &reason, FUSE_CURE)
     };
     if wishes.has_program_flag {
         return fuse(
@@ -255,7 +265,7 @@ impl Store {
             tried("idmapped-lowers", lab.idmapped()),
             tried("native-diff", lab.native_diff(options)),
             tried("reflink", lab.reflink()),
-            tried("fuse", try_fuse()),
+            tried("fuse", fuse_mount::try_mounting()),
             is("user-namespace", !kernel::is_initial_namespace(), ""),
             is("network-filesystem", network, &filesystem),
         ];
@@ -286,11 +296,6 @@ fn is_network_magic(magic: i64) -> bool {
         0xaad7_aaea, // PanFS
     ]
     .contains(&magic)
-}
-
-fn try_fuse() -> Result<()> {
-    let flags = OFlags::RDWR | OFlags::CLOEXEC;
-    openat(CWD, "/dev/fuse", flags, Mode::empty()).at("open", || "/dev/fuse").map(drop)
 }
 
 /// A place for trials.
@@ -587,7 +592,9 @@ mod tests {
         assert!(choice.reason.ends_with("because of overlay") && !choice.cure.is_empty());
         let nothing = probe(&[("overlay", false), ("fuse", false)]);
         let choice = choose(&nothing, &Wishes::default());
-        assert_eq!(choice.backend, None);
+        assert_eq!(choice.backend, Some(Backend::Flat));
+        let masked = Wishes { has_force_mask: true, ..Wishes::default() };
+        assert_eq!(choose(&nothing, &masked).backend, None);
         assert!(choice.reason.contains("because of overlay"));
         assert!(choice.reason.ends_with("because of fuse") && choice.cure.contains("/dev/fuse"));
     }

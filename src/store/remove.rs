@@ -7,7 +7,7 @@ use std::os::fd::AsFd;
 
 use super::layout::{ADDITIONAL, LayerId, read_small};
 use super::stage::TempDir;
-use super::{Store, lock, stage};
+use super::{Store, flat, lock, stage};
 use crate::error::{Context, Errno, Error, Result};
 use crate::mount::mountinfo;
 use crate::options::show_path;
@@ -35,7 +35,8 @@ impl Store {
         let locked = lock::layer(found.home, id, Sharing::Exclusive)?
             .ok_or_else(|| Error::NoSuchLayer { id: id.to_string().into() })?;
         let merged = self.merged_path(&found, id);
-        if mountinfo::find_top(&mountinfo::load()?, &merged).is_some() {
+        let has_copy = flat::find(&locked.dir).at("read", || found.home.show(id))?.is_some();
+        if has_copy || mountinfo::find_top(&mountinfo::load()?, &merged).is_some() {
             return Err(Error::Busy {
                 what: format!("{id}: is mounted; unmount it first (lamina layer unmount {id})")
                     .into(),
