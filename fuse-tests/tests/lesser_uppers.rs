@@ -411,3 +411,23 @@ fn a_lower_hard_link_is_written_where_there_are_none() {
         c.remount();
     }
 }
+
+// The server waited for itself: it looked at the object under the one name while it removed the other.
+#[test]
+fn a_name_goes_of_several_that_others_have_made() {
+    needs_root!();
+    let mut c = Case::new(1);
+    put(c.u("a"), "content");
+    fs::create_dir(c.u("d")).unwrap();
+    for name in ["b", "d/c"] {
+        fs::hard_link(c.u("a"), c.u(name)).unwrap();
+    }
+    c.mount_with("upper_lacks=link");
+    for (name, left) in [("b", 2), ("d/c", 1)] {
+        assert_eq!(fs::metadata(c.m("a")).unwrap().nlink(), left + 1);
+        fs::remove_file(c.m(name)).unwrap();
+        assert_eq!(fs::metadata(c.u("a")).unwrap().nlink(), left);
+    }
+    assert_eq!(text(c.m("a")), "content");
+    assert_eq!(names(c.m("")), ["a", "d"]);
+}

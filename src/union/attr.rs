@@ -17,6 +17,7 @@ use super::{Union, lock};
 use crate::error::{Context, Errno, Result};
 use crate::idmap::{Ids, InnerId, OuterId};
 use crate::layer::{self, UPPER};
+use crate::overrides::Form;
 use crate::sys;
 use crate::sys::stat::Statx;
 use crate::sys::xattr::Target;
@@ -222,6 +223,11 @@ pub(super) fn show(node: &Node, stat: &mut Statx) {
     }
 }
 
+/// Returns what an object of a layer of this form is seen as.
+fn seen(form: Option<Form>, target: Target<'_>, stat: Statx) -> std::result::Result<Statx, Errno> {
+    form.map_or(Ok(stat), |form| layer::seen(form, target, stat))
+}
+
 impl Union {
     /// Returns the permission bits without setgid, if they have it and the object is of another group.
     fn without_foreign_setgid(&self, stat: &Statx, writer: Writer) -> Option<u32> {
@@ -272,11 +278,45 @@ impl Union {
                     super::Leaf::Handle(fd) => (sys::stat::of(fd)?, Target::Handle(fd)),
                     super::Leaf::Name(at) => (sys::stat::at(at.dir, at.name)?, Target::Name(at)),
                 };
-                form.map_or(Ok(stat), |form| layer::seen(form, target, stat))
+                seen(form, target, stat)
             })
         })?;
         show(node, &mut stat);
         Ok(stat)
+    }
+
+    /// Returns the attributes of a node that is no directory, for somebody who has the names of one
+    /// locked, under which `found` was found: [`Union::attr_of`] would lock the names of the directory
+    /// that the node knows, this one or any other. What lies under a name that it has left meanwhile is not
+    /// taken for it.
+    pub(super) fn attr_of_alias(&self, node: &Arc<Node>, found: &Statx) -> Result<Attr> {
+        let is_open = node.data.lock().as_ref().is_some_and(|data| !data.lent);
+        if is_open || node.links.get().is_some_and(|links| links.lock().anchored) {
+            // Reached without a name.
+            return self.attr_of(node);
+        }
+        let (held, parent, name, layer, object) = {
+            let place = node.place.read();
+            let parent = place.parent.clone();
+            (place.held().cloned(), parent, place.name.clone(), place.layer, place.object)
+        };
+        let form = self.form(layer);
+        let mut stat = if let Some(held) = held {
+            sys::stat::of(&held)
+                .and_then(|stat| seen(form, Target::Handle(held.as_fd()), stat))
+                .at("statx", || "an object without a name")?
+        } else {
+            let parent = parent.ok_or(Errno::STALE)?;
+            let part = lock::directory(&parent)?.part(layer).ok_or(Errno::STALE)?;
+            let there = part.call("statx", &name, |at| {
+                let found = sys::stat::find(at.dir, at.name)?;
+                found.map(|stat| seen(form, Target::Name(at), stat)).transpose()
+            })?;
+            let is_it = |stat: &Statx| (sys::stat::device(stat), stat.stx_ino) == object;
+            there.filter(is_it).unwrap_or(*found)
+        };
+        show(node, &mut stat);
+        Ok(self.attr_from(node, &stat))
     }
 
     /// Tells whether a write by somebody unprivileged may have to change the mode of `node`.

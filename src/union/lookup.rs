@@ -338,7 +338,7 @@ impl Union {
             if several && node.is_upper() || is_vague {
                 // Another name of a lower object that was copied up under the first; or one that
                 // may not show yet what was written under another.
-                self.attr_of(&node).inspect_err(|_| self.release(&node, 1))?
+                self.attr_of_alias(&node, &stat).inspect_err(|_| self.release(&node, 1))?
             } else {
                 self.attr_from(&node, &stat)
             }
