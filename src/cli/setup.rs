@@ -45,7 +45,12 @@ pub(super) fn run(args: &SetupArgs) -> Result<(), Failure> {
     let is_ours = match fs::symlink_metadata(&link) {
         Err(error) if error.kind() == ErrorKind::NotFound => false,
         Err(error) => return Err(failed("lstat", &error)),
-        Ok(_) if fs::canonicalize(&link).is_ok_and(|at| at == program) => true,
+        // A link: the program itself may have that name, and is not to be removed.
+        Ok(found)
+            if found.is_symlink() && fs::canonicalize(&link).is_ok_and(|at| at == program) =>
+        {
+            true
+        }
         Ok(_) => {
             let cure = "move it away, or give another directory with --bin";
             let link = show_path(&link);

@@ -290,9 +290,13 @@ impl Union {
     /// that the node knows, this one or any other. What lies under a name that it has left meanwhile is not
     /// taken for it.
     pub(super) fn attr_of_alias(&self, node: &Arc<Node>, found: &Statx) -> Result<Attr> {
-        let is_open = node.data.lock().as_ref().is_some_and(|data| !data.lent);
-        if is_open || node.links.get().is_some_and(|links| links.lock().anchored) {
-            // Reached without a name.
+        // Held on to: another thread may close it, and then only the name would lead there.
+        let data = node.data.lock().clone();
+        if let Some(data) = data.filter(|data| !data.lent) {
+            return self.stat_of_data(&data).map(|stat| self.attr_from(node, &stat));
+        }
+        if node.links.get().is_some_and(|links| links.lock().anchored) {
+            // Reached without a name, for good.
             return self.attr_of(node);
         }
         let (held, parent, name, layer, object) = {

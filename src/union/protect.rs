@@ -43,6 +43,11 @@ impl Protection {
         self.found(stat::protection(stat));
     }
 
+    /// Tells that nobody has looked yet: never so of a lower object.
+    pub(super) fn is_unknown(&self) -> bool {
+        self.known().is_none()
+    }
+
     fn known(&self) -> Option<u32> {
         let known = self.0.load(Ordering::Acquire);
         (known & Self::KNOWN != 0).then_some(u32::from(known & !Self::KNOWN))
@@ -115,7 +120,7 @@ impl Union {
         // One that has several lower names is reached without them.
         if node.dir.is_none()
             && node.links.get().is_none()
-            && node.protection.known().is_none()
+            && node.protection.is_unknown()
             && let Some(part) = dir.upper.get()
         {
             let flags = part.call("getxattr", name, |at| {

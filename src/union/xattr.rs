@@ -56,8 +56,8 @@ impl Union {
         let visible = self.with_form(node, |form| {
             let stored = self.with_xattrs(node, "listxattr", |target| {
                 let stored = xattr::list(target)?;
-                // One question answers two.
-                if node.is_upper() {
+                // One question answers two. Of a lower object it is known, and stays so when it is copied up.
+                if node.protection.is_unknown() {
                     node.protection.found(protect::read_mark(target, &stored)?);
                 }
                 Ok(stored)
