@@ -154,7 +154,7 @@ fn link_called_fuse_overlayfs(stage: &Stage) -> PathBuf {
 }
 
 // BuildKit, containerd and mount.fuse3 look for another name.
-#[test]
+both!(setup_makes_the_name_that_engines_look_for);
 fn setup_makes_the_name_that_engines_look_for() {
     let stage = Stage::new();
     let (bin, home) = (stage.path("bin"), Home::new(&stage, 1));
