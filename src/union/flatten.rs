@@ -192,8 +192,8 @@ impl Union {
 
     /// Returns the node of what was found in `parent`, whose names are locked.
     fn pin_found(&self, parent: &Arc<Node>, child: &Child<'_>, found: Found) -> Result<Pin<'_>> {
-        let entry = self.enter(parent, child.name, found)?;
-        Ok(Pin { union: self, node: self.node(entry.node)? })
+        let (node, _) = self.enter(parent, child.name, found)?;
+        Ok(Pin { union: self, node })
     }
 
     /// Prepares copies of what lies in the lower parts of a directory, but for directories.

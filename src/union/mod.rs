@@ -32,6 +32,8 @@ mod redirect;
 mod remove;
 mod rename;
 pub(crate) mod resolve;
+#[cfg(test)]
+mod testing;
 mod xattr;
 
 use std::num::NonZeroUsize;
@@ -61,6 +63,8 @@ use self::origin::Origins;
 use self::publish::Work;
 pub use self::readdir::{DirEntry, Visit};
 pub use self::redirect::Follow;
+#[cfg(test)]
+pub(crate) use self::testing::open_in;
 use crate::error::{Context, Errno, Error, Result};
 use crate::idmap::{Ids, OuterId};
 use crate::layer::cache::HandleCache;

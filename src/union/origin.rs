@@ -265,9 +265,10 @@ impl Union {
             None => None,
         };
         let Some((device, inode)) = object else { return Ok(None) };
-        let mut identity =
-            Identity { number: self.numbers.of(device, inode), on_disk: true, indexed: None };
+        let number = self.numbers.of(device, inode);
+        let mut identity = Identity { on_disk: true, ..Identity::of(number) };
         if let (true, Some(record)) = (is_shared, &record) {
+            identity.asked = Some(self.table.deaths(number));
             let links = || self.links_of_origin(dir, name, found, record);
             identity.indexed = self.indexed(&value, &found.stat, links)?;
             let is_it = |indexed: &Indexed| object_of(indexed.stat) == object_of(found.stat);

@@ -243,9 +243,8 @@ impl Union {
         let dir = lock::directory(parent)?;
         let names = self.names(dir)?;
         let found = self.find(dir, &names, name)?.ok_or(Errno::NOENT)?;
-        let entry = self.enter(parent, name, found)?;
+        let (node, _) = self.enter(parent, name, found)?;
         drop(names);
-        let node = self.node(entry.node)?;
         // A directory that is completed first is copied up then.
         let is_wanted = (node.dir.is_none() || self.redirects) && wanted(&node);
         let done = if is_wanted { self.copy_up(&node, Extent::All) } else { Ok(()) };
