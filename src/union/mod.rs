@@ -421,10 +421,10 @@ impl Union {
             let (held, object) = {
                 let mut place = freed.place.write();
                 let held = if place.gone { place.take_held() } else { None };
-                let object = (held.is_some() || place.found_origin).then_some(place.object);
+                let object = (place.gone || place.found_origin).then_some(place.object);
                 (held, object)
             };
-            // The inode number is free to be used again once we let go.
+            // The inode number is free to be used again once we let go, of it or of the node.
             if let Some((device, inode)) = object {
                 self.numbers.drop_kept(device, inode);
             }
