@@ -199,3 +199,16 @@ fn the_rules_can_fail() {
     assert_eq!(found(unsafe_outside("src/layer/dir.rs", "#![deny(unsafe_code)]")), 0);
     assert_eq!(found(not_ascii("src/lib.rs", "a\n\u{e9}\n".as_bytes())), 1);
 }
+
+// Of whoever runs the suites PATH may lead to one that other users cannot run.
+#[test]
+fn python_is_the_one_of_the_system() {
+    for (name, text) in files("fuse-tests", &["rs"]) {
+        let text = String::from_utf8(text).unwrap();
+        for (n, line) in code(&text).filter(|_| !name.ends_with("tidy.rs")) {
+            for (at, _) in line.match_indices("python3 ").chain(line.match_indices("\"python3\"")) {
+                assert!(line[..at].ends_with("/usr/bin/"), "{name}:{n}: {line}");
+            }
+        }
+    }
+}
