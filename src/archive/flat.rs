@@ -229,9 +229,8 @@ impl Filling {
             return names.iter().try_for_each(|name| self.target.remove(dir, name));
         }
         if self.options.whiteout_files {
-            let made = dir.call("openat", marks::OPAQUE_NAME, |at| {
-                sys::open::create(at.dir, at.name, 0o600)
-            });
+            let made = dir
+                .call("openat", marks::OPAQUE_NAME, |at| sys::open::create(at.dir, at.name, 0o600));
             return made.map(drop);
         }
         let [trusted, user, _] = marks::OPAQUE_XATTRS;

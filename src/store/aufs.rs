@@ -10,7 +10,7 @@
 //! The union mounts such layers as they are, and writes what aufs would. A layer appears and goes by
 //! the rename of its file in `layers`; until the rest has followed, the temporary directory
 //! ([`super::stage`]) holds that file or its place, by which the next start finds what is to go.
-//! Locks are those of [`super::lock`], a layer's on its `diff/ID`.
+//! Locks are those of [`super::lock`], a layer's on its file in `layers`.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -30,7 +30,7 @@ use crate::marks;
 use crate::mount::kernel::LayerDir;
 use crate::options::show_path;
 use crate::sys;
-use crate::sys::lockfile::Sharing;
+use crate::sys::lockfile::{Sharing, lock_dir};
 use crate::sys::name::At;
 
 const LAYERS: &[u8] = b"layers";
@@ -46,10 +46,8 @@ const RECORD: &[u8] = b"1-";
 #[derive(Debug)]
 pub struct Aufs {
     home: Home,
-    /// The part of the home with the contents.
-    diffs: Home,
-    /// Those with the files and the mountpoints.
     layers: OwnedFd,
+    diffs: OwnedFd,
     mnts: OwnedFd,
     run_home: PathBuf,
 }
@@ -73,13 +71,10 @@ impl Aufs {
     }
 
     fn with_home(home: Home, config: &StoreConfig) -> Result<Self> {
-        let layers = home.make_dir(LAYERS, 0o700)?;
-        let mnts = home.make_dir(MNT, 0o700)?;
-        home.make_dir(DIFF, 0o700)?;
-        let missing = || Error::sys("open", show_path(home.path()), Errno::NOENT);
-        let diffs = home.part(DIFF)?.ok_or_else(missing)?;
+        let part = |name| home.make_dir(name, 0o700);
+        let (layers, diffs, mnts) = (part(LAYERS)?, part(DIFF)?, part(MNT)?);
         let run_home = config.run_root.join(config.variant.name());
-        let store = Self { home, diffs, layers, mnts, run_home };
+        let store = Self { home, layers, diffs, mnts, run_home };
         store.recover()?;
         Ok(store)
     }
@@ -115,12 +110,30 @@ impl Aufs {
     }
 
     fn content(&self, id: &LayerId, needed_by: &LayerId) -> Result<Content> {
-        let dir = self.diffs.layer(id)?.ok_or_else(|| Error::Corrupt {
+        let found = driver::content(&self.diffs, id.bytes(), self.path(DIFF, id))?;
+        found.ok_or_else(|| Error::Corrupt {
             what: format!("the content of {id} is missing; restore it, or remove this layer")
                 .into(),
             at: self.show(LAYERS, needed_by).into(),
-        })?;
-        Ok(Content { dir, path: self.path(DIFF, id) })
+        })
+    }
+
+    /// Takes the lock of a layer, waiting for it, and returns what keeps it.
+    fn lock(&self, id: &LayerId, sharing: Sharing) -> Result<OwnedFd> {
+        loop {
+            let file = match sys::open::reader(self.layers.as_fd(), id.bytes()) {
+                Err(Errno::NOENT) => return Err(no_such(id)),
+                opened => opened.at("open", || self.show(LAYERS, id))?,
+            };
+            let at = || self.show(LAYERS, id);
+            lock_dir(&file, sharing).at("flock", at)?;
+            // Another layer may have the name by now, or none.
+            let locked = sys::stat::of(&file).at("statx", at)?;
+            let now = sys::stat::find(self.layers.as_fd(), id.bytes()).at("statx", at)?;
+            if now.is_some_and(|now| now.stx_ino == locked.stx_ino) {
+                return Ok(file);
+            }
+        }
     }
 
     fn contents(&self, id: &LayerId, ancestors: &[LayerId]) -> Result<Parts> {
@@ -131,16 +144,20 @@ impl Aufs {
     /// Removes what was on its way in or out: directories that Docker named so, and the rest of
     /// layers whose file is in a temporary directory that nobody works in, or is to come from there.
     fn recover(&self) -> Result<()> {
-        for part in [DIFF, MNT] {
-            let Some(dir) = self.home.part(part)? else { continue };
-            for id in dir.list()? {
-                let Some(name) = id.bytes().strip_suffix(REMOVING) else { continue };
-                let is_layer = |name: &[u8]| has(self.layers.as_fd(), name);
-                let at = || show_path(dir.path());
-                if is_layer(id.bytes()).at("statx", at)? || is_layer(name).at("statx", at)? {
-                    continue;
+        for (dir, part) in [(&self.diffs, DIFF), (&self.mnts, MNT)] {
+            let at = || show_path(&self.home.join(&[part]));
+            let mut names = Vec::new();
+            sys::name::list(dir.as_fd(), |name, _, _| {
+                names.extend(name.ends_with(REMOVING).then(|| name.to_vec()));
+                Ok(())
+            })
+            .at("getdents64", at)?;
+            let is_layer = |name: &[u8]| has(self.layers.as_fd(), name).at("statx", at);
+            for name in names {
+                let id = name.strip_suffix(REMOVING).unwrap_or_default();
+                if !is_layer(&name)? && !is_layer(id)? {
+                    sys::tree::remove(dir.as_fd(), &name).at("unlinkat", at)?;
                 }
-                sys::tree::remove(dir.dir(), id.bytes()).at("unlinkat", at)?;
             }
         }
         let at = || show_path(&self.home.join(&[TEMPS]));
@@ -170,7 +187,7 @@ impl Aufs {
         if has(self.layers.as_fd(), id.bytes()).at("statx", || self.show(LAYERS, id))? {
             return Ok(());
         }
-        for (dir, part) in [(self.diffs.dir(), DIFF), (self.mnts.as_fd(), MNT)] {
+        for (dir, part) in [(self.diffs.as_fd(), DIFF), (self.mnts.as_fd(), MNT)] {
             sys::tree::remove(dir, id.bytes()).at("unlinkat", || self.show(part, id))?;
         }
         self.drop_work(id)
@@ -194,13 +211,7 @@ impl Aufs {
         write_small(dir, &record, text.as_bytes(), 0o644).at("write", at)?;
         rustix::fs::syncfs(temp.dir()).at("syncfs", at)?;
         let _parent = match ancestors.first() {
-            Some(parent) => {
-                let locked = lock::layer(&self.diffs, parent, Sharing::Shared)?;
-                if self.find(parent)?.is_none() {
-                    return Err(no_such(parent));
-                }
-                locked
-            }
+            Some(parent) => Some(self.lock(parent, Sharing::Shared)?),
             None => None,
         };
         let held = lock::store(&self.home)?;
@@ -208,15 +219,18 @@ impl Aufs {
             return Err(Error::LayerExists { id: id.to_string().into() });
         }
         // Left by others, who make the file last as well.
-        sys::tree::remove(self.diffs.dir(), id.bytes()).at("unlinkat", at)?;
+        sys::tree::remove(self.diffs.as_fd(), id.bytes()).at("unlinkat", at)?;
         let none = RenameFlags::NOREPLACE;
-        sys::name::rename(At::new(dir, DIFF), At::new(self.diffs.dir(), id.bytes()), none)
+        sys::name::rename(At::new(dir, DIFF), At::new(self.diffs.as_fd(), id.bytes()), none)
             .at("renameat2", at)?;
         match sys::name::mkdir(At::new(self.mnts.as_fd(), id.bytes()), 0o755) {
             Ok(()) | Err(Errno::EXIST) => (),
             Err(errno) => return Err(Error::sys("mkdirat", self.show(MNT, id), errno)),
         }
-        sys::data::sync(self.diffs.dir(), false).at("fsync", at)?;
+        // The file says that the rest is there.
+        for dir in [&self.diffs, &self.mnts] {
+            sys::data::sync(dir.as_fd(), false).at("fsync", at)?;
+        }
         sys::name::rename(At::new(dir, &record), At::new(self.layers.as_fd(), id.bytes()), none)
             .at("renameat2", at)?;
         sys::data::sync(self.layers.as_fd(), false).at("fsync", at)?;
@@ -379,9 +393,7 @@ impl Driver for Aufs {
     }
 
     fn remove(&self, id: &LayerId) -> Result<()> {
-        self.ancestors(id)?;
-        // Without a content there is nobody to keep out.
-        let locked = lock::layer(&self.diffs, id, Sharing::Exclusive)?;
+        let locked = self.lock(id, Sharing::Exclusive)?;
         let merged = self.path(MNT, id);
         Point { id, merged: &merged, run_home: &self.run_home }.refuse_mounted()?;
         for child in self.list()? {
@@ -400,7 +412,7 @@ impl Driver for Aufs {
         sys::name::rename(At::new(self.layers.as_fd(), id.bytes()), At::new(dir, &record), none)
             .at("renameat", || self.show(LAYERS, id))?;
         sys::data::sync(self.layers.as_fd(), false).at("fsync", || self.show(LAYERS, id))?;
-        for (from, part) in [(self.mnts.as_fd(), MNT), (self.diffs.dir(), DIFF)] {
+        for (from, part) in [(self.mnts.as_fd(), MNT), (self.diffs.as_fd(), DIFF)] {
             match sys::name::rename(At::new(from, id.bytes()), At::new(dir, part), none) {
                 Ok(()) | Err(Errno::NOENT) => (),
                 Err(errno) => return Err(Error::sys("renameat", self.show(part, id), errno)),
@@ -417,8 +429,7 @@ impl Driver for Aufs {
         if ancestors.is_empty() {
             return Ok(self.path(DIFF, id));
         }
-        let _locked =
-            lock::layer(&self.diffs, id, Sharing::Exclusive)?.ok_or_else(|| no_such(id))?;
+        let _locked = self.lock(id, Sharing::Exclusive)?;
         let merged = self.path(MNT, id);
         match sys::name::mkdir(At::new(self.mnts.as_fd(), id.bytes()), 0o755) {
             Ok(()) | Err(Errno::EXIST) => (),
@@ -435,8 +446,7 @@ impl Driver for Aufs {
         if self.ancestors(id)?.is_empty() {
             return Ok(());
         }
-        let _locked =
-            lock::layer(&self.diffs, id, Sharing::Exclusive)?.ok_or_else(|| no_such(id))?;
+        let _locked = self.lock(id, Sharing::Exclusive)?;
         let merged = self.path(MNT, id);
         let point = Point { id, merged: &merged, run_home: &self.run_home };
         if point.leave()? { self.drop_work(id) } else { Ok(()) }

@@ -247,10 +247,7 @@ impl Home {
     /// # Errors
     /// Those of open(2) and realpath(3).
     pub fn open(root: &Path, variant: Variant) -> Result<Option<Self>> {
-        Self::open_at(root.join(variant.home_name()), variant)
-    }
-
-    fn open_at(path: PathBuf, variant: Variant) -> Result<Option<Self>> {
+        let path = root.join(variant.home_name());
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let dir = match openat(CWD, &path, flags, Mode::empty()) {
             Ok(dir) => dir,
@@ -277,15 +274,6 @@ impl Home {
             home.make_dir(LINK_DIR.as_bytes(), 0o755)?;
         }
         Ok(home)
-    }
-
-    /// Opens a directory in it that holds one part of each layer, as a home of its own; `None` if it
-    /// is missing.
-    ///
-    /// # Errors
-    /// Those of open(2) and realpath(3).
-    pub fn part(&self, name: &[u8]) -> Result<Option<Self>> {
-        Self::open_at(self.join(&[name]), self.variant)
     }
 
     /// Returns the home itself.

@@ -121,8 +121,10 @@ impl Overlay1 {
             None => None,
         };
         root.ok_or_else(|| Error::Corrupt {
-            what: format!("the tree of {id} beneath it is missing; restore it, or remove this layer")
-                .into(),
+            what: format!(
+                "the tree of {id} beneath it is missing; restore it, or remove this layer"
+            )
+            .into(),
             at: self.home.show(needed_by).into(),
         })
     }
@@ -189,14 +191,7 @@ impl Overlay1 {
             return Ok(());
         }
         let options = flat::Options::default();
-        flat::transfer(
-            &parts.stack()?,
-            upper,
-            path(UPPER),
-            Transfer::Layer,
-            options,
-            &mut |_| (),
-        )
+        flat::transfer(&parts.stack()?, upper, path(UPPER), Transfer::Layer, options, &mut |_| ())
     }
 
     fn publish(
@@ -244,8 +239,8 @@ impl Overlay1 {
         let work = self.home.join(&[id.bytes(), WORK]);
         match backend {
             Backend::Kernel => {
-                let dir = sys::open::directory(layer.as_fd(), WORK)
-                    .at("open", || show_path(&work))?;
+                let dir =
+                    sys::open::directory(layer.as_fd(), WORK).at("open", || show_path(&work))?;
                 let work = LayerDir { dir, path: work };
                 layers.mount_kernel(work, &options, request.maps.as_ref(), merged)
             }
@@ -342,8 +337,7 @@ impl Driver for Overlay1 {
     }
 
     fn remove(&self, id: &LayerId) -> Result<()> {
-        let locked =
-            lock::layer(&self.home, id, Sharing::Exclusive)?.ok_or_else(|| no_such(id))?;
+        let locked = lock::layer(&self.home, id, Sharing::Exclusive)?.ok_or_else(|| no_such(id))?;
         let merged = self.home.join(&[id.bytes(), MERGED]);
         Point { id, merged: &merged, run_home: &self.run_home }.refuse_mounted()?;
         for child in self.list()? {
@@ -369,8 +363,7 @@ impl Driver for Overlay1 {
         if is_image && !point::is_read_only(request) {
             return Ok(self.home.join(&[id.bytes(), ROOT]));
         }
-        let locked =
-            lock::layer(&self.home, id, Sharing::Exclusive)?.ok_or_else(|| no_such(id))?;
+        let locked = lock::layer(&self.home, id, Sharing::Exclusive)?.ok_or_else(|| no_such(id))?;
         let merged = self.home.join(&[id.bytes(), MERGED]);
         match sys::name::mkdir(At::new(locked.dir.as_fd(), MERGED), 0o700) {
             Ok(()) | Err(Errno::EXIST) => (),
@@ -395,8 +388,7 @@ impl Driver for Overlay1 {
     }
 
     fn unmount(&self, id: &LayerId) -> Result<()> {
-        let locked =
-            lock::layer(&self.home, id, Sharing::Exclusive)?.ok_or_else(|| no_such(id))?;
+        let locked = lock::layer(&self.home, id, Sharing::Exclusive)?.ok_or_else(|| no_such(id))?;
         let merged = self.home.join(&[id.bytes(), MERGED]);
         let point = Point { id, merged: &merged, run_home: &self.run_home };
         if !point.leave()? {

@@ -107,20 +107,6 @@ pub(super) fn options(request: &MountRequest, backend: &Backend) -> Vec<String> 
     options
 }
 
-/// Takes all mounts beneath a home down, the newest first, and forgets their counts.
-///
-/// # Errors
-/// Those of unmounting.
-pub(super) fn unmount_all(home: &Path, run_home: &Path, ids: &[LayerId]) -> Result<()> {
-    let entries = mountinfo::load()?;
-    let below = |path: &Path| path.starts_with(home) && path != home;
-    for entry in entries.iter().rev().filter(|entry| below(&entry.mount_point)) {
-        take_down(&entry.mount_point, entry)?;
-    }
-    let counts = open_counts(run_home)?;
-    ids.iter().try_for_each(|id| drop_count(&counts, id))
-}
-
 /// Returns the error for a backend that cannot serve a store.
 pub(super) fn unsupported(backend: &Backend, why: &str) -> Error {
     Error::Unsupported { feature: format!("backend {}: {why}", backend.name()).into() }
