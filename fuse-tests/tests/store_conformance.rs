@@ -299,7 +299,7 @@ fn what_cannot_be_is_refused_alike() {
         assert_eq!(store.run(&["layer", "exists", "none"]).status.code(), Some(1));
         store.ok(&["layer", "exists", "base"]);
         let torn = store.sandbox.root().join("torn.tar");
-        put(&torn, &[7; 700]);
+        put(&torn, [7; 700]);
         store.fails(&["layer", "apply", "--id", "torn", torn.to_str().unwrap()]);
         assert_eq!(store.ok(&["store", "list"]), "base\n");
         store.check_no_leftovers();
