@@ -1109,7 +1109,7 @@ fn no_dev_fuse_is_one_sentence() {
     ] {
         let script = format!("{prepare} && exec \"$@\"");
         let out = run(Command::new("unshare")
-            .args(["--mount", "--propagation", "private", "sh", "-c", &script, "sh"])
+            .args(["--mount", "--propagation", "slave", "sh", "-c", &script, "sh"])
             .arg(env::program())
             .args(["-o", &stage.options()])
             .arg(stage.merged()));

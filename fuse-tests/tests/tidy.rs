@@ -212,3 +212,21 @@ fn python_is_the_one_of_the_system() {
         }
     }
 }
+
+// Whoever makes a mount namespace copies every mount there is: unless they follow the originals, or are let go at once, the copies
+// keep the servers of suites that run at the same time from ending.
+#[test]
+fn mount_namespaces_hold_no_copies_of_others() {
+    let scripts = files("scripts", &["sh"]).into_iter().filter(|(name, _)| {
+        // One lets go; the other is over in a moment.
+        !name.ends_with("lib/frame.sh") && !name.ends_with("demo.sh")
+    });
+    for (name, text) in scripts.chain(files("fuse-tests", &["rs"])) {
+        let text = String::from_utf8(text).unwrap();
+        // Within a user namespace of its own nothing lives that others have mounted.
+        let kept = |line: &&str| line.contains("--propagation") && line.contains("private");
+        for line in text.lines().filter(kept).filter(|_| !name.ends_with("tidy.rs")) {
+            assert!(line.contains("nsenter --user"), "{name}: {line}");
+        }
+    }
+}
