@@ -43,29 +43,32 @@ impl Source {
 }
 
 /// Compares what two layers show, wherever either says anything. What lies beneath them is taken to
-/// be the same already: the layers of a store are compared from the lowest up.
+/// be the same already: the layers of a store are compared from the lowest up. `shown` names them in
+/// messages.
 ///
 /// # Errors
 /// `EIO` that names an entry that differs; those of the system calls.
-pub fn verify(one: &Source, other: &Source) -> Result<()> {
+pub fn verify(one: &Source, other: &Source, shown: &str) -> Result<()> {
     let (Some(one_root), Some(other_root)) = (one.root(), other.root()) else { return Ok(()) };
     let object = |dir: &Merged| Ok::<_, Error>(Object::Dir(dir.clone(), dir.top().stat()?.into()));
     if !same::objects(&object(&one_root)?, &object(&other_root)?, Rules::Attributes)? {
-        return Err(differs(b""));
+        return Err(differs(shown, b""));
     }
-    one.tell(&mut Compare { other: other_root, rules: Rules::Exact, links: HashMap::new() })?;
+    let compare = |other, rules| Compare { shown, other, rules, links: HashMap::new() };
+    one.tell(&mut compare(other_root, Rules::Exact))?;
     // Data was read once already.
-    other.tell(&mut Compare { other: one_root, rules: Rules::Attributes, links: HashMap::new() })
+    other.tell(&mut compare(one_root, Rules::Attributes))
 }
 
-struct Compare {
+struct Compare<'a> {
+    shown: &'a str,
     other: Merged,
     rules: Rules,
     /// The file on the other side that each file with several names is.
     links: HashMap<(Index, u64), u64>,
 }
 
-impl Sink for Compare {
+impl Sink for Compare<'_> {
     fn change(&mut self, change: Change<'_>) -> Result<()> {
         let found = self.other.walk(change.path)?;
         match (change.object, &found) {
@@ -79,9 +82,13 @@ impl Sink for Compare {
                 }
                 let key = (leaf.dir.layer.index, leaf.stat.stx_ino);
                 let first = self.links.entry(key).or_insert(other.stat.stx_ino);
-                if *first == other.stat.stx_ino { Ok(()) } else { Err(differs(change.path)) }
+                if *first == other.stat.stx_ino {
+                    Ok(())
+                } else {
+                    Err(differs(self.shown, change.path))
+                }
             }
-            _ => Err(differs(change.path)),
+            _ => Err(differs(self.shown, change.path)),
         }
     }
 
@@ -90,11 +97,11 @@ impl Sink for Compare {
     }
 }
 
-fn differs(path: &[u8]) -> Error {
+fn differs(shown: &str, path: &[u8]) -> Error {
     Error::Corrupt {
         what: "differs in the two stores; if nobody uses them, remove the layer from the new one \
                and try again"
             .into(),
-        at: format!("/{}", show(path)).into(),
+        at: format!("{shown}: /{}", show(path)).into(),
     }
 }

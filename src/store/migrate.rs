@@ -107,12 +107,7 @@ pub fn bring(
         };
         to.make(&step.id, new, Some(&mut fill))?;
     }
-    transfer::verify(&old, &source(to, step)?).map_err(|error| match error {
-        Error::Corrupt { what, at } => {
-            Error::Corrupt { what, at: format!("layer {}: {at}", step.id).into() }
-        }
-        error => error,
-    })
+    transfer::verify(&old, &source(to, step)?, &format!("layer {}", step.id))
 }
 
 /// Opens a layer in a store. One that lies on another, but says nothing of it, is a tree; one of
