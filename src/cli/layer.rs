@@ -23,7 +23,7 @@ enum LayerCommand {
     /// Make the writable layer of a container
     CreateRw(CreateArgs),
     /// Remove a layer with its content
-    Remove(OneLayer),
+    Remove(RemoveArgs),
     /// Succeed if there is such a layer; fail with code 1 and no word if not
     Exists(OneLayer),
     /// Print the directories of a layer
@@ -107,6 +107,15 @@ struct CreateArgs {
 }
 
 #[derive(clap::Args, Debug)]
+struct RemoveArgs {
+    #[command(flatten)]
+    layer: OneLayer,
+    /// Also one that an image or a container of an engine has; its record stays, and is broken
+    #[arg(long)]
+    force: bool,
+}
+
+#[derive(clap::Args, Debug)]
 struct OneLayer {
     #[command(flatten)]
     store: StoreArgs,
@@ -138,8 +147,8 @@ pub fn run(args: LayerCommandArgs) -> Result<(), Failure> {
         LayerCommand::Rebuild(args) => diff::run_layer_rebuild(args),
         LayerCommand::DiffSize(args) => diff::run_layer_diff_size(args),
         LayerCommand::Remove(args) => {
-            let (store, id) = args.open()?;
-            store.remove(&id).map_err(failure)
+            let (store, id) = args.layer.open()?;
+            if args.force { store.remove_named(&id) } else { store.remove(&id) }.map_err(failure)
         }
         LayerCommand::Exists(args) => {
             let (store, id) = args.open()?;

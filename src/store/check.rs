@@ -511,6 +511,25 @@ fn look_at_staging(home: &Home, all: &mut Vec<Found>) -> Result<()> {
     Ok(())
 }
 
+/// Removes the directories of `staging` whose owners are gone.
+///
+/// # Errors
+/// `Busy` if one has an owner, or none that can be told; those of removing.
+pub(super) fn prune_staging(home: &Home) -> Result<()> {
+    let Some((staging, names)) = staging_names(home)? else { return Ok(()) };
+    for name in names {
+        remove_staging(home, &name)?;
+        if has(staging.as_fd(), &name).at("statx", || show_path(&home.join(&[STAGING])))? {
+            let path = show_path(&home.join(&[STAGING, &name]));
+            return Err(Error::Busy {
+                what: format!("{path}: a layer is being unpacked there; try again when it is done")
+                    .into(),
+            });
+        }
+    }
+    Ok(())
+}
+
 fn remove_staging(home: &Home, name: &[u8]) -> Result<()> {
     let Some((staging, _)) = staging_names(home)? else { return Ok(()) };
     let Some(_lock) = take_staging(&staging, name)? else { return Ok(()) };

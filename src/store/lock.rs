@@ -7,7 +7,11 @@
 //!    and symlinks, never a tree. With containers/storage it is `overlay-layers/layers.lock` beside
 //!    the home, which podman and buildah take for their changes; Docker has none, so it is flock(2)
 //!    on `l`.
-//! 3. Locks of single files in `tempdirs` and of mount counts, which are last.
+//! 3. The lock of the counts of mounts, `overlay-layers/mountpoints.lock` in the run root, while a
+//!    layer is mounted or unmounted; engines take it for the same. Never beside the second.
+//! 4. Locks of single files in `tempdirs` and of mount counts, which are last.
+//!
+//! `storage.lock` in the root, under which a store is set up, comes before all of them.
 //!
 //! All end with the process. A file that is locked by fcntl(2) also says who wrote last: 64
 //! characters that nobody else has written, by which others learn that they must look anew.
@@ -24,8 +28,10 @@ use crate::sys;
 use crate::sys::lockfile::{Sharing, lock_dir, lock_file};
 
 /// Directory of the metadata of layers beside the home, and the lock in it.
-const LAYERS: &str = "overlay-layers";
+pub const LAYERS: &str = "overlay-layers";
 const LAYERS_LOCK: &str = "layers.lock";
+/// Lock of the counts of mounts, in the directory of that name in the run root.
+const MOUNTS_LOCK: &str = "mountpoints.lock";
 /// Lock in the root that containers/storage takes while it sets a store up.
 const STORAGE_LOCK: &str = "storage.lock";
 /// Length of what the last writer leaves in a lock file.
@@ -88,6 +94,17 @@ pub fn setup(home: &Home) -> Result<Option<Held>> {
     }
     let file = open_and_lock(&root_of(home).join(STORAGE_LOCK))?;
     Ok(Some(Held { file, tells: true }))
+}
+
+/// Takes the lock of the counts of mounts, which lies in `dir`, waiting for it.
+///
+/// # Errors
+/// Those of mkdir(2), open(2) and fcntl(2).
+/// # Locks
+/// After that of a layer, and before that of the store, which is not needed beside it.
+pub fn mounts(dir: &Path) -> Result<Held> {
+    make_dirs(dir, 0o700)?;
+    Ok(Held { file: open_and_lock(&dir.join(MOUNTS_LOCK))?, tells: true })
 }
 
 /// Returns the directory that holds the home.

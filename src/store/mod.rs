@@ -10,17 +10,22 @@
 pub mod check;
 pub mod config;
 pub mod create;
+pub mod engine;
 pub mod flat;
 pub mod idmap;
 pub mod layout;
 pub mod link;
 pub mod lock;
 pub mod lower;
+mod mountpoint;
 pub mod mounts;
 pub mod options;
+mod private;
 pub mod probe;
 pub mod remove;
+mod serve;
 pub mod stage;
+mod trials;
 pub mod usage;
 
 use std::collections::HashSet;
@@ -192,7 +197,11 @@ impl Store {
             // One that is not there yet has no layers.
             homes.extend(Home::open(root, config.variant)?);
         }
-        let run_home = config.run_root.join(config.variant.name());
+        // The mount table has paths without symlinks.
+        let run_root = std::fs::canonicalize(&config.run_root)
+            .or_else(|_missing| std::path::absolute(&config.run_root))
+            .map_err(|error| layout::io_error("realpath", &config.run_root, error))?;
+        let run_home = run_root.join(config.variant.name());
         Ok(Self { homes, writable, run_home, options })
     }
 

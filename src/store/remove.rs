@@ -17,11 +17,25 @@ impl Store {
     /// Removes a layer with its content.
     ///
     /// # Errors
-    /// `NoSuchLayer`; `Busy` if it is mounted or another layer was made on it; `Invalid` in a store
-    /// that is only read.
+    /// `NoSuchLayer`; `Busy` if it is mounted, another layer was made on it, or an image or container
+    /// has it; `Invalid` in a store that is only read.
     /// # Locks
     /// The layer's, and the store's for the rename.
     pub fn remove(&self, id: &LayerId) -> Result<()> {
+        self.remove_layer(id, false)
+    }
+
+    /// Removes a layer with its content, although an image or a container may have it.
+    ///
+    /// # Errors
+    /// As [`Store::remove`].
+    /// # Locks
+    /// As [`Store::remove`].
+    pub fn remove_named(&self, id: &LayerId) -> Result<()> {
+        self.remove_layer(id, true)
+    }
+
+    fn remove_layer(&self, id: &LayerId, even_named: bool) -> Result<()> {
         let found = self.get_layer(id)?;
         if !found.is_writable {
             return Err(Error::invalid(
@@ -44,8 +58,12 @@ impl Store {
         }
         self.refuse_with_children(found.home, id, &locked.dir)?;
         let temp = TempDir::new(found.home)?;
-        release_additional(&locked.dir, || found.home.show(id))?;
         let held = lock::store(found.home)?;
+        if !even_named {
+            // Under the lock: an engine makes a layer and its record while it holds it.
+            self.refuse_if_named(id)?;
+        }
+        release_additional(&locked.dir, || found.home.show(id))?;
         stage::retire(&temp, id)?;
         held.record_write()?;
         drop((held, locked));
