@@ -17,6 +17,17 @@ fn two_layers() -> TestStore {
     store
 }
 
+fn write(path: &Path, text: &str) {
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(path, text).unwrap();
+}
+
+/// Makes the records of an engine name layers.
+fn record(store: &TestStore, ids: &[&str]) {
+    let records: Vec<String> = ids.iter().map(|id| format!(r#"{{"id":"{id}"}}"#)).collect();
+    write(&store.root.join("overlay-layers/layers.json"), &format!("[{}]", records.join(",")));
+}
+
 /// The file with the counts of mounts that engines read and write.
 fn counts(store: &TestStore) -> String {
     text(store.run_root.join("overlay-layers/mountpoints.json"))
@@ -115,11 +126,7 @@ fn a_layer_that_records_name_is_not_removed() {
     for id in ["free", "engine", "volatile", "image"] {
         store.layer(id, None, "");
     }
-    let write = |path: &Path, text: &str| {
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(path, text).unwrap();
-    };
-    write(&store.root.join("overlay-layers/layers.json"), r#"[{"id":"engine"}]"#);
+    record(&store, &["engine"]);
     write(&store.run_root.join("overlay-layers/volatile-layers.json"), r#"[{"id":"volatile"}]"#);
     let image = r#"{"names":[],"layers":["image"],"config":"{}"}"#;
     write(&store.root.join("lamina-images/x.json"), image);
@@ -159,6 +166,7 @@ fn the_home_is_a_private_mount_until_it_is_cleaned_up() {
     let mut store = two_layers();
     store.layer("other", None, "");
     store.mounts_home = true;
+    record(&store, &["top", "other", "base"]);
     // Only what is mounted needs it.
     store.ok(&["store", "status"]);
     assert!(table_lines(&store.home()).is_empty());
@@ -226,6 +234,7 @@ fn a_home_that_is_a_filesystem_stays_mounted() {
     mounted(&["-t", "tmpfs", "tmpfs"]);
     mount_change(&home, MountPropagationFlags::SHARED).unwrap();
     store.layer("base", None, "file f 644 x\n");
+    record(&store, &["base"]);
     let merged = store.mount(&["base"]);
     assert_eq!(text(merged.join("f")), "x");
     store.unmount("base");
@@ -234,4 +243,50 @@ fn a_home_that_is_a_filesystem_stays_mounted() {
     assert!(lines.len() == 1, "a filesystem of the user was unmounted");
     assert!(!lines[0].contains("shared:"), "{lines:?}");
     umount(&home);
+}
+
+// An engine that ends unmounts the home with all that is in it, unless a layer is mounted that it knows.
+both!(a_layer_that_no_engine_knows_is_mounted_where_none_unmounts_it);
+fn a_layer_that_no_engine_knows_is_mounted_where_none_unmounts_it() {
+    let mut store = two_layers();
+    store.mounts_home = true;
+    let apart = store.run_root.join("overlay/top/merged");
+    for backend in ["kernel", "fuse"] {
+        let merged = store.mount(&["--backend", backend, "top"]);
+        assert_eq!(merged, apart);
+        assert!(table_lines(&store.home()).is_empty(), "the home need not be a mount");
+        fs::write(merged.join(backend), "x").unwrap();
+        let metadata = store.ok(&["layer", "metadata", "top"]);
+        assert!(metadata.contains(&format!("MergedDir: {}\n", apart.display())), "{metadata}");
+        // It stays where it is, whatever is known or said later.
+        record(&store, &["top"]);
+        assert_eq!(store.mount(&["top"]), apart);
+        store.mounts_home = false;
+        assert_eq!(store.mount(&["top"]), apart);
+        store.mounts_home = true;
+        assert!(store.fails(&["layer", "remove", "--force", "top"]).contains("is mounted"));
+        for _ in 0..3 {
+            assert!(is_mounted(&apart));
+            store.unmount("top");
+        }
+        assert!(!apart.parent().unwrap().exists());
+        let merged = store.mount(&["--backend", backend, "top"]);
+        assert_eq!(merged, store.path("top", "merged"));
+        assert_eq!(text(merged.join(backend)), "x");
+        // It stays here as well.
+        fs::remove_file(store.root.join("overlay-layers/layers.json")).unwrap();
+        assert_eq!(store.mount(&["top"]), merged);
+        store.unmount("top");
+        store.unmount("top");
+        assert!(!is_mounted(&merged));
+        store.ok(&["store", "cleanup"]);
+    }
+    // Copies are made beside the layers, wherever mounts would be.
+    let merged = store.mount(&["--backend", "flat", "top"]);
+    assert_eq!(merged, store.path("top", "merged"));
+    assert_eq!(store.mount(&["top"]), merged);
+    store.unmount("top");
+    store.unmount("top");
+    assert_eq!(fs::read_dir(&merged).unwrap().count(), 0);
+    assert_eq!(store.ok(&["store", "check"]), "");
 }

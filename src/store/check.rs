@@ -333,7 +333,7 @@ impl Store {
         for (id, count) in self.mount_counts()? {
             let mounted = match self.find(&id)? {
                 Some(found) => {
-                    let merged = self.merged_path(&found, &id);
+                    let merged = self.mountpoint(&found, &id)?;
                     let has_mount =
                         mountinfo::find_top(&entries, &merged).is_some() && !seen.contains(&merged);
                     has_mount || flat::find(&found.dir).at("read", || id.to_string())?.is_some()

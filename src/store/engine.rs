@@ -129,7 +129,7 @@ impl Store {
     /// # Errors
     /// `Busy` if so, and as [`Store::known_layers`] and [`Store::image_layers`].
     pub(super) fn refuse_if_named(&self, id: &LayerId) -> Result<()> {
-        let (whose, cure) = if self.known_layers()?.is_some_and(|all| all.contains(id.as_str())) {
+        let (whose, cure) = if self.is_known(id)? {
             ("an engine", "remove its image or container there (podman rmi, podman rm)")
         } else if self.image_layers()?.contains(id.as_str()) {
             ("lamina image", "remove the image first (lamina image remove)")
@@ -165,6 +165,14 @@ impl Store {
                 .extend(records.into_iter().map(|record| record.id));
         }
         Ok(known)
+    }
+
+    /// Returns whether records of containers/storage name a layer.
+    ///
+    /// # Errors
+    /// As [`Store::known_layers`].
+    pub(super) fn is_known(&self, id: &LayerId) -> Result<bool> {
+        Ok(self.known_layers()?.is_some_and(|all| all.contains(id.as_str())))
     }
 
     /// Returns the layers of the images that `lamina image` brought.

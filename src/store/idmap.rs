@@ -45,7 +45,7 @@ impl Store {
                 "lies in an image store; its owners are changed there",
             ));
         }
-        if self.present(&self.merged_path(&found, id), &found, id)?.is_some() {
+        if self.present(&self.mountpoint(&found, id)?, &found, id)?.is_some() {
             return Err(Error::Busy { what: format!("{id}: is mounted; unmount it first").into() });
         }
         let merged = self.mount(id, &MountRequest::default())?;

@@ -3,15 +3,15 @@
 //! 1. The lock of one layer: flock(2) on its directory, exclusive while it is mounted, unmounted,
 //!    removed or its files are repaired; shared while a child of it is published. Who only reads
 //!    takes none.
-//! 2. The lock of the store, held for as long as names in the home change: renames of whole layers
+//! 2. `storage.lock` in the root, exclusive while a store is set up or its home mounted or unmounted,
+//!    shared while a layer is mounted in the home, which engines must not unmount meanwhile.
+//! 3. The lock of the store, held for as long as names in the home change: renames of whole layers
 //!    and symlinks, never a tree. With containers/storage it is `overlay-layers/layers.lock` beside
 //!    the home, which podman and buildah take for their changes; Docker has none, so it is flock(2)
 //!    on `l`.
-//! 3. The lock of the counts of mounts, `overlay-layers/mountpoints.lock` in the run root, while a
-//!    layer is mounted or unmounted; engines take it for the same. Never beside the second.
-//! 4. Locks of single files in `tempdirs` and of mount counts, which are last.
-//!
-//! `storage.lock` in the root, under which a store is set up, comes before all of them.
+//! 4. The lock of the counts of mounts, `overlay-layers/mountpoints.lock` in the run root, while a
+//!    layer is mounted or unmounted; engines take it for the same, after the third.
+//! 5. Locks of single files in `tempdirs` and of mount counts, which are last.
 //!
 //! All end with the process. A file that is locked by fcntl(2) also says who wrote last: 64
 //! characters that nobody else has written, by which others learn that they must look anew.
@@ -69,7 +69,7 @@ impl Held {
 /// # Errors
 /// Those of open(2), fcntl(2) and flock(2).
 /// # Locks
-/// Second in the order; not to be held over work that takes long.
+/// Third in the order; not to be held over work that takes long.
 pub fn store(home: &Home) -> Result<Held> {
     if home.variant() == Variant::Docker {
         let links = home.make_dir(super::layout::LINK_DIR.as_bytes(), 0o755)?;
@@ -78,21 +78,22 @@ pub fn store(home: &Home) -> Result<Held> {
     }
     let dir = root_of(home).join(LAYERS);
     make_dirs(&dir, 0o700)?;
-    let file = open_and_lock(&dir.join(LAYERS_LOCK))?;
+    let file = open_and_lock(&dir.join(LAYERS_LOCK), Sharing::Exclusive)?;
     Ok(Held { file, tells: true })
 }
 
-/// Takes the lock under which a store is set up; with Docker there is none.
+/// Takes the lock under which a store is set up, and the home mounted and unmounted; with Docker there
+/// is none. Shared, the home stays as it is.
 ///
 /// # Errors
 /// Those of open(2) and fcntl(2).
 /// # Locks
-/// Before all others, and only while no other is held.
-pub fn setup(home: &Home) -> Result<Option<Held>> {
+/// After that of a layer, before all others.
+pub fn setup(home: &Home, sharing: Sharing) -> Result<Option<Held>> {
     if home.variant() == Variant::Docker {
         return Ok(None);
     }
-    let file = open_and_lock(&root_of(home).join(STORAGE_LOCK))?;
+    let file = open_and_lock(&root_of(home).join(STORAGE_LOCK), sharing)?;
     Ok(Some(Held { file, tells: true }))
 }
 
@@ -101,10 +102,10 @@ pub fn setup(home: &Home) -> Result<Option<Held>> {
 /// # Errors
 /// Those of mkdir(2), open(2) and fcntl(2).
 /// # Locks
-/// After that of a layer, and before that of the store, which is not needed beside it.
+/// Fourth in the order.
 pub fn mounts(dir: &Path) -> Result<Held> {
     make_dirs(dir, 0o700)?;
-    Ok(Held { file: open_and_lock(&dir.join(MOUNTS_LOCK))?, tells: true })
+    Ok(Held { file: open_and_lock(&dir.join(MOUNTS_LOCK), Sharing::Exclusive)?, tells: true })
 }
 
 /// Returns the directory that holds the home.
@@ -112,11 +113,11 @@ pub fn root_of(home: &Home) -> &Path {
     home.path().parent().unwrap_or(home.path())
 }
 
-fn open_and_lock(path: &Path) -> Result<OwnedFd> {
+fn open_and_lock(path: &Path, sharing: Sharing) -> Result<OwnedFd> {
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     let file =
         openat(CWD, path, flags, Mode::from_raw_mode(0o644)).at("open", || show_path(path))?;
-    lock_file(&file, Sharing::Exclusive).at("fcntl", || show_path(path))?;
+    lock_file(&file, sharing).at("fcntl", || show_path(path))?;
     Ok(file)
 }
 

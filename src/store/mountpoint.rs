@@ -3,7 +3,7 @@
 //! All with the lock of the layer held.
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use rustix::fs::{CWD, Mode, OFlags, RenameFlags, openat};
 use rustix::mount::{UnmountFlags, unmount};
@@ -57,21 +57,19 @@ impl Store {
     }
 
     /// Makes the mountpoint where it is missing.
-    pub(super) fn make_merged(
-        &self,
-        found: &Found<'_>,
-        id: &LayerId,
-        layer: &OwnedFd,
-    ) -> Result<PathBuf> {
-        let merged = self.merged_path(found, id);
-        if !found.is_own {
-            make_dirs(&merged, 0o700)?;
-            return Ok(merged);
+    pub(super) fn make_merged(&self, layer: &OwnedFd, merged: &Path) -> Result<()> {
+        if self.is_apart(merged) {
+            return make_dirs(merged, 0o700);
         }
         match sys::name::mkdir(At::new(layer.as_fd(), MERGED), 0o700) {
-            Ok(()) | Err(Errno::EXIST) => Ok(merged),
-            Err(errno) => Err(Error::sys("mkdirat", show_path(&merged), errno)),
+            Ok(()) | Err(Errno::EXIST) => Ok(()),
+            Err(errno) => Err(Error::sys("mkdirat", show_path(merged), errno)),
         }
+    }
+
+    /// Returns whether a mountpoint lies in the run home.
+    pub(super) fn is_apart(&self, merged: &Path) -> bool {
+        merged.starts_with(&self.run_home)
     }
 
     /// Puts a fresh mountpoint in place of one that was used: copies of the mount that live on in
@@ -84,7 +82,7 @@ impl Store {
         merged: &Path,
     ) -> Result<()> {
         const NEXT: &[u8] = b"merged.1";
-        if !found.is_own {
+        if self.is_apart(merged) {
             // Nothing else lies there.
             for dir in [Some(merged), merged.parent()].into_iter().flatten() {
                 match rustix::fs::rmdir(dir) {

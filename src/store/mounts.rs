@@ -21,7 +21,7 @@ use super::layout::{
 use super::lock::LockedLayer;
 use super::mountpoint::{Present, take_down};
 use super::probe::Backend;
-use super::{Found, Store, flat, idmap, lock, private};
+use super::{Found, Store, flat, idmap, lock};
 use crate::error::{Context, Errno, Error, Result};
 use crate::mount::mountinfo::MountEntry;
 use crate::options::show_path;
@@ -65,7 +65,8 @@ impl Store {
     /// # Errors
     /// `NoSuchLayer`; `Unsupported` if nobody can serve; what kernel or server say.
     /// # Locks
-    /// The layer's, and that of the counts that engines share.
+    /// The layer's, then that under which stores are set up, shared, and that of the counts that
+    /// engines share.
     /// # Crash
     /// At worst a mount that is not counted, or an empty mountpoint.
     pub fn mount(&self, id: &LayerId, request: &MountRequest) -> Result<PathBuf> {
@@ -76,27 +77,28 @@ impl Store {
             // Nothing to merge; Docker uses the directory itself.
             return Ok(found.home.join(&[id.bytes(), b"diff"]));
         }
-        let is_private = self.make_home_private()?;
         let locked = self.lock_layer(&found, id)?;
         idmap::finish_rotation(&locked.dir).at("renameat", at)?;
-        let merged = self.make_merged(&found, id, &locked.dir)?;
         let counts = self.counts()?;
         let mut plan = None;
         loop {
-            // What takes long, or another lock, comes before the lock that engines wait for.
-            if plan.is_none() && self.present(&merged, &found, id)?.is_none() {
+            let mut merged = self.mountpoint(&found, id)?;
+            // What takes long, or another lock, comes before the locks that engines wait for.
+            let here = self.present(&merged, &found, id)?;
+            if plan.is_none() && here.is_none() {
                 let committed = docker && has(found.dir.as_fd(), COMMITTED).at("statx", at)?;
                 let read_only = request.read_only || committed || !found.is_own;
                 plan = Some(self.plan_mount(&found, id, request, read_only)?);
             }
-            let is_copy = plan.as_ref().is_some_and(|plan| plan.backend == Backend::Flat);
-            let mut engine = if is_copy { None } else { self.engine_mounts()? };
-            if is_private && !private::is_mount_root(self.home().path())? {
-                // A cleanup came in between.
-                drop(engine);
-                self.make_home_private()?;
-                continue;
+            let is_copy = matches!(here, Some(Present::Flat(_)))
+                || plan.as_ref().is_some_and(|plan| plan.backend == Backend::Flat);
+            if is_copy {
+                merged = self.merged_path(&found, id);
             }
+            self.make_merged(&locked.dir, &merged)?;
+            let in_home = !is_copy && !self.is_apart(&merged);
+            let home = if in_home { self.hold_home()? } else { None };
+            let mut engine = if is_copy { None } else { self.engine_mounts()? };
             let known = read_count(&counts, id)?;
             let shared = engine.as_ref().map_or(0, |engine| engine.count(id));
             let known = match (self.present(&merged, &found, id)?, known) {
@@ -107,9 +109,8 @@ impl Store {
                 (Some(Present::Flat(_)), Some(known)) => Some(known),
                 (Some(Present::Flat(flat)), None) => {
                     // Of another boot, or of somebody who was killed before he was told of it.
-                    drop(engine);
+                    drop((engine, home));
                     self.take_flat(&found, id, &flat)?;
-                    self.make_merged(&found, id, &locked.dir)?;
                     continue;
                 }
                 (None, _) => None,
@@ -147,7 +148,7 @@ impl Store {
     pub fn unmount(&self, id: &LayerId) -> Result<()> {
         let found = self.get_layer(id)?;
         let locked = self.lock_layer(&found, id)?;
-        let merged = self.merged_path(&found, id);
+        let merged = self.mountpoint(&found, id)?;
         let counts = self.counts()?;
         let has_copy = flat::find(&locked.dir).at("read", || found.home.show(id))?.is_some();
         let mut engine = if has_copy { None } else { self.engine_mounts()? };
@@ -223,7 +224,7 @@ impl Store {
         let locked = match self.find(id)? {
             Some(found) => {
                 let locked = lock::layer(found.home, id, Sharing::Exclusive)?;
-                if self.present(&self.merged_path(&found, id), &found, id)?.is_some() {
+                if self.present(&self.mountpoint(&found, id)?, &found, id)?.is_some() {
                     return Ok(());
                 }
                 locked

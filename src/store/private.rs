@@ -1,11 +1,14 @@
 //! The home as a private mount of its own, as containers/storage has it: what is mounted in it is
 //! not copied into the mount namespaces that others make meanwhile, where it would be kept busy.
 //!
-//! Made before the first layer is mounted, and not at all with `skip_mount_home`, without
+//! An engine that ends undoes it, with all that is mounted there, unless a layer is mounted that its
+//! records name; [`Store::mountpoint`] minds that.
+//!
+//! Made before the first layer is mounted in it, and not at all with `skip_mount_home`, without
 //! `CAP_SYS_ADMIN`, or where something is mounted in the home already, which it would hide. It stays
 //! until [`Store::cleanup`]: engines rely on it as well.
 //!
-//! Takes the lock under which stores are set up, as engines do for the same. A crash leaves the home
+//! A crash leaves the home
 //! mounted, or not.
 
 use std::path::Path;
@@ -14,36 +17,51 @@ use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags};
 use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_bind, mount_change, unmount};
 
 use super::layout::Variant;
-use super::{Store, check, lock};
+use super::lock::{self, Held};
+use super::{Store, check};
 use crate::error::{Context, Errno, Error, Result};
 use crate::mount::mountinfo::{self, MountEntry};
 use crate::options::show_path;
+use crate::sys::lockfile::Sharing;
 
 impl Store {
-    /// Makes the home a private mount, unless it is one or the options say otherwise; returns whether
-    /// it is one now.
+    /// Makes the home a private mount unless it is one, and keeps it as it is while the value lives;
+    /// `None` if it is not to be one, or cannot.
     ///
     /// # Errors
     /// Those of mount(2), but for lack of privilege.
     /// # Locks
-    /// The one under which stores are set up; none may be held.
-    pub(super) fn make_home_private(&self) -> Result<bool> {
+    /// The one under which stores are set up, also on return.
+    pub(super) fn hold_home(&self) -> Result<Option<Held>> {
         let path = self.home().path();
         if self.options().skip_mount_home || self.home().variant() == Variant::Docker {
-            return Ok(false);
+            return Ok(None);
         }
-        let private = || match mount_change(path, MountPropagationFlags::PRIVATE) {
-            // Without privilege it is as whoever mounted it wanted.
-            Ok(()) | Err(Errno::PERM) => Ok(true),
-            Err(errno) => Err(Error::sys("mount", show_path(path), errno)),
-        };
-        if is_mount_root(path)? {
-            return private();
+        // Once more than cleanups can come in between; elsewhere the home is hidden by other mounts.
+        for _ in 0..4 {
+            let held = lock::setup(self.home(), Sharing::Shared)?;
+            if is_mount_root(path)? {
+                return match mount_change(path, MountPropagationFlags::PRIVATE) {
+                    // Without privilege it is as whoever mounted it wanted.
+                    Ok(()) | Err(Errno::PERM) => Ok(held),
+                    Err(errno) => Err(Error::sys("mount", show_path(path), errno)),
+                };
+            }
+            drop(held);
+            if !self.bind_home()? {
+                break;
+            }
         }
-        let _held = lock::setup(self.home())?;
+        Ok(None)
+    }
+
+    /// Binds the home over itself; returns whether it is a mount now.
+    fn bind_home(&self) -> Result<bool> {
+        let path = self.home().path();
+        let _held = lock::setup(self.home(), Sharing::Exclusive)?;
         let table = mountinfo::load()?;
         if mountinfo::find_top(&table, path).is_some() {
-            return private();
+            return Ok(true);
         }
         if let Some(inside) = table.iter().find(|entry| entry.mount_point.starts_with(path)) {
             tracing::debug!(
@@ -53,7 +71,7 @@ impl Store {
             return Ok(false);
         }
         match mount_bind(path, path) {
-            Ok(()) => private(),
+            Ok(()) => Ok(true),
             // Such a caller can have FUSE mounts only, which go through fusermount3.
             Err(Errno::PERM) => Ok(false),
             Err(errno) => Err(Error::sys("mount", show_path(path), errno)),
@@ -72,7 +90,7 @@ impl Store {
         for home in self.writable_homes() {
             check::prune_staging(home)?;
         }
-        let held = lock::setup(self.home())?;
+        let held = lock::setup(self.home(), Sharing::Exclusive)?;
         let mounts = self.engine_mounts()?;
         let table = mountinfo::load()?;
         let inside = |entry: &&MountEntry| {
@@ -110,7 +128,7 @@ impl Store {
 }
 
 /// Returns whether a path is the root of a mount.
-pub(super) fn is_mount_root(path: &Path) -> Result<bool> {
+fn is_mount_root(path: &Path) -> Result<bool> {
     let stat = rustix::fs::statx(CWD, path, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::empty())
         .at("statx", || show_path(path))?;
     if stat.stx_attributes_mask.contains(StatxAttributes::MOUNT_ROOT) {

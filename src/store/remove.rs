@@ -48,7 +48,7 @@ impl Store {
         }
         let locked = lock::layer(found.home, id, Sharing::Exclusive)?
             .ok_or_else(|| Error::NoSuchLayer { id: id.to_string().into() })?;
-        let merged = self.merged_path(&found, id);
+        let merged = self.mountpoint(&found, id)?;
         let has_copy = flat::find(&locked.dir).at("read", || found.home.show(id))?.is_some();
         if has_copy || mountinfo::find_top(&mountinfo::load()?, &merged).is_some() {
             return Err(Error::Busy {
