@@ -6,7 +6,7 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use fuse_tests::case::{nlink, put, sh, text};
+use fuse_tests::case::{nlink, put, sh, text, umount};
 use fuse_tests::env;
 use fuse_tests::fixture::{Kind, Mount, Sandbox};
 use fuse_tests::tree::{self, snapshot};
@@ -102,7 +102,7 @@ fn shows(s: &Sandbox, archive: &Path, wanted: &tree::Snapshot) {
     let options = env::overlay_options(&[layer.clone(), base], None);
     env::mount_overlay(&options, &merged).unwrap();
     let seen = whole_seconds(snapshot(&merged));
-    rustix::mount::unmount(&merged, rustix::mount::UnmountFlags::empty()).unwrap();
+    umount(&merged);
     tree::assert_same("the archive applied over the base", wanted, &seen);
 }
 

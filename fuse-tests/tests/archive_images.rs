@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::Arc;
 
-use fuse_tests::case::{put, sh};
+use fuse_tests::case::{put, sh, umount};
 use fuse_tests::env::{self, Base, mount_overlay, overlay_options};
 use fuse_tests::tree::{self, Snapshot, snapshot};
 use fuse_tests::{needs_kernel_overlay, needs_root, skip};
@@ -124,7 +124,7 @@ impl Bench {
         std::fs::create_dir_all(&merged).unwrap();
         mount_overlay(&overlay_options(&layers, None), &merged).unwrap();
         let tree = clean(snapshot(&merged));
-        rustix::mount::unmount(&merged, rustix::mount::UnmountFlags::empty()).unwrap();
+        umount(&merged);
         tree
     }
 }

@@ -11,6 +11,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use fuse_tests::case::umount;
 use fuse_tests::env;
 use fuse_tests::fixture::{Kind, Mount, Sandbox, Spec, try_fill};
 use fuse_tests::ops::{Op, Rng, Target, Verb};
@@ -77,8 +78,7 @@ impl Writing {
         match self {
             Writing::Ours(mount) => mount.unmount(),
             Writing::Rival(path) => {
-                let status = Command::new("umount").arg(&path).status().unwrap();
-                assert!(status.success(), "{status}");
+                umount(&path);
                 env::wait_until("fuse-overlayfs ends", std::time::Duration::from_secs(20), || {
                     env::processes_with_argument(&path).is_empty()
                 });

@@ -119,7 +119,7 @@ impl Store {
     /// Returns where engines keep what need not outlive a boot.
     fn run_records(&self) -> Option<PathBuf> {
         match self.home().variant() {
-            Variant::Docker => None,
+            Variant::Docker | Variant::Overlay1 | Variant::Aufs => None,
             Variant::Containers => self.run_home.parent().map(|run| run.join(LAYERS)),
         }
     }

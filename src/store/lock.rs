@@ -8,7 +8,7 @@
 //! 3. The lock of the store, held for as long as names in the home change: renames of whole layers
 //!    and symlinks, never a tree. With containers/storage it is `overlay-layers/layers.lock` beside
 //!    the home, which podman and buildah take for their changes; Docker has none, so it is flock(2)
-//!    on `l`.
+//!    on `l`, or on the home itself where that is missing.
 //! 4. The lock of the counts of mounts, `overlay-layers/mountpoints.lock` in the run root, while a
 //!    layer is mounted or unmounted; engines take it for the same, after the third.
 //! 5. Locks of single files in `tempdirs` and of mount counts, which are last.
@@ -71,10 +71,14 @@ impl Held {
 /// # Locks
 /// Third in the order; not to be held over work that takes long.
 pub fn store(home: &Home) -> Result<Held> {
-    if home.variant() == Variant::Docker {
-        let links = home.make_dir(super::layout::LINK_DIR.as_bytes(), 0o755)?;
-        lock_dir(&links, Sharing::Exclusive).at("flock", || show_path(&home.join(&[b"l"])))?;
-        return Ok(Held { file: links, tells: false });
+    if home.variant() != Variant::Containers {
+        let dir = if home.variant().has_links() {
+            home.make_dir(super::layout::LINK_DIR.as_bytes(), 0o755)?
+        } else {
+            sys::open::directory(home.dir(), b".").at("open", || show_path(home.path()))?
+        };
+        lock_dir(&dir, Sharing::Exclusive).at("flock", || show_path(home.path()))?;
+        return Ok(Held { file: dir, tells: false });
     }
     let dir = root_of(home).join(LAYERS);
     make_dirs(&dir, 0o700)?;
@@ -90,7 +94,7 @@ pub fn store(home: &Home) -> Result<Held> {
 /// # Locks
 /// After that of a layer, before all others.
 pub fn setup(home: &Home, sharing: Sharing) -> Result<Option<Held>> {
-    if home.variant() == Variant::Docker {
+    if home.variant() != Variant::Containers {
         return Ok(None);
     }
     let file = open_and_lock(&root_of(home).join(STORAGE_LOCK), sharing)?;

@@ -34,26 +34,11 @@ impl Store {
         found: &Found<'_>,
         id: &LayerId,
     ) -> Result<Option<Present>> {
-        if let Some(entry) = self.mounted(merged)? {
+        if let Some(entry) = mounted(merged)? {
             return Ok(Some(Present::Mount(entry)));
         }
         let flat = flat::find(&found.dir).at("read", || found.home.show(id))?;
         Ok(flat.map(Present::Flat))
-    }
-
-    /// Returns the mount at `merged`; one whose server has died is taken away first.
-    fn mounted(&self, merged: &Path) -> Result<Option<MountEntry>> {
-        loop {
-            let entries = mountinfo::load()?;
-            let Some(entry) = mountinfo::find_top(&entries, merged) else { return Ok(None) };
-            match rustix::fs::statfs(merged) {
-                Err(Errno::NOTCONN | Errno::CONNABORTED) => {
-                    unmount(merged, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW)
-                        .at("umount2", || show_path(merged))?;
-                }
-                _ => return Ok(Some(entry.clone())),
-            }
-        }
     }
 
     /// Makes the mountpoint where it is missing.
@@ -114,6 +99,24 @@ impl Store {
             RenameFlags::empty(),
         )
         .at("renameat", || format!("{}: files were written beneath the mount", found.home.show(id)))
+    }
+}
+
+/// Returns the mount at `merged`; one whose server has died is taken away first.
+///
+/// # Errors
+/// Those of reading the mount table, and of umount2(2).
+pub(super) fn mounted(merged: &Path) -> Result<Option<MountEntry>> {
+    loop {
+        let entries = mountinfo::load()?;
+        let Some(entry) = mountinfo::find_top(&entries, merged) else { return Ok(None) };
+        match rustix::fs::statfs(merged) {
+            Err(Errno::NOTCONN | Errno::CONNABORTED) => {
+                unmount(merged, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW)
+                    .at("umount2", || show_path(merged))?;
+            }
+            _ => return Ok(Some(entry.clone())),
+        }
     }
 }
 

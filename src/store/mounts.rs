@@ -52,11 +52,11 @@ pub struct MountRequest {
 
 /// How often a layer is mounted, and by whom.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-struct Count {
+pub(super) struct Count {
     /// Uses that this program knows of.
-    count: u64,
-    backend: Backend,
-    read_only: bool,
+    pub(super) count: u64,
+    pub(super) backend: Backend,
+    pub(super) read_only: bool,
 }
 
 impl Store {
@@ -248,34 +248,42 @@ impl Store {
     }
 
     fn counts(&self) -> Result<OwnedFd> {
-        let path = self.run_home()?.join(COUNTS);
-        make_dirs(&path, 0o700)?;
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        openat(CWD, &path, flags, Mode::empty()).at("open", || show_path(&path))
+        open_counts(&self.run_home)
     }
+}
+
+/// Opens the directory of the counts, making it.
+///
+/// # Errors
+/// Those of mkdir(2) and open(2).
+pub(super) fn open_counts(run_home: &Path) -> Result<OwnedFd> {
+    let path = run_home.join(COUNTS);
+    make_dirs(&path, 0o700)?;
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    openat(CWD, &path, flags, Mode::empty()).at("open", || show_path(&path))
 }
 
 /// Returns the count of a mount that is not ours: none if engines count it, else one for whoever
 /// made it.
-fn foreign(entry: &MountEntry, shared: u64) -> Count {
+pub(super) fn foreign(entry: &MountEntry, shared: u64) -> Count {
     let backend = if entry.is_fuse() { Backend::Fuse } else { Backend::Kernel };
     Count { count: u64::from(shared == 0), backend, read_only: false }
 }
 
-fn read_count(counts: &OwnedFd, id: &LayerId) -> Result<Option<Count>> {
+pub(super) fn read_count(counts: &OwnedFd, id: &LayerId) -> Result<Option<Count>> {
     let text = read_small(counts.as_fd(), id.bytes()).at("read", || format!("{COUNTS}/{id}"))?;
     // One that was cut short by a crash says nothing.
     Ok(text.and_then(|text| serde_json::from_slice(&text).ok()))
 }
 
-fn write_count(counts: &OwnedFd, id: &LayerId, count: &Count) -> Result<()> {
+pub(super) fn write_count(counts: &OwnedFd, id: &LayerId, count: &Count) -> Result<()> {
     let text = serde_json::to_vec(count).map_err(|error| {
         io_error("write", Path::new(COUNTS), std::io::Error::other(error.to_string()))
     })?;
     put_small(counts.as_fd(), id.bytes(), &text, 0o600).at("write", || format!("{COUNTS}/{id}"))
 }
 
-fn drop_count(counts: &OwnedFd, id: &LayerId) -> Result<()> {
+pub(super) fn drop_count(counts: &OwnedFd, id: &LayerId) -> Result<()> {
     match sys::name::unlink(At::new(counts.as_fd(), id.bytes())) {
         Ok(()) | Err(Errno::NOENT) => Ok(()),
         Err(errno) => Err(Error::sys("unlinkat", format!("{COUNTS}/{id}"), errno)),

@@ -34,7 +34,7 @@ impl Store {
     /// The one under which stores are set up, also on return.
     pub(super) fn hold_home(&self) -> Result<Option<Held>> {
         let path = self.home().path();
-        if self.options().skip_mount_home || self.home().variant() == Variant::Docker {
+        if self.options().skip_mount_home || self.home().variant() != Variant::Containers {
             return Ok(None);
         }
         // Once more than cleanups can come in between; elsewhere the home is hidden by other mounts.

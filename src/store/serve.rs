@@ -152,14 +152,14 @@ impl Store {
 }
 
 /// The open layers of a mount.
-struct Layers {
-    diff: Content,
-    lowers: Vec<Content>,
-    read_only: bool,
+pub(super) struct Layers {
+    pub(super) diff: Content,
+    pub(super) lowers: Vec<Content>,
+    pub(super) read_only: bool,
 }
 
 impl Layers {
-    fn mount_kernel(
+    pub(super) fn mount_kernel(
         self,
         work: LayerDir,
         options: &[String],
@@ -184,7 +184,7 @@ impl Layers {
         kernel::mount(&Overlay { lowers: &lowers, upper, options }, merged).map(drop)
     }
 
-    fn mount_served(
+    pub(super) fn mount_served(
         self,
         backend: &Backend,
         work: &Path,
@@ -224,7 +224,7 @@ fn refuse_for_flat(id: &LayerId, request: &MountRequest, has_force_mask: bool) -
 }
 
 /// Returns the options of a mount program for ids: triples of container id, host id and count.
-fn map_options(maps: &Maps) -> [String; 2] {
+pub(super) fn map_options(maps: &Maps) -> [String; 2] {
     [("uid", &maps.uids), ("gid", &maps.gids)].map(|(kind, map)| match map.as_slice() {
         [(_, outside, 1)] => format!("squash_to_{kind}={outside}"),
         map => {
