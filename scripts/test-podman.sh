@@ -45,31 +45,16 @@ fail() {
     exit 1
 }
 
-# Removes mounts, the user and all files of this run.
+# The user goes with what podman kept for its namespaces, which ends soon.
 # shellcheck disable=SC2317
-clean_up() {
-    local status=$? mounts pass
-    trap - EXIT
-    cd /
-    # Mounts may be stacked; each pass takes the top ones.
-    for pass in 1 2 3 4; do
-        mounts=$(awk -v dir="$dir/" 'index($5, dir) == 1 { print $5 }' /proc/self/mountinfo | sort -r)
-        if [ -z "$mounts" ]; then break; fi
-        printf '%s\n' "$mounts" | while read -r mount; do umount -l "$mount" 2>/dev/null || true; done
+at_end() {
+    [ -n "$user" ] || return 0
+    for _ in $(seq 100); do
+        pgrep -u "$user" >/dev/null || break
+        sleep 0.1
     done
-    [ "$pass" != 4 ] || status=1
-    if [ -n "$user" ]; then
-        # What podman kept for its namespaces ends soon.
-        for pass in $(seq 100); do
-            pgrep -u "$user" >/dev/null || break
-            sleep 0.1
-        done
-        # By force: processes of others with ids of the range count as this user's.
-        userdel -f "$user" || status=1
-    fi
-    chmod -R u+rwx "$dir"
-    rm -rf "$dir" || status=1
-    exit "$status"
+    # By force: processes of others with ids of the range count as this user's.
+    userdel -f "$user"
 }
 
 # Part of the run as root, which cleans up.
@@ -77,27 +62,19 @@ if [ -n "${LAMINA_PODMAN_USER-}" ]; then
     dir=$LAMINA_PODMAN_USER who=user
 else
     cd "$(dirname "${BASH_SOURCE[0]}")/.."
-    PATH=${CARGO_HOME:-$HOME/.cargo}/bin:$PATH:/usr/sbin:/sbin
+    # shellcheck source=scripts/lib/frame.sh
+    . scripts/lib/frame.sh
     [ "$(id -u)" = 0 ] || fail "needs root"
-    if [ -z "${LAMINA_BIN-}" ]; then
-        cargo build --release --locked --bin lamina
-        LAMINA_BIN=${CARGO_TARGET_DIR:-$PWD/target}/release/lamina
-    fi
+    use_binary
     for package in podman buildah busybox python3 uidmap:newuidmap libcap2-bin:setcap passwd:useradd; do
         command -v "${package#*:}" >/dev/null || apt-get install -y -q "${package%:*}"
     done
-    # Mounts of this run are seen by nobody else, and podman's runtimes want one kind of cgroups.
-    if [ -z "${LAMINA_PODMAN_ALONE-}" ]; then
-        export LAMINA_PODMAN_ALONE=1 LAMINA_BIN
-        exec unshare --mount --propagation private bash scripts/test-podman.sh "$@"
-    fi
+    alone scripts/test-podman.sh "$@"
+    # Podman's runtimes want one kind of cgroups.
     mount --make-rshared /
     umount /sys/fs/cgroup/unified 2>/dev/null || true
-    dir=$(mktemp -d /var/tmp/lamina-podman.XXXXXX) who=root user=''
-    trap 'exit 130' INT
-    trap 'exit 143' TERM
-    trap clean_up EXIT
-    chmod 755 "$dir"
+    scratch podman
+    who=root user=''
     cp "$LAMINA_BIN" "$dir/lamina"
     cp scripts/test-podman.sh "$dir/script"
 fi

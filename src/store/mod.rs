@@ -20,6 +20,7 @@ pub mod layout;
 pub mod link;
 pub mod lock;
 pub mod lower;
+pub mod migrate;
 mod mountpoint;
 pub mod mounts;
 pub mod options;
@@ -500,7 +501,16 @@ impl Store {
 /// Fails for a store that another driver keeps.
 fn refuse_others(config: &StoreConfig) -> Result<()> {
     if config.variant.has_links() {
-        return Ok(());
+        let home = Home::open(&config.root, config.variant)?;
+        return match home {
+            Some(home) if home.links()?.is_none() && overlay1::is_one(&home)? => {
+                Err(Error::invalid(
+                    format!("root {}", show_path(&config.root)),
+                    "holds a store of old Docker; use --driver overlay1",
+                ))
+            }
+            _ => Ok(()),
+        };
     }
     Err(Error::invalid(
         format!("driver {}", config.variant.name()),
