@@ -283,12 +283,7 @@ impl Driver for Store {
                 let errno = Errno::from_io_error(&error).unwrap_or(Errno::IO);
                 Error::sys("fcntl", id.to_string(), errno)
             })?;
-            fill(Filling {
-                root,
-                whiteouts: self.whiteouts()?,
-                ignore_chown_errors: self.options().ignore_chown_errors,
-                force_mask: self.options().force_mask,
-            })?;
+            fill(self.filling(root)?)?;
         }
         staged.publish()
     }
