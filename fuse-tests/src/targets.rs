@@ -217,6 +217,9 @@ fn request(opcode: u8, unique: u64, node: u64, body: &[u8]) -> Vec<u8> {
     let mut bytes = [&len.to_ne_bytes()[..], &u32::from(opcode).to_ne_bytes()].concat();
     bytes.extend_from_slice(&unique.to_ne_bytes());
     bytes.extend_from_slice(&node.to_ne_bytes());
+    for id in [rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw()] {
+        bytes.extend_from_slice(&id.to_ne_bytes());
+    }
     bytes.resize(REQUEST_HEADER, 0);
     bytes.extend_from_slice(body);
     // Of SETATTR, WRITE, FALLOCATE and both forms of COPY_FILE_RANGE.
