@@ -49,7 +49,7 @@ impl TestStore {
 
     /// The directory of the layers.
     pub fn home(&self) -> PathBuf {
-        self.root.join(self.driver)
+        self.root.join(if self.driver == "overlay1" { "overlay" } else { self.driver })
     }
 
     /// A path in a layer.
@@ -59,7 +59,12 @@ impl TestStore {
 
     /// Where a layer keeps its content.
     pub fn diff(&self, id: &str) -> PathBuf {
-        self.path(id, "diff")
+        match self.driver {
+            "aufs" => self.home().join("diff").join(id),
+            "overlay1" if self.path(id, "root").exists() => self.path(id, "root"),
+            "overlay1" => self.path(id, "upper"),
+            _ => self.path(id, "diff"),
+        }
     }
 
     /// The command for words such as `layer create ID`.
@@ -214,6 +219,15 @@ impl TestStore {
     pub fn check_no_leftovers(&self) {
         let temps = self.home().join("tempdirs");
         assert!(fs::symlink_metadata(&temps).is_err(), "{} is left", temps.display());
+        if self.driver == "aufs" {
+            let listed = |name: &str| crate::case::sh(self.home(), &format!("ls {name}"));
+            assert_eq!(listed("diff"), listed("layers"));
+            assert_eq!(listed("mnt"), listed("layers"));
+            assert!(!self.home().join("lamina-work").exists());
+        }
+        if matches!(self.driver, "aufs" | "overlay1") {
+            return;
+        }
         for (link, target) in self.links() {
             let diff = self.home().join("l").join(&target);
             assert!(fs::symlink_metadata(&diff).is_ok(), "{link} -> {target} dangles");

@@ -1,8 +1,9 @@
 //! A stack of layers as plain files: a complete copy of what it shows, and the way back, a layer of
-//! what was changed in the copy.
+//! what was changed in the copy; and one layer as it is put into another place or form.
 //!
 //! Takes no locks. A crash leaves the target half filled: it is to be nobody's until it is whole.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
@@ -14,9 +15,9 @@ use super::metadata::Place;
 use super::naive;
 use super::path;
 use super::same::{Rules, link_target};
-use super::target::{Found, Target, make_directory};
-use super::view::{Leaf, Merged, Object, kind};
-use super::walk::{Change, Sink, all};
+use super::target::{Found, Target, is_directory, make_directory};
+use super::view::{self, Leaf, Merged, Object, Stack, kind};
+use super::walk::{self, Change, Differ, Sink, all};
 use crate::error::{Context, Errno, Error, Result};
 use crate::layer::{Dir, Index};
 use crate::marks;
@@ -31,6 +32,67 @@ pub struct Options {
     pub ignore_chown_errors: bool,
     /// What a layer deletes is kept as `.wh.` files.
     pub whiteout_files: bool,
+    /// Files become those of the copy by hard links where that is possible: nobody may write to
+    /// either in place then.
+    pub hard_links: bool,
+}
+
+/// What [`transfer`] makes of a layer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Transfer {
+    /// The same layer, in an empty directory.
+    Layer,
+    /// What it changes is changed in a complete tree, which shows what lies beneath it.
+    Tree,
+}
+
+/// Puts what the topmost layer of a stack holds into another place or form.
+///
+/// `watch` is told of the bytes of each file; `to_path` is for messages.
+///
+/// # Errors
+/// As [`copy`].
+pub fn transfer(
+    stack: &Stack,
+    to: OwnedFd,
+    to_path: PathBuf,
+    what: Transfer,
+    options: Options,
+    watch: &mut dyn FnMut(u64),
+) -> Result<()> {
+    let (Some(top), Some(root)) = (stack.top(), stack.root()) else { return Ok(()) };
+    let form = match what {
+        Transfer::Layer => Form::Moved,
+        Transfer::Tree => Form::Over,
+    };
+    let mut filling = Filling::new(&object(&root)?, to, to_path, form, options)?;
+    if view::dir_marks(top)?.opaque {
+        let root = Arc::clone(filling.target.root());
+        filling.hide(&root)?;
+    }
+    walk::changes(stack, Differ::Everything, &mut Watched(&mut filling, watch))?;
+    filling.finish()
+}
+
+/// Passes changes on, and tells of their bytes.
+struct Watched<'a>(&'a mut Filling, &'a mut dyn FnMut(u64));
+
+impl Sink for Watched<'_> {
+    fn change(&mut self, change: Change<'_>) -> Result<()> {
+        let bytes = match change.object {
+            Some(Object::Leaf(leaf)) if kind(&leaf.stat) == FileType::RegularFile => {
+                leaf.stat.stx_size
+            }
+            _ => 0,
+        };
+        self.0.change(change)?;
+        (self.1)(bytes);
+        Ok(())
+    }
+
+    fn wants_kinds(&self) -> bool {
+        false
+    }
 }
 
 /// Fills an empty directory with all that a stack shows; data is shared where the filesystem can.
@@ -78,9 +140,16 @@ fn object(dir: &Merged) -> Result<Object> {
 enum Form {
     /// A tree without marks.
     Tree,
-    /// A layer.
+    /// A layer of what was changed in a tree.
     Layer,
+    /// A layer of a layer.
+    Moved,
+    /// A tree without marks that is there already.
+    Over,
 }
+
+/// Xattr of labels, which belong to the place that a file is in.
+const LABEL: &[u8] = b"security.selinux";
 
 struct Filling {
     target: Target,
@@ -126,15 +195,62 @@ impl Filling {
             return Ok(());
         }
         let parent = self.parent(path)?;
-        make_directory(&parent, path::split(path).1)?;
+        let name = path::split(path).1;
+        let old = if self.form == Form::Over { parent.find(name)? } else { None };
+        if !old.as_ref().is_some_and(is_directory) {
+            if old.is_some() {
+                self.target.remove(&parent, name)?;
+            }
+            make_directory(&parent, name)?;
+        }
         self.dirs.insert(path.to_vec(), object.clone());
         Ok(())
+    }
+
+    /// Makes a directory that shows nothing of what lies beneath.
+    fn opaque(&mut self, path: &[u8], object: &Object) -> Result<()> {
+        self.directory(path, object)?;
+        match self.target.find(path)? {
+            Found::Dir(dir) => self.hide(&dir),
+            Found::Nothing(dir, _) | Found::Other(dir, _, _) => {
+                Err(Error::sys("openat", dir.describe(path), Errno::NOENT))
+            }
+        }
+    }
+
+    /// Hides what lies beneath a directory, which nothing was put into yet.
+    fn hide(&mut self, dir: &Arc<Dir>) -> Result<()> {
+        if self.form == Form::Over {
+            let mut names = Vec::new();
+            dir.list(|name, _, _| {
+                names.push(name.to_vec());
+                Ok(())
+            })?;
+            return names.iter().try_for_each(|name| self.target.remove(dir, name));
+        }
+        if self.options.whiteout_files {
+            let made = dir
+                .call("openat", marks::OPAQUE_NAME, |at| sys::open::create(at.dir, at.name, 0o600));
+            return made.map(drop);
+        }
+        let [trusted, user, _] = marks::OPAQUE_XATTRS;
+        let place = Place::Dir(dir);
+        match place.set_xattr(trusted, marks::OPAQUE_VALUE) {
+            // As where an archive is unpacked.
+            Err(Error::Sys { errno: Errno::PERM | Errno::OPNOTSUPP, .. }) => {
+                place.set_xattr(user, marks::OPAQUE_VALUE)
+            }
+            done => done,
+        }
     }
 
     fn leaf(&mut self, path: &[u8], leaf: &Leaf) -> Result<()> {
         let parent = self.parent(path)?;
         let name = path::split(path).1;
-        if self.form == Form::Layer {
+        if self.form == Form::Over && parent.find(name)?.is_some() {
+            self.target.remove(&parent, name)?;
+        }
+        if self.form == Form::Layer || self.options.hard_links {
             if leaf.stat.stx_nlink > 1 {
                 self.linked.insert(leaf.stat.stx_ino);
             }
@@ -157,8 +273,10 @@ impl Filling {
     fn link_over(&self, parent: &Arc<Dir>, name: &[u8], leaf: &Leaf) -> Result<bool> {
         let list =
             leaf.dir.call("listxattr", &leaf.name, |at| xattr::list(xattr::Target::Name(at)))?;
-        // In a layer such a name would be a mark.
-        if list.split(|byte| *byte == 0).any(marks::is_private_xattr) {
+        let is_as_it_is = |name: &[u8]| {
+            name == LABEL || self.xattr_name(name).is_some_and(|new| new.as_ref() == name)
+        };
+        if !list.split(|byte| *byte == 0).filter(|name| !name.is_empty()).all(is_as_it_is) {
             return Ok(false);
         }
         match link(&leaf.dir, &leaf.name, parent, name) {
@@ -215,21 +333,25 @@ impl Filling {
         place.set_timestamps(&times(stat))
     }
 
+    /// Returns the name that an xattr gets; `None` for a mark that means nothing there.
+    fn xattr_name<'n>(&self, name: &'n [u8]) -> Option<Cow<'n, [u8]>> {
+        match self.form {
+            Form::Tree | Form::Over => marks::visible_name(name),
+            Form::Layer => marks::stored_name(name),
+            Form::Moved => marks::visible_name(name).map(|_shown| Cow::Borrowed(name)),
+        }
+    }
+
     /// Returns the xattrs that an object is to have, by the names they are stored under.
     fn xattrs(&self, object: &Object) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
         let read = |target: xattr::Target<'_>| {
             let list = xattr::list(target)?;
             let mut found = Vec::new();
             for stored in list.split(|byte| *byte == 0).filter(|stored| !stored.is_empty()) {
-                // Labels belong to the place that a file is in.
-                if stored == b"security.selinux" {
+                if stored == LABEL {
                     continue;
                 }
-                let name = match self.form {
-                    Form::Tree => marks::visible_name(stored),
-                    Form::Layer => marks::stored_name(stored),
-                };
-                let Some(name) = name else { continue };
+                let Some(name) = self.xattr_name(stored) else { continue };
                 if let Some(value) = xattr::get(target, stored)? {
                     found.push((name.into_owned(), value));
                 }
@@ -249,6 +371,9 @@ impl Filling {
     fn whiteout(&mut self, path: &[u8]) -> Result<()> {
         let parent = self.parent(path)?;
         let name = path::split(path).1;
+        if self.form == Form::Over {
+            return self.target.remove(&parent, name);
+        }
         if !self.options.whiteout_files {
             match parent.call("mknodat", name, sys::name::whiteout) {
                 // As where an archive is unpacked.
@@ -273,9 +398,27 @@ impl Filling {
                 let root = self.target.root();
                 return Err(Error::sys("openat", root.describe(&path), Errno::NOENT));
             };
+            if self.form == Form::Over {
+                self.drop_xattrs(&dir, &object)?;
+            }
             self.describe(&Place::Dir(&dir), &object)?;
         }
         Ok(())
+    }
+
+    /// Takes away the xattrs that a directory had and is not to have any more.
+    fn drop_xattrs(&self, dir: &Arc<Dir>, object: &Object) -> Result<()> {
+        let wanted = self.xattrs(object)?;
+        dir.with("removexattr", |dir| {
+            let target = xattr::Target::Handle(dir);
+            for name in xattr::list(target)?.split(|byte| *byte == 0) {
+                let is_wanted = wanted.iter().any(|(wanted, _)| wanted == name);
+                if !name.is_empty() && name != LABEL && !is_wanted {
+                    xattr::remove(target, name)?;
+                }
+            }
+            Ok(())
+        })
     }
 }
 
@@ -299,6 +442,7 @@ impl Sink for Filling {
             self.directory(&above.path, &above.object)?;
         }
         match change.object {
+            Some(object @ Object::Dir(..)) if change.is_opaque => self.opaque(change.path, object),
             Some(object @ Object::Dir(..)) => self.directory(change.path, object),
             Some(Object::Leaf(leaf)) => self.leaf(change.path, leaf),
             None => self.whiteout(change.path),

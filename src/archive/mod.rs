@@ -22,6 +22,7 @@ pub mod sparse;
 pub mod stage;
 pub mod tar_split;
 mod target;
+pub mod verify;
 pub mod view;
 pub mod walk;
 pub mod write;

@@ -20,6 +20,8 @@ pub enum Rules {
     BuildKit,
     /// Whatever a user could tell apart, but for times of access and labels.
     Exact,
+    /// The same without reading data.
+    Attributes,
 }
 
 /// Tells whether a directory of a layer was made only to hold what changed in it.
@@ -54,7 +56,7 @@ pub fn objects(upper: &Object, lower: &Object, rules: Rules) -> Result<bool> {
         (Object::Dir(..), Object::Dir(..)) => Ok(match rules {
             Rules::Containers => same_time(a, b),
             Rules::BuildKit => true,
-            Rules::Exact => exact_time(a) == exact_time(b),
+            Rules::Exact | Rules::Attributes => exact_time(a) == exact_time(b),
         }),
         (Object::Leaf(upper), Object::Leaf(lower)) => leaves(upper, lower, rules),
         _ => Ok(false),
@@ -72,7 +74,8 @@ fn leaves(upper: &Leaf, lower: &Leaf, rules: Rules) -> Result<bool> {
     }
     match rules {
         Rules::Containers => Ok(same_time(a, b)),
-        Rules::Exact if exact_time(a) != exact_time(b) => Ok(false),
+        Rules::Exact | Rules::Attributes if exact_time(a) != exact_time(b) => Ok(false),
+        Rules::Attributes => Ok(true),
         // The time may have been set back, and archives give the same to all.
         Rules::Exact => Ok(kind(a) != FileType::RegularFile || content(upper, lower)?),
         Rules::BuildKit => {
@@ -145,7 +148,8 @@ pub fn xattrs(object: &Object, rules: Rules) -> Result<Vec<(Vec<u8>, Vec<u8>)>> 
         for stored in list.split(|byte| *byte == 0).filter(|stored| !stored.is_empty()) {
             let Some(name) = marks::visible_name(stored) else { continue };
             let is_content = name.as_ref() == b"security.capability"
-                || (rules == Rules::Exact && name.as_ref() != b"security.selinux")
+                || (matches!(rules, Rules::Exact | Rules::Attributes)
+                    && name.as_ref() != b"security.selinux")
                 || (rules == Rules::Containers
                     && (name.as_ref() == b"security.ima" || name.starts_with(b"user.")));
             if !is_content {

@@ -75,6 +75,8 @@ pub enum Differ {
     Containers,
     /// BuildKit's overlay differ.
     BuildKit,
+    /// All that the layer has counts, also directories that are as beneath.
+    Everything,
 }
 
 /// A directory of the layer that is being walked.
@@ -266,6 +268,7 @@ impl Walk<'_> {
         match self.differ {
             Differ::Containers => Ok(same::directories(upper.stat(), lower.stat())),
             Differ::BuildKit => same::objects(upper, lower, Rules::BuildKit),
+            Differ::Everything => Ok(false),
         }
     }
 

@@ -15,8 +15,8 @@ use crate::archive::ids::Range;
 use crate::archive::stage::Stage;
 use crate::archive::{Applied, ApplyOptions, Digest, Ids, Limits, Whiteouts, apply};
 use crate::error::{Context, Errno, Error, Result};
-use crate::image::import::for_store;
-use crate::store::{CreateOptions, LayerId};
+use crate::image::import::form;
+use crate::store::{CreateOptions, Filling, LayerId};
 
 /// Form of whiteouts, as `--whiteouts` takes it.
 #[derive(clap::ValueEnum, Clone, Copy, Debug)]
@@ -204,20 +204,23 @@ fn apply_to_store(
 ) -> std::result::Result<Applied, Failure> {
     let parse = |id: &str| LayerId::parse(id).map_err(Failure::usage);
     let (layer, parent) = (parse(id)?, args.parent.as_deref().map(parse).transpose()?);
-    let store = args.store.open()?;
+    let store = args.store.driver()?;
     let new = CreateOptions { parent: parent.as_ref(), read_write: false, owner: None };
-    let mut staged = store.stage(&layer, new).map_err(failure)?;
-    let run = || {
-        let options = for_store(&store, options)?;
+    let mut applied = None;
+    let mut fill = |filling: Filling| {
+        let options = ApplyOptions {
+            whiteouts: form(filling.whiteouts),
+            ignore_chown_errors: filling.ignore_chown_errors,
+            force_mask: filling.force_mask,
+            ..options.clone()
+        };
         let input = open_input(args.file.as_deref())?;
-        let root = staged.content().try_clone_to_owned().map_err(|error| {
-            Error::sys("fcntl", id.to_owned(), Errno::from_io_error(&error).unwrap_or(Errno::IO))
-        })?;
-        let applied = apply(root, PathBuf::from(id), input, &options)?;
-        staged.publish()?;
-        Ok(applied)
+        applied = Some(apply(filling.root, PathBuf::from(id), input, &options)?);
+        Ok(())
     };
-    run().map_err(failure)
+    store.make(&layer, new, Some(&mut fill)).map_err(failure)?;
+    // A layer that was made was filled.
+    applied.ok_or_else(Failure::silent)
 }
 
 fn apply_file(args: &ApplyArgs, to: &Path, options: &ApplyOptions) -> Result<Applied> {

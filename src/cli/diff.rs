@@ -20,7 +20,7 @@ use crate::archive::walk::{self, Differ, Sink};
 use crate::archive::write::{Line, List, Size, WriteOptions, Writer};
 use crate::archive::{Digest, Limits, metadata, naive, tar_split};
 use crate::error::{Errno, Error, Result};
-use crate::store::LayerId;
+use crate::store::{LayerId, Parts};
 
 /// Shown below the help of `lamina diff`.
 pub const EXAMPLES: &str = "\
@@ -41,6 +41,9 @@ pub struct LayerArgs {
     /// The layer of a store, over those that it has there, instead of directories
     #[arg(long, value_name = "ID", conflicts_with_all = ["layer", "lower"])]
     id: Option<String>,
+    /// Another layer of the store to compare that one with, instead of those that it lies on
+    #[arg(long, value_name = "ID", requires = "id")]
+    over: Option<String>,
     #[command(flatten)]
     store: StorePlace,
     /// The layer
@@ -55,8 +58,28 @@ impl LayerArgs {
             return open_stack(self.layer.iter().chain(&self.lower).cloned()).map_err(Failure::run);
         };
         let id = LayerId::parse(id).map_err(Failure::usage)?;
-        let found = self.store.open()?.metadata(&id).map_err(failure)?;
-        open_stack(std::iter::once(found.upper).chain(found.lowers)).map_err(Failure::run)
+        self.store.driver()?.parts(&id).and_then(Parts::stack).map_err(failure)
+    }
+
+    /// Opens what is to be told of: the layer, or two whole trees where it does not say by itself what
+    /// it changes.
+    fn source(&self) -> std::result::Result<Source, Failure> {
+        let Some(id) = &self.id else { return Ok(Source::Layer(self.open()?, Differ::Containers)) };
+        let parse = |id: &String| LayerId::parse(id).map_err(Failure::usage);
+        let (id, over) = (parse(id)?, self.over.as_ref().map(parse).transpose()?);
+        let store = self.store.driver()?;
+        let open = || {
+            let parts = store.parts(&id)?;
+            let is_one_layer = parts.is_one_layer();
+            let stack = parts.stack()?;
+            let beneath = match &over {
+                Some(over) => store.parts(over)?.stack()?,
+                None if is_one_layer => return Ok(Source::Layer(stack, Differ::Containers)),
+                None => store.parts(&id)?.beneath()?,
+            };
+            Ok(Source::Trees(Some(beneath), stack, Rules::Containers))
+        };
+        open().map_err(failure)
     }
 }
 
@@ -170,7 +193,7 @@ impl Source {
 /// # Errors
 /// The sentence to print.
 pub fn run_layer_diff(args: LayerDiffArgs) -> std::result::Result<(), Failure> {
-    let source = layer_source(&args.layers)?;
+    let source = args.layers.source()?;
     write(&source, &args.write).map_err(Failure::run)
 }
 
@@ -179,7 +202,7 @@ pub fn run_layer_diff(args: LayerDiffArgs) -> std::result::Result<(), Failure> {
 /// # Errors
 /// The sentence to print.
 pub fn run_layer_changes(args: LayerListArgs) -> std::result::Result<(), Failure> {
-    let source = layer_source(&args.layers)?;
+    let source = args.layers.source()?;
     list(&source, args.json)
 }
 
@@ -188,7 +211,7 @@ pub fn run_layer_changes(args: LayerListArgs) -> std::result::Result<(), Failure
 /// # Errors
 /// The sentence to print.
 pub fn run_layer_diff_size(args: LayerListArgs) -> std::result::Result<(), Failure> {
-    let source = layer_source(&args.layers)?;
+    let source = args.layers.source()?;
     let mut size = Size::default();
     source.tell(&mut size).map_err(Failure::run)?;
     if args.json {
@@ -233,10 +256,6 @@ pub fn run_diff(args: DiffArgs) -> std::result::Result<(), Failure> {
         return write(&source, &args.write).map_err(Failure::run);
     }
     list(&source, args.json)
-}
-
-fn layer_source(args: &LayerArgs) -> std::result::Result<Source, Failure> {
-    Ok(Source::Layer(args.open()?, Differ::Containers))
 }
 
 fn trees_source(mut trees: Vec<PathBuf>, walk: bool) -> Result<Source> {

@@ -6,7 +6,7 @@ use super::store::{StoreArgs, failure};
 use super::{Failure, apply, diff, print};
 use crate::error::Error;
 use crate::options::show_path;
-use crate::store::{Backend, CreateOptions, LayerId, MountRequest, Store};
+use crate::store::{Backend, CreateOptions, Driver, LayerId, MountRequest};
 use crate::sys::userns::Maps;
 
 /// Arguments of `lamina layer`.
@@ -115,8 +115,8 @@ struct OneLayer {
 }
 
 impl OneLayer {
-    fn open(&self) -> Result<(Store, LayerId), Failure> {
-        Ok((self.store.open()?, parse(&self.id)?))
+    fn open(&self) -> Result<(Box<dyn Driver>, LayerId), Failure> {
+        Ok((self.store.driver()?, parse(&self.id)?))
     }
 }
 
@@ -150,7 +150,7 @@ pub fn run(args: LayerCommandArgs) -> Result<(), Failure> {
         }
         LayerCommand::Mount(args) => mount(&args),
         LayerCommand::UpdateIdMap(args) => {
-            let (store, id) = args.layer.open()?;
+            let (store, id) = (args.layer.store.open()?, parse(&args.layer.id)?);
             let from = maps(&args.from_uidmap, &args.from_gidmap)?.unwrap_or_default();
             let to = maps(&args.to_uidmap, &args.to_gidmap)?.unwrap_or_default();
             store.update_id_map(&id, &from, &to).map_err(failure)
@@ -161,16 +161,7 @@ pub fn run(args: LayerCommandArgs) -> Result<(), Failure> {
         }
         LayerCommand::Metadata(args) => {
             let (store, id) = args.open()?;
-            let metadata = store.metadata(&id).map_err(failure)?;
-            let lowers: Vec<String> = metadata.lowers.iter().map(|path| show_path(path)).collect();
-            let mut fields = vec![
-                ("UpperDir", show_path(&metadata.upper)),
-                ("WorkDir", show_path(&metadata.work)),
-                ("MergedDir", show_path(&metadata.merged)),
-            ];
-            if !lowers.is_empty() {
-                fields.push(("LowerDir", lowers.join(":")));
-            }
+            let fields = store.metadata(&id).map_err(failure)?;
             if args.store.json {
                 let object: serde_json::Map<_, _> =
                     fields.into_iter().map(|(name, value)| (name.into(), json!(value))).collect();
@@ -189,9 +180,9 @@ pub fn run(args: LayerCommandArgs) -> Result<(), Failure> {
 fn create(args: &CreateArgs, read_write: bool) -> Result<(), Failure> {
     let id = parse(&args.id)?;
     let parent = args.parent.as_deref().or(args.template.as_deref()).map(parse).transpose()?;
-    let store = args.store.open()?;
+    let store = args.store.driver()?;
     let options = CreateOptions { parent: parent.as_ref(), read_write, owner: None };
-    store.create(&id, options).map_err(failure)?;
+    store.make(&id, options, None).map_err(failure)?;
     if args.store.json {
         return print(&format!("{}\n", json!({ "id": id.as_str() })));
     }

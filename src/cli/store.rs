@@ -7,7 +7,7 @@ use serde_json::json;
 use super::{Failure, print};
 use crate::error::{Error, Result};
 use crate::store::check::Finding;
-use crate::store::{Backend, Store, StoreConfig, Variant};
+use crate::store::{Backend, Driver, Store, StoreConfig, Variant, driver};
 
 /// Where the store is; the same for all commands that work on one.
 #[derive(clap::Args, Debug)]
@@ -39,9 +39,10 @@ pub struct StorePlace {
     /// Root of the store for read-only layers, if kept apart
     #[arg(long, value_name = "DIR")]
     imagestore: Option<PathBuf>,
-    /// overlay (podman, buildah) or overlay2 (Docker)
-    #[arg(long, value_name = "NAME", default_value = "overlay")]
-    driver: String,
+    /// overlay (podman, buildah), overlay2 (Docker), or overlay1 or aufs (Docker of old) [default: the
+    /// one whose layers lie in the root, else overlay]
+    #[arg(long, value_name = "NAME")]
+    driver: Option<String>,
     /// Option of the driver, such as overlay.mountopt=nodev; may be given more than once
     #[arg(long, value_name = "KEY=VALUE")]
     storage_opt: Vec<String>,
@@ -53,10 +54,14 @@ impl StorePlace {
     /// # Errors
     /// `Invalid` for a driver that is not known, and what reading storage.conf returns.
     pub fn config(&self) -> Result<StoreConfig> {
-        let variant = Variant::parse(&self.driver)?;
+        let variant = match (&self.driver, &self.root) {
+            (Some(driver), _) => Variant::parse(driver)?,
+            (None, Some(root)) => driver::find(root)?,
+            (None, None) => Variant::Containers,
+        };
         let mut config = match variant {
             Variant::Containers => Store::default_config()?,
-            Variant::Docker => StoreConfig {
+            Variant::Docker | Variant::Overlay1 | Variant::Aufs => StoreConfig {
                 root: "/var/lib/docker".into(),
                 run_root: "/run/docker".into(),
                 image_store: None,
@@ -93,6 +98,15 @@ impl StorePlace {
     pub fn open(&self) -> std::result::Result<Store, Failure> {
         let config = self.config().map_err(Failure::usage)?;
         Store::open(&config).map_err(failure)
+    }
+
+    /// Opens the store that is meant, whichever driver keeps it.
+    ///
+    /// # Errors
+    /// The sentence to print.
+    pub fn driver(&self) -> std::result::Result<Box<dyn Driver>, Failure> {
+        let config = self.config().map_err(Failure::usage)?;
+        driver::open(&config).map_err(failure)
     }
 }
 
@@ -152,11 +166,10 @@ pub fn run(args: StoreCommandArgs) -> std::result::Result<(), Failure> {
     match args.command {
         StoreCommand::Init(args) => {
             let config = args.config().map_err(Failure::usage)?;
-            Store::init(&config).map_err(failure).map(drop)
+            driver::init(&config).map_err(failure).map(drop)
         }
         StoreCommand::Status(args) => {
-            let store = args.open()?;
-            let facts = store.status().map_err(failure)?;
+            let facts = args.driver()?.status().map_err(failure)?;
             if args.json {
                 let object: serde_json::Map<_, _> =
                     facts.into_iter().map(|(name, value)| (name, json!(value))).collect();
@@ -203,7 +216,7 @@ pub fn run(args: StoreCommandArgs) -> std::result::Result<(), Failure> {
         }
         StoreCommand::Df(args) => df(&args),
         StoreCommand::List(args) => {
-            let layers = args.open()?.list().map_err(failure)?;
+            let layers = args.driver()?.list().map_err(failure)?;
             if args.json {
                 let ids: Vec<&str> = layers.iter().map(|id| id.as_str()).collect();
                 return print(&format!("{}\n", json!(ids)));

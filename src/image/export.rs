@@ -135,14 +135,18 @@ impl Writing<'_> {
 fn layer(store: &Store, id: &LayerId, blobs: &Writing<'_>, suffix: &str) -> Result<(Digest, u64)> {
     const TEMPORARY: &[u8] = b"layer";
     let parts = store.parts(id)?;
-    let shown = PathBuf::from(id.as_str());
-    let all = std::iter::once(parts.diff).chain(parts.lowers);
-    let stack = Stack::new(all.map(|handle| (handle, shown.clone())))?;
+    let is_one_layer = parts.is_one_layer();
+    let stack = parts.stack()?;
     let overridden = stack.top().map_or(Ok(false), metadata::has_override)?;
     let output = BufWriter::with_capacity(256 * 1024, blobs.create(TEMPORARY)?);
     let options = WriteOptions { overridden, ..WriteOptions::default() };
     let mut writer = Writer::new(Digester::new(output), options);
-    walk::changes(&stack, Differ::Containers, &mut writer)?;
+    if is_one_layer {
+        walk::changes(&stack, Differ::Containers, &mut writer)?;
+    } else if let Some(root) = stack.root() {
+        let beneath = store.parts(id)?.beneath()?.root();
+        naive::changes(beneath.as_ref(), &root, Rules::Containers, &mut writer)?;
+    }
     let mut output = writer.finish()?;
     output.flush().map_err(|error| io_error(&error, blobs.target))?;
     let (digest, size) = output.finish();

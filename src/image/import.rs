@@ -173,14 +173,20 @@ fn unpack<'a>(
 /// Those of finding out how names are hidden.
 pub fn for_store(store: &Store, options: ApplyOptions) -> Result<ApplyOptions> {
     Ok(ApplyOptions {
-        whiteouts: match store.whiteouts()? {
-            store::Whiteouts::Kernel => Whiteouts::Overlay,
-            store::Whiteouts::Files => Whiteouts::Files,
-        },
+        whiteouts: form(store.whiteouts()?),
         ignore_chown_errors: store.options().ignore_chown_errors,
         force_mask: store.options().force_mask,
         ..options
     })
+}
+
+/// Returns how an archive is unpacked to a layer that keeps what it hides in this form.
+pub fn form(whiteouts: store::Whiteouts) -> Whiteouts {
+    match whiteouts {
+        store::Whiteouts::Kernel => Whiteouts::Overlay,
+        store::Whiteouts::Files => Whiteouts::Files,
+        store::Whiteouts::None => Whiteouts::Flat,
+    }
 }
 
 /// Moves what was unpacked into a layer of the store, and gives that its place.

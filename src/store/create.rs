@@ -38,10 +38,10 @@ pub struct CreateOptions<'a> {
 
 /// Owner and mode of the root of a content.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct RootStat {
-    uid: u32,
-    gid: u32,
-    mode: u32,
+pub(super) struct RootStat {
+    pub(super) uid: u32,
+    pub(super) gid: u32,
+    pub(super) mode: u32,
 }
 
 /// A layer that is complete but for its content, and that nobody sees.
@@ -161,11 +161,11 @@ impl Store {
         make_dir(layer.as_fd(), DIFF, real)?;
         let diff = sys::open::directory(layer.as_fd(), DIFF)?;
         let private = RootStat { mode: 0o700, ..real };
-        let others: &[&[u8]] = match (variant, has_parent) {
-            (Variant::Containers, false) => &[WORK, MERGED, EMPTY],
-            (Variant::Containers, true) => &[WORK, MERGED],
-            (Variant::Docker, false) => &[],
-            (Variant::Docker, true) => &[WORK],
+        let others: &[&[u8]] = match (variant == Variant::Containers, has_parent) {
+            (true, false) => &[WORK, MERGED, EMPTY],
+            (true, true) => &[WORK, MERGED],
+            (false, false) => &[],
+            (false, true) => &[WORK],
         };
         for name in others {
             make_dir(layer.as_fd(), name, private)?;
@@ -282,7 +282,14 @@ fn commit(home: &Home, parent: &OwnedFd) -> std::result::Result<(), Errno> {
 }
 
 /// Makes a directory with exactly this mode and owner.
-fn make_dir(dir: BorrowedFd<'_>, name: &[u8], stat: RootStat) -> std::result::Result<(), Errno> {
+///
+/// # Errors
+/// Those of mkdirat(2), fchownat(2) and fchmod(2).
+pub(super) fn make_dir(
+    dir: BorrowedFd<'_>,
+    name: &[u8],
+    stat: RootStat,
+) -> std::result::Result<(), Errno> {
     let at = At::new(dir, name);
     sys::name::mkdir(at, 0o700)?;
     let handle = sys::open::handle(dir, name)?;

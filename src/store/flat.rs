@@ -183,6 +183,7 @@ impl Store {
         Ok(Options {
             ignore_chown_errors: self.options().ignore_chown_errors,
             whiteout_files: self.whiteouts()? == Whiteouts::Files,
+            hard_links: false,
         })
     }
 }

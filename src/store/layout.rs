@@ -60,6 +60,10 @@ pub enum Variant {
     Containers,
     /// `overlay2` of Docker.
     Docker,
+    /// `overlay` of Docker, before 24.0: complete trees that share files by hard links.
+    Overlay1,
+    /// `aufs` of Docker and of old containers/storage.
+    Aufs,
 }
 
 impl Variant {
@@ -71,34 +75,56 @@ impl Variant {
         match name {
             "overlay" => Ok(Self::Containers),
             "overlay2" => Ok(Self::Docker),
+            "overlay1" => Ok(Self::Overlay1),
+            "aufs" => Ok(Self::Aufs),
             _ => Err(Error::invalid(
                 format!("driver {name}"),
-                "is not known; use overlay (podman, buildah) or overlay2 (Docker)",
+                "is not known; use overlay (podman, buildah), overlay2 (Docker), or overlay1 or \
+                 aufs (Docker of old)",
             )),
         }
     }
 
-    /// Returns the driver's name, which is also that of the home in the root.
+    /// Returns the driver's name.
     pub fn name(self) -> &'static str {
         match self {
             Self::Containers => "overlay",
             Self::Docker => "overlay2",
+            Self::Overlay1 => "overlay1",
+            Self::Aufs => "aufs",
+        }
+    }
+
+    /// Returns the name of the home in the root.
+    pub fn home_name(self) -> &'static str {
+        match self {
+            // Docker knew no other overlay then.
+            Self::Overlay1 => "overlay",
+            Self::Containers | Self::Docker | Self::Aufs => self.name(),
         }
     }
 
     /// Returns how many layers may lie beneath one.
     pub fn depth_max(self) -> usize {
         match self {
-            Self::Containers => 500,
+            // As many as one of our mounts takes.
+            Self::Containers | Self::Aufs => 500,
             Self::Docker => 128,
+            // Of an image there is one tree.
+            Self::Overlay1 => usize::MAX,
         }
+    }
+
+    /// Returns whether layers have symlinks in `l`, by which `lower` names them.
+    pub fn has_links(self) -> bool {
+        matches!(self, Self::Containers | Self::Docker)
     }
 
     /// Returns the mode of `diff` of a layer without parent.
     pub fn base_mode(self) -> u32 {
         match self {
             Self::Containers => 0o555,
-            Self::Docker => 0o755,
+            Self::Docker | Self::Overlay1 | Self::Aufs => 0o755,
         }
     }
 }
@@ -207,7 +233,7 @@ pub fn diff_name(n: usize) -> Vec<u8> {
     if n == 0 { DIFF.to_vec() } else { format!("diff{n}").into_bytes() }
 }
 
-/// The directory that holds the layers, `ROOT/overlay` or `ROOT/overlay2`.
+/// The directory that holds the layers, `ROOT/overlay`, `ROOT/overlay2` or `ROOT/aufs`.
 #[derive(Debug)]
 pub struct Home {
     dir: OwnedFd,
@@ -221,7 +247,7 @@ impl Home {
     /// # Errors
     /// Those of open(2) and realpath(3).
     pub fn open(root: &Path, variant: Variant) -> Result<Option<Self>> {
-        let path = root.join(variant.name());
+        let path = root.join(variant.home_name());
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let dir = match openat(CWD, &path, flags, Mode::empty()) {
             Ok(dir) => dir,
@@ -239,15 +265,14 @@ impl Home {
     /// Those of mkdir(2) and open(2).
     pub fn create(root: &Path, variant: Variant) -> Result<Self> {
         make_dirs(root, 0o700)?;
+        let path = root.join(variant.home_name());
         // As both engines do: programs in containers may have to reach layers beneath.
-        make_dirs(
-            &root.join(variant.name()),
-            if variant == Variant::Docker { 0o710 } else { 0o700 },
-        )?;
-        let home = Self::open(root, variant)?.ok_or_else(|| {
-            Error::sys("open", show_path(&root.join(variant.name())), Errno::NOENT)
-        })?;
-        home.make_dir(LINK_DIR.as_bytes(), 0o755)?;
+        make_dirs(&path, if variant == Variant::Docker { 0o710 } else { 0o700 })?;
+        let home = Self::open(root, variant)?
+            .ok_or_else(|| Error::sys("open", show_path(&path), Errno::NOENT))?;
+        if variant.has_links() {
+            home.make_dir(LINK_DIR.as_bytes(), 0o755)?;
+        }
         Ok(home)
     }
 

@@ -6,7 +6,7 @@
 //! 2. The lock of the store, held for as long as names in the home change: renames of whole layers
 //!    and symlinks, never a tree. With containers/storage it is `overlay-layers/layers.lock` beside
 //!    the home, which podman and buildah take for their changes; Docker has none, so it is flock(2)
-//!    on `l`.
+//!    on `l`, or on the home itself where that is missing.
 //! 3. Locks of single files in `tempdirs` and of mount counts, which are last.
 //!
 //! All end with the process. A file that is locked by fcntl(2) also says who wrote last: 64
@@ -65,10 +65,14 @@ impl Held {
 /// # Locks
 /// Second in the order; not to be held over work that takes long.
 pub fn store(home: &Home) -> Result<Held> {
-    if home.variant() == Variant::Docker {
-        let links = home.make_dir(super::layout::LINK_DIR.as_bytes(), 0o755)?;
-        lock_dir(&links, Sharing::Exclusive).at("flock", || show_path(&home.join(&[b"l"])))?;
-        return Ok(Held { file: links, tells: false });
+    if home.variant() != Variant::Containers {
+        let dir = if home.variant().has_links() {
+            home.make_dir(super::layout::LINK_DIR.as_bytes(), 0o755)?
+        } else {
+            sys::open::directory(home.dir(), b".").at("open", || show_path(home.path()))?
+        };
+        lock_dir(&dir, Sharing::Exclusive).at("flock", || show_path(home.path()))?;
+        return Ok(Held { file: dir, tells: false });
     }
     let dir = root_of(home).join(LAYERS);
     make_dirs(&dir, 0o700)?;
@@ -83,7 +87,7 @@ pub fn store(home: &Home) -> Result<Held> {
 /// # Locks
 /// Before all others, and only while no other is held.
 pub fn setup(home: &Home) -> Result<Option<Held>> {
-    if home.variant() == Variant::Docker {
+    if home.variant() != Variant::Containers {
         return Ok(None);
     }
     let file = open_and_lock(&root_of(home).join(STORAGE_LOCK))?;

@@ -1,15 +1,18 @@
-//! The layer store: a graph driver for the homes that containers/storage (`overlay`) and Docker
-//! (`overlay2`) keep.
+//! Layer stores: graph drivers for the homes that containers/storage (`overlay`) and Docker
+//! (`overlay2`) keep, and for those of Docker of old ([`overlay1`], [`aufs`]).
 //!
-//! [`Store`] has the operations. It knows ids and directories, no file content: [`Store::parts`]
-//! and [`Store::stage`] hand out open directories for that. [`lock`] has the locks and their order.
+//! [`Driver`] has the operations that all have, [`Store`] those of the first two. Both know ids and
+//! directories, no file content: [`Store::parts`] and [`Store::stage`] hand out open directories
+//! for that. [`lock`] has the locks and their order.
 //!
 //! Every change is made aside and published by one rename ([`stage`]). A killed process leaves a
 //! temporary directory, which the next [`Store::open`] finishes or undoes.
 
+pub mod aufs;
 pub mod check;
 pub mod config;
 pub mod create;
+pub mod driver;
 pub mod flat;
 pub mod idmap;
 pub mod layout;
@@ -18,6 +21,8 @@ pub mod lock;
 pub mod lower;
 pub mod mounts;
 pub mod options;
+pub mod overlay1;
+mod point;
 pub mod probe;
 pub mod remove;
 pub mod stage;
@@ -28,6 +33,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 pub use create::{CreateOptions, StagedLayer};
+pub use driver::{Driver, Filling, Parts};
 pub use layout::{Home, LayerId, Variant};
 pub use mounts::MountRequest;
 pub use options::DriverOptions;
@@ -95,23 +101,10 @@ pub struct Lower<'a> {
 pub enum Whiteouts {
     /// Character devices and xattrs, as the kernel has them.
     Kernel,
-    /// `.wh.` files: a mount program serves the store.
+    /// `.wh.` files: a mount program serves the store, or aufs did.
     Files,
-}
-
-/// The open directories of a layer, for who reads or writes contents.
-#[derive(Debug)]
-pub struct Parts {
-    /// What the layer itself holds.
-    pub diff: OwnedFd,
-    /// What lies beneath, topmost first: older contents of the layer, then those of its ancestors.
-    pub lowers: Vec<OwnedFd>,
-    /// Form of the whiteouts to be written.
-    pub whiteouts: Whiteouts,
-    /// Whether owners that cannot be set are left out.
-    pub ignore_chown_errors: bool,
-    /// Mode that everything really has.
-    pub force_mask: Option<u32>,
+    /// Not at all: a layer is a complete tree.
+    None,
 }
 
 /// Paths that describe a layer, by the names that engines give them.
@@ -137,6 +130,7 @@ impl Store {
     }
 
     fn existing(config: &StoreConfig) -> Result<Home> {
+        refuse_others(config)?;
         Home::open(&config.root, config.variant)?.ok_or_else(|| {
             Error::invalid(
                 format!("root {}", show_path(&config.root)),
@@ -164,6 +158,7 @@ impl Store {
     /// # Locks
     /// Takes the lock under which stores are set up.
     pub fn init(config: &StoreConfig) -> Result<Self> {
+        refuse_others(config)?;
         // Nothing is made for options that cannot be used.
         DriverOptions::parse(&config.options)?;
         let home = Home::create(&config.root, config.variant)?;
@@ -393,20 +388,9 @@ impl Store {
     /// `NoSuchLayer`, and as [`Store::lowers`].
     pub fn parts(&self, id: &LayerId) -> Result<Parts> {
         let found = self.get_layer(id)?;
-        let contents = contents(found.home, id, &found.dir)?;
-        let mut contents = contents.into_iter().map(|content| content.dir);
-        let diff =
-            contents.next().ok_or_else(|| Error::NoSuchLayer { id: id.to_string().into() })?;
-        let mut lowers: Vec<OwnedFd> = contents.collect();
-        for content in self.lower_contents(&found, id)? {
-            lowers.push(content.dir);
-        }
         Ok(Parts {
-            diff,
-            lowers,
-            whiteouts: self.whiteouts()?,
-            ignore_chown_errors: self.options.ignore_chown_errors,
-            force_mask: self.options.force_mask,
+            own: contents(found.home, id, &found.dir)?,
+            lowers: self.lower_contents(&found, id)?,
         })
     }
 
@@ -473,6 +457,17 @@ impl Store {
         }
         Ok(())
     }
+}
+
+/// Fails for a store that another driver keeps.
+fn refuse_others(config: &StoreConfig) -> Result<()> {
+    if config.variant.has_links() {
+        return Ok(());
+    }
+    Err(Error::invalid(
+        format!("driver {}", config.variant.name()),
+        "cannot do this; lamina store migrate makes an overlay or overlay2 store of it",
+    ))
 }
 
 /// Returns the name of a filesystem by its number in statfs(2), or the number.

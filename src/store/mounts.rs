@@ -56,10 +56,10 @@ pub struct MountRequest {
 
 /// How often a layer is mounted, and by whom.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-struct Count {
-    count: u64,
-    backend: Backend,
-    read_only: bool,
+pub(super) struct Count {
+    pub(super) count: u64,
+    pub(super) backend: Backend,
+    pub(super) read_only: bool,
 }
 
 /// What stands at a mountpoint.
@@ -203,34 +203,16 @@ impl Store {
     }
 
     fn counts(&self) -> Result<OwnedFd> {
-        let path = self.run_home()?.join(COUNTS);
-        make_dirs(&path, 0o700)?;
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        openat(CWD, &path, flags, Mode::empty()).at("open", || show_path(&path))
+        open_counts(&self.run_home)
     }
 
     /// Returns what stands at the mountpoint of a layer.
     fn present(&self, merged: &Path, found: &Found<'_>, id: &LayerId) -> Result<Option<Present>> {
-        if let Some(entry) = self.mounted(merged)? {
+        if let Some(entry) = mounted(merged)? {
             return Ok(Some(Present::Mount(entry)));
         }
         let flat = flat::find(&found.dir).at("read", || found.home.show(id))?;
         Ok(flat.map(Present::Flat))
-    }
-
-    /// Returns the mount at `merged`; one whose server has died is taken away first.
-    fn mounted(&self, merged: &Path) -> Result<Option<MountEntry>> {
-        loop {
-            let entries = mountinfo::load()?;
-            let Some(entry) = mountinfo::find_top(&entries, merged) else { return Ok(None) };
-            match rustix::fs::statfs(merged) {
-                Err(Errno::NOTCONN | Errno::CONNABORTED) => {
-                    unmount(merged, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW)
-                        .at("umount2", || show_path(merged))?;
-                }
-                _ => return Ok(Some(entry.clone())),
-            }
-        }
     }
 
     /// Makes the mountpoint where it is missing.
@@ -384,15 +366,44 @@ impl Store {
     }
 }
 
+/// Opens the directory of the counts, making it.
+///
+/// # Errors
+/// Those of mkdir(2) and open(2).
+pub(super) fn open_counts(run_home: &Path) -> Result<OwnedFd> {
+    let path = run_home.join(COUNTS);
+    make_dirs(&path, 0o700)?;
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    openat(CWD, &path, flags, Mode::empty()).at("open", || show_path(&path))
+}
+
+/// Returns the mount at `merged`; one whose server has died is taken away first.
+///
+/// # Errors
+/// Those of reading the mount table, and of umount2(2).
+pub(super) fn mounted(merged: &Path) -> Result<Option<MountEntry>> {
+    loop {
+        let entries = mountinfo::load()?;
+        let Some(entry) = mountinfo::find_top(&entries, merged) else { return Ok(None) };
+        match rustix::fs::statfs(merged) {
+            Err(Errno::NOTCONN | Errno::CONNABORTED) => {
+                unmount(merged, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW)
+                    .at("umount2", || show_path(merged))?;
+            }
+            _ => return Ok(Some(entry.clone())),
+        }
+    }
+}
+
 /// The open layers of a mount.
-struct Layers {
-    diff: Content,
-    lowers: Vec<Content>,
-    read_only: bool,
+pub(super) struct Layers {
+    pub(super) diff: Content,
+    pub(super) lowers: Vec<Content>,
+    pub(super) read_only: bool,
 }
 
 impl Layers {
-    fn mount_kernel(
+    pub(super) fn mount_kernel(
         self,
         work: LayerDir,
         options: &[String],
@@ -417,7 +428,7 @@ impl Layers {
         kernel::mount(&Overlay { lowers: &lowers, upper, options }, merged).map(drop)
     }
 
-    fn mount_served(
+    pub(super) fn mount_served(
         self,
         backend: &Backend,
         work: &Path,
@@ -457,7 +468,7 @@ fn refuse_for_flat(id: &LayerId, request: &MountRequest, has_force_mask: bool) -
 }
 
 /// Returns the options of a mount program for ids: triples of container id, host id and count.
-fn map_options(maps: &Maps) -> [String; 2] {
+pub(super) fn map_options(maps: &Maps) -> [String; 2] {
     [("uid", &maps.uids), ("gid", &maps.gids)].map(|(kind, map)| match map.as_slice() {
         [(_, outside, 1)] => format!("squash_to_{kind}={outside}"),
         map => {
@@ -493,7 +504,7 @@ fn forget_volatile(layer: &OwnedFd) -> std::result::Result<(), Errno> {
 }
 
 /// Takes a mount down; one in use loses its place now and ends with its last user.
-fn take_down(merged: &Path, entry: &MountEntry) -> Result<()> {
+pub(super) fn take_down(merged: &Path, entry: &MountEntry) -> Result<()> {
     let at = || show_path(merged);
     if entry.is_fuse() {
         match crate::mount::unmount::unmount(merged, false) {
@@ -518,25 +529,25 @@ fn take_down(merged: &Path, entry: &MountEntry) -> Result<()> {
     }
 }
 
-fn foreign(entry: &MountEntry) -> Count {
+pub(super) fn foreign(entry: &MountEntry) -> Count {
     let backend = if entry.is_fuse() { Backend::Fuse } else { Backend::Kernel };
     Count { count: 1, backend, read_only: false }
 }
 
-fn read_count(counts: &OwnedFd, id: &LayerId) -> Result<Option<Count>> {
+pub(super) fn read_count(counts: &OwnedFd, id: &LayerId) -> Result<Option<Count>> {
     let text = read_small(counts.as_fd(), id.bytes()).at("read", || format!("{COUNTS}/{id}"))?;
     // One that was cut short by a crash says nothing.
     Ok(text.and_then(|text| serde_json::from_slice(&text).ok()))
 }
 
-fn write_count(counts: &OwnedFd, id: &LayerId, count: &Count) -> Result<()> {
+pub(super) fn write_count(counts: &OwnedFd, id: &LayerId, count: &Count) -> Result<()> {
     let text = serde_json::to_vec(count).map_err(|error| {
         io_error("write", Path::new(COUNTS), std::io::Error::other(error.to_string()))
     })?;
     replace_small(counts.as_fd(), id.bytes(), &text, 0o600).at("write", || format!("{COUNTS}/{id}"))
 }
 
-fn drop_count(counts: &OwnedFd, id: &LayerId) -> Result<()> {
+pub(super) fn drop_count(counts: &OwnedFd, id: &LayerId) -> Result<()> {
     match sys::name::unlink(At::new(counts.as_fd(), id.bytes())) {
         Ok(()) | Err(Errno::NOENT) => Ok(()),
         Err(errno) => Err(Error::sys("unlinkat", format!("{COUNTS}/{id}"), errno)),

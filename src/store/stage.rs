@@ -171,6 +171,11 @@ pub fn unlink_link(links: &OwnedFd, link: &LinkId) -> Result<()> {
     }
 }
 
+/// Returns the name in `tempdirs` of a temporary directory.
+pub fn dir_name(name: &str) -> Vec<u8> {
+    format!("{DIR_PREFIX}{name}").into_bytes()
+}
+
 /// Returns the layer that `N-ID` stands for.
 fn staged_id(name: &[u8]) -> Option<LayerId> {
     let dash = name.iter().position(|&byte| byte == b'-')?;

@@ -1,0 +1,462 @@
+//! What every driver of layer stores must do, on every backend that serves it: one suite for all.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use fuse_tests::both;
+use fuse_tests::case::{getx, is_mounted, names, put, said, sh, text};
+use fuse_tests::fixture::fill;
+use fuse_tests::store::TestStore;
+use fuse_tests::tree::{self, Snapshot, assert_same};
+
+/// The drivers, each with the backends that serve it.
+const ALL: [(&str, &[&str]); 4] = [
+    ("overlay", &["kernel", "fuse", "flat"]),
+    ("overlay2", &["kernel", "fuse", "flat"]),
+    ("overlay1", &["kernel", "fuse"]),
+    ("aufs", &["fuse"]),
+];
+
+fn each(test: impl Fn(&'static str, &'static str)) {
+    for (driver, backends) in ALL {
+        for backend in backends {
+            if *backend == "kernel" && fuse_tests::env::no_kernel_overlay().is_some() {
+                continue;
+            }
+            println!("{driver} by {backend}");
+            test(driver, backend);
+        }
+    }
+}
+
+const BASE: &str = "file f 4755 base\nfile big 640 size:300000\nfile hole 644 hole:1000000\n\
+     dir d 2750\nfile d/a 644 a\nfile d/b 600 b\ndir d/sub 700\nfile d/sub/deep 400 deep\n\
+     dir e 755\nfile e/x 644 x\nfile h1 644 linked\nlink h2 h1\nsymlink s f\nfifo p 640\n\
+     xattr f user.note hi\nxattr d user.dir there\nfile gone 644 g\nmtime d 7.7\n";
+
+const CHANGES: &str = "
+rm d/b gone
+echo new > n
+rm -r e; mkdir e; echo y > e/y
+chmod 700 f
+rm s; mkdir s; echo in > s/in
+echo more >> big
+ln -s nowhere l
+setfattr -n user.more -v 1 d
+mkdir -m 1777 t
+";
+
+const CHANGED: &str =
+    "C /big\nC /d\nD /d/b\nC /e\nD /e/x\nA /e/y\nC /f\nD /gone\nA /l\nA /n\nC /s\nA /s/in\nA /t\n";
+
+fn snapshot(dir: &Path) -> Snapshot {
+    let mut tree = tree::snapshot(dir);
+    for (name, entry) in &mut tree.entries {
+        // The top of a new layer is as old as the layer; trees that share files count their names.
+        entry.clear(if name == Path::new(".") { "mtime" } else { "nlink" });
+        // The kernel lists other numbers where an upper was not written by itself.
+        entry.clear("listed inode");
+    }
+    tree
+}
+
+/// A store with a base that was written through its mount.
+fn with_base(driver: &'static str, backend: &str) -> (TestStore, Snapshot) {
+    let store = TestStore::with_driver(driver);
+    store.ok(&["layer", "create", "base"]);
+    let merged = store.mount(&["--backend", backend, "base"]);
+    fill(&merged, BASE);
+    let tree = snapshot(&merged);
+    store.unmount("base");
+    (store, tree)
+}
+
+fn shown(store: &TestStore, backend: &str, id: &str) -> Snapshot {
+    let merged = store.mount(&["--backend", backend, id]);
+    let tree = snapshot(&merged);
+    store.unmount(id);
+    tree
+}
+
+/// What a layer changes. A directory made anew is told as that, or by all that it has no more.
+fn changes(store: &TestStore, words: &[&str]) -> String {
+    let words: Vec<&str> = ["layer", "changes", "--id"].iter().chain(words).copied().collect();
+    store.ok(&words).replace("D /e\n", "C /e\nD /e/x\n")
+}
+
+/// Packs what a layer changes.
+fn pack(store: &TestStore, id: &str) -> String {
+    let file = store.sandbox.root().join(format!("{id}.tar")).to_str().unwrap().to_owned();
+    store.ok(&["layer", "diff", "--id", id, "--subseconds", "-O", &file]);
+    file
+}
+
+both!(layers_are_made_shown_changed_packed_and_unpacked);
+fn layers_are_made_shown_changed_packed_and_unpacked() {
+    each(|driver, backend| {
+        let (store, base) = with_base(driver, backend);
+        assert_same("the base", &base, &shown(&store, backend, "base"));
+        store.ok(&["layer", "create-rw", "--parent", "base", "child"]);
+        assert_same("a fresh child", &base, &shown(&store, backend, "child"));
+        assert_eq!(store.ok(&["layer", "changes", "--id", "child"]), "");
+        let merged = store.mount(&["--backend", backend, "child"]);
+        assert!(is_mounted(&merged) || backend == "flat");
+        sh(&merged, CHANGES);
+        let changed = snapshot(&merged);
+        store.unmount("child");
+        assert_same("the child", &changed, &shown(&store, backend, "child"));
+        assert_same("the base beside it", &base, &shown(&store, backend, "base"));
+        assert_eq!(changes(&store, &["child"]), CHANGED);
+        let size: u64 = store.ok(&["layer", "diff-size", "--id", "child"]).trim().parse().unwrap();
+        // big, f, n, s/in, e/y, and the target of l.
+        assert_eq!(size, 300_005 + 4 + 4 + 3 + 2 + 7);
+        let file = pack(&store, "child");
+        store.ok(&["layer", "apply", "--id", "again", "--parent", "base", &file]);
+        assert_same("packed and unpacked", &changed, &shown(&store, backend, "again"));
+        assert_same("the base beneath", &base, &shown(&store, backend, "base"));
+        assert_eq!(changes(&store, &["again", "--over", "base"]), CHANGED);
+        // A child of a container, and one of the image.
+        for parent in ["child", "again"] {
+            store.ok(&["layer", "create-rw", "--parent", parent, "next"]);
+            assert_same(parent, &changed, &shown(&store, backend, "next"));
+            store.ok(&["layer", "remove", "next"]);
+        }
+        assert_eq!(store.ok(&["store", "list"]), "again\nbase\nchild\n");
+        for id in ["again", "child", "base"] {
+            store.ok(&["layer", "remove", id]);
+        }
+        assert_eq!(store.ok(&["store", "list"]), "");
+        store.check_no_leftovers();
+    });
+}
+
+// What one layer hides, the next shows anew, and a third hides again.
+both!(deletions_and_opaque_directories_hold_over_layers);
+fn deletions_and_opaque_directories_hold_over_layers() {
+    each(|driver, backend| {
+        let (store, _) = with_base(driver, backend);
+        let steps = [
+            ("rm -r d; rm f", "!d !f gone"),
+            ("mkdir d; echo 2 > d/two; mkdir f", "d/two !d/a f gone"),
+            ("rm -r d; rmdir f; rm gone; mkdir gone; echo 3 > gone/g", "!d !f gone/g"),
+            ("rm -r gone; mkdir -p d/sub; echo 4 > d/sub/four", "!gone d/sub/four !d/sub/deep"),
+        ];
+        let mut parent = "base".to_owned();
+        for (number, (script, expected)) in steps.iter().enumerate() {
+            let (work, id) = (format!("work{number}"), format!("image{number}"));
+            store.ok(&["layer", "create-rw", "--parent", &parent, &work]);
+            let merged = store.mount(&["--backend", backend, &work]);
+            sh(&merged, script);
+            let tree = snapshot(&merged);
+            store.unmount(&work);
+            let file = pack(&store, &work);
+            store.ok(&["layer", "apply", "--id", &id, "--parent", &parent, &file]);
+            let again = shown(&store, backend, &id);
+            assert_same(script, &tree, &again);
+            for name in expected.split(' ') {
+                let (name, is_there) = name.strip_prefix('!').map_or((name, true), |n| (n, false));
+                assert_eq!(again.get(name).is_some(), is_there, "{script}: {name}");
+            }
+            parent = id;
+        }
+    });
+}
+
+both!(a_large_file_is_kept_whole);
+fn a_large_file_is_kept_whole() {
+    for (driver, backend) in
+        [("overlay", "fuse"), ("overlay2", "kernel"), ("overlay1", "fuse"), ("aufs", "fuse")]
+    {
+        let (store, _) = with_base(driver, backend);
+        let sum = |dir: &Path| sh(dir, "sha256sum < large");
+        let merged = store.mount(&["--backend", backend, "base"]);
+        sh(&merged, "head -c 100M /dev/urandom > large");
+        let written = sum(&merged);
+        store.unmount("base");
+        store.ok(&["layer", "create-rw", "--parent", "base", "top"]);
+        let merged = store.mount(&["--backend", backend, "top"]);
+        assert_eq!(sum(&merged), written, "{driver}");
+        sh(&merged, "printf x | dd of=large bs=1 seek=50000000 conv=notrunc status=none");
+        let changed = sum(&merged);
+        store.unmount("top");
+        let file = pack(&store, "top");
+        store.ok(&["layer", "apply", "--id", "again", "--parent", "base", &file]);
+        for (id, expected) in [("base", &written), ("again", &changed), ("top", &changed)] {
+            let merged = store.mount(&["--backend", backend, id]);
+            assert_eq!(&sum(&merged), expected, "{driver}: {id}");
+            store.unmount(id);
+        }
+    }
+}
+
+/// Makes a deep stack by hand, each layer with one file, as engines leave it.
+fn deep(store: &TestStore, count: usize) -> String {
+    match store.driver {
+        "overlay" | "overlay2" => store.chain("c", count),
+        "aufs" => {
+            for number in 1..=count {
+                let id = format!("c{number}");
+                for part in ["diff", "mnt"] {
+                    fs::create_dir(store.home().join(part).join(&id)).unwrap();
+                }
+                let beneath: String = (1..number).rev().map(|n| format!("c{n}\n")).collect();
+                put(store.home().join("layers").join(&id), beneath);
+            }
+        }
+        _ => {
+            fs::create_dir_all(store.path("c1", "root")).unwrap();
+            for number in 2..=count {
+                let (below, id) = (format!("c{}", number - 1), format!("c{number}"));
+                fs::create_dir_all(store.path(&id, "")).unwrap();
+                put(store.path(&below, "root").join(format!("f{}", number - 1)), "x");
+                sh(store.home(), &format!("cp -al {below}/root {id}/root"));
+            }
+            put(store.path(&format!("c{count}"), "root").join(format!("f{count}")), "x");
+            return format!("c{count}");
+        }
+    }
+    for number in 1..=count {
+        put(store.diff(&format!("c{number}")).join(format!("f{number}")), "x");
+    }
+    format!("c{count}")
+}
+
+both!(deep_stacks_show_every_layer);
+fn deep_stacks_show_every_layer() {
+    each(|driver, backend| {
+        let store = TestStore::with_driver(driver);
+        let count = match driver {
+            "overlay2" => 127,
+            "overlay1" => 60,
+            _ => 400,
+        };
+        let parent = deep(&store, count);
+        store.ok(&["layer", "create-rw", "--parent", &parent, "top"]);
+        let merged = store.mount(&["--backend", backend, "top"]);
+        let files = names(&merged).iter().filter(|name| name.starts_with('f')).count();
+        assert_eq!(files, count, "{driver} by {backend}");
+        sh(&merged, "rm f1 f2; echo y > f3");
+        store.unmount("top");
+        assert_eq!(store.ok(&["layer", "changes", "--id", "top"]), "D /f1\nD /f2\nC /f3\n");
+    });
+}
+
+both!(mounts_are_counted_over_many_processes);
+fn mounts_are_counted_over_many_processes() {
+    each(|driver, backend| {
+        let (store, _) = with_base(driver, backend);
+        store.ok(&["layer", "create-rw", "--parent", "base", "top"]);
+        let all = |word: &str, count: usize| {
+            let spawn = |_| {
+                let words = match word {
+                    "mount" => vec!["layer", "mount", "--backend", backend, "top"],
+                    word => vec!["layer", word, "top"],
+                };
+                let mut command = store.command(&words);
+                command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
+            };
+            let children: Vec<_> = (0..count).map(spawn).collect();
+            for child in children {
+                let out = child.wait_with_output().unwrap();
+                assert!(out.status.success(), "{word}: {}", said(&out));
+            }
+        };
+        all("mount", 6);
+        let merged = store.mount(&["--backend", backend, "top"]);
+        all("unmount", 6);
+        assert_eq!(text(merged.join("d/a")), "a", "{driver} by {backend}");
+        // Neither it nor what lies beneath goes while it is mounted.
+        assert!(store.fails(&["layer", "remove", "top"]).contains("is mounted; unmount it first"));
+        assert!(store.fails(&["layer", "remove", "base"]).contains("the layer top was made on it"));
+        put(merged.join("written"), "x");
+        store.unmount("top");
+        assert!(!is_mounted(&merged));
+        assert_eq!(text(store.diff("top").join("written")), "x");
+        store.ok(&["layer", "remove", "top"]);
+        store.ok(&["layer", "remove", "base"]);
+        store.check_no_leftovers();
+    });
+}
+
+both!(what_cannot_be_is_refused_alike);
+fn what_cannot_be_is_refused_alike() {
+    for (driver, _) in ALL {
+        let (store, _) = with_base(driver, "fuse");
+        for (words, part) in [
+            (&["layer", "create", "base"][..], "base: this layer exists"),
+            (&["layer", "create", "--parent", "none", "x"], "none: no such layer"),
+            (&["layer", "remove", "none"], "none: no such layer"),
+            (&["layer", "mount", "none"], "none: no such layer"),
+            (&["layer", "unmount", "none"], "none: no such layer"),
+            (&["layer", "metadata", "none"], "none: no such layer"),
+            (&["layer", "changes", "--id", "none"], "none: no such layer"),
+            (&["layer", "apply", "--id", "base", "/dev/null"], "base: this layer exists"),
+        ] {
+            let sentence = store.fails(words);
+            assert!(sentence.contains(part), "{driver}: {words:?}: {sentence}");
+        }
+        assert_eq!(store.run(&["layer", "exists", "none"]).status.code(), Some(1));
+        store.ok(&["layer", "exists", "base"]);
+        let torn = store.sandbox.root().join("torn.tar");
+        put(&torn, [7; 700]);
+        store.fails(&["layer", "apply", "--id", "torn", torn.to_str().unwrap()]);
+        assert_eq!(store.ok(&["store", "list"]), "base\n");
+        store.check_no_leftovers();
+        // Without --driver the store is known by what lies in it.
+        let place = [("--root", &store.root), ("--runroot", &store.run_root)];
+        let mut command = Command::new(fuse_tests::env::lamina());
+        command.args(["store", "status"]);
+        for (word, path) in place {
+            command.arg(word).arg(path);
+        }
+        let status = String::from_utf8(command.output().unwrap().stdout).unwrap();
+        assert!(status.starts_with(&format!("Driver: {driver}\n")), "{status}");
+    }
+}
+
+// Whenever a process dies, the layer is there whole, or not at all; and the next start clears up.
+#[test]
+fn killed_at_each_step_a_layer_is_whole_or_absent() {
+    fuse_tests::needs_root!();
+    for (driver, _) in ALL {
+        let (store, base) = with_base(driver, "fuse");
+        store.ok(&["layer", "create-rw", "--parent", "base", "work"]);
+        let merged = store.mount(&["--backend", "fuse", "work"]);
+        sh(&merged, CHANGES);
+        let changed = snapshot(&merged);
+        store.unmount("work");
+        let file = pack(&store, "work");
+        let mut steps = [0, 0];
+        let killed = |words: &[&str], step: usize| {
+            let command = store.command(words);
+            let inject = format!("inject=%file,%desc:signal=KILL:when={step}");
+            let mut strace = Command::new("strace");
+            strace.args(["-f", "-qq", "-o", "/dev/null", "-e", &inject]);
+            strace.arg(command.get_program()).args(command.get_args()).current_dir("/");
+            !strace.output().unwrap().status.success()
+        };
+        for step in (1..).step_by(11) {
+            let apply = ["layer", "apply", "--id", "new", "--parent", "base", &file];
+            let dead = killed(&apply, step);
+            let listed = store.ok(&["store", "list"]);
+            store.check_no_leftovers();
+            if listed.contains("new\n") {
+                assert_same("after a kill", &changed, &shown(&store, "fuse", "new"));
+                store.ok(&["layer", "remove", "new"]);
+            }
+            steps[0] = step;
+            if !dead {
+                break;
+            }
+        }
+        for step in (1..).step_by(5) {
+            if !store.run(&["layer", "exists", "new"]).status.success() {
+                store.ok(&["layer", "apply", "--id", "new", "--parent", "base", &file]);
+            }
+            let dead = killed(&["layer", "remove", "new"], step);
+            let listed = store.ok(&["store", "list"]);
+            store.check_no_leftovers();
+            if listed.contains("new\n") {
+                assert_same("after a kill", &changed, &shown(&store, "fuse", "new"));
+            }
+            steps[1] = step;
+            if !dead {
+                break;
+            }
+        }
+        assert!(steps[0] > 150 && steps[1] > 30, "{driver}: only {steps:?}: nothing was killed");
+        assert_same("the base", &base, &shown(&store, "fuse", "base"));
+    }
+}
+
+// The tree of an image shares its files with the parent's, and none of those is ever written to.
+both!(trees_of_overlay1_share_files_that_never_change);
+fn trees_of_overlay1_share_files_that_never_change() {
+    let (store, base) = with_base("overlay1", "fuse");
+    store.ok(&["layer", "create-rw", "--parent", "base", "work"]);
+    let merged = store.mount(&["work"]);
+    sh(&merged, CHANGES);
+    store.unmount("work");
+    let file = pack(&store, "work");
+    store.ok(&["layer", "apply", "--id", "image", "--parent", "base", &file]);
+    let ino = |id: &str, name: &str| fuse_tests::case::ino(store.diff(id).join(name));
+    for (name, is_shared) in
+        [("d/a", true), ("h1", true), ("h2", true), ("hole", true), ("big", false), ("f", false)]
+    {
+        assert_eq!(ino("base", name) == ino("image", name), is_shared, "{name}");
+    }
+    assert_eq!(text(store.path("work", "lower-id")), "base");
+    assert!(!store.path("image", "lower-id").exists() && !store.path("image", "upper").exists());
+    // What is unpacked over a container does not share what its users still write.
+    store.ok(&["layer", "apply", "--id", "copy", "--parent", "work", &file]);
+    assert_ne!(ino("work", "n"), ino("copy", "n"));
+    assert_same("the base", &base, &snapshot(&store.diff("base")));
+    // Only read, an image is behind a mount.
+    let merged = store.mount(&["--read-only", "image"]);
+    assert!(is_mounted(&merged));
+    assert!(fs::write(merged.join("d/a"), "x").is_err());
+    store.unmount("image");
+    assert!(!merged.exists());
+    // An image outlives what it was made on.
+    store.ok(&["layer", "remove", "copy"]);
+    store.ok(&["layer", "remove", "work"]);
+    store.ok(&["layer", "remove", "base"]);
+    assert_eq!(text(store.diff("image").join("d/a")), "a");
+    store.check_no_leftovers();
+}
+
+// Nothing that aufs would not have written: no device, no xattr of overlays, its own names hidden.
+both!(what_is_written_to_aufs_is_its_own_format);
+fn what_is_written_to_aufs_is_its_own_format() {
+    let (store, _) = with_base("aufs", "fuse");
+    // What aufs keeps for itself at the top.
+    sh(
+        store.diff("base"),
+        "mkdir -p .wh..wh.plnk .wh..wh.orph; touch .wh..wh.aufs; ln hole .wh..wh.plnk/1.2",
+    );
+    store.ok(&["layer", "create-rw", "--parent", "base", "top"]);
+    let merged = store.mount(&["top"]);
+    assert!(!names(&merged).iter().any(|name| name.starts_with(".wh.")));
+    sh(&merged, CHANGES);
+    sh(&merged, "mv d moved; ln h1 h3");
+    let tree = snapshot(&merged);
+    store.unmount("top");
+    assert_same("again", &tree, &shown(&store, "fuse", "top"));
+    let diff = store.diff("top");
+    assert_eq!(sh(&diff, "find . -type c"), "");
+    assert_eq!(
+        sh(&diff, "find . -name '.wh.*' | sort"),
+        "./.wh.d\n./.wh.gone\n./e/.wh..wh..opq\n./moved/.wh..wh..opq\n./moved/.wh.b\n\
+         ./moved/sub/.wh..wh..opq\n./s/.wh..wh..opq\n"
+    );
+    let marks = sh(&diff, "getfattr -h -R -m 'overlay' . 2>/dev/null");
+    assert_eq!(marks, "");
+    assert_eq!(getx(diff.join("moved"), "user.more").as_deref(), Some(&b"1"[..]));
+    let changes = store.ok(&["layer", "changes", "--id", "base"]);
+    assert!(!changes.contains(".wh.") && changes.contains("A /h1\n"), "{changes}");
+    let packed = pack(&store, "base");
+    let listed = sh(store.sandbox.root(), &format!("tar tf {packed}"));
+    assert!(!listed.contains(".wh.") && listed.contains("h2\n"), "{listed}");
+    // The kernel may only read, and only what has no marks.
+    let refused = |words: &[&str]| {
+        let all: Vec<&str> =
+            ["layer", "mount", "--backend", "kernel"].iter().chain(words).copied().collect();
+        store.fails(&all)
+    };
+    assert!(refused(&["top"]).contains("writes whiteouts that aufs does not know"));
+    assert!(refused(&["--read-only", "top"]).contains("a mark of aufs; use fuse"));
+    store.ok(&["layer", "create-rw", "--parent", "base", "plain"]);
+    if fuse_tests::env::no_kernel_overlay().is_none() {
+        let merged = store.mount(&["--backend", "kernel", "--read-only", "plain"]);
+        assert_eq!(text(merged.join("d/a")), "a");
+        store.unmount("plain");
+    }
+    store.ok(&["layer", "remove", "plain"]);
+    store.check_no_leftovers();
+    // Docker was stopped while it removed one, or made one.
+    sh(store.home(), "mkdir -p diff/x-removing/d mnt/x-removing diff/y mnt/y");
+    store.ok(&["layer", "create", "y"]);
+    assert_eq!(store.ok(&["store", "list"]), "base\ntop\ny\n");
+    store.check_no_leftovers();
+}

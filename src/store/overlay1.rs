@@ -1,0 +1,407 @@
+//! Docker's first `overlay` driver: an image layer is a complete tree in `root`, which shares files
+//! with others by hard links; a container layer has an `upper` over the one tree that `lower-id` names.
+//!
+//! ```text
+//! HOME/ID/root
+//! HOME/ID/{upper,work,merged,lower-id}
+//! ```
+//!
+//! Layers are made in a temporary directory and published by one rename ([`super::stage`]). The locks
+//! are those of [`super::lock`].
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+
+use rustix::fs::RenameFlags;
+
+use super::create::{RootStat, make_dir};
+use super::driver::{self, Driver, Fill, Filling, Parts};
+use super::layout::{Home, LayerId, MERGED, Variant, WORK, has, read_small, write_small};
+use super::mounts::{Layers, MountRequest};
+use super::point::{self, Point};
+use super::probe::Backend;
+use super::stage::{self, TempDir};
+use super::{Content, CreateOptions, StoreConfig, Whiteouts, fs_name, lock};
+use crate::archive::flat::{self, Transfer};
+use crate::error::{Context, Errno, Error, Result};
+use crate::mount::kernel::LayerDir;
+use crate::options::show_path;
+use crate::sys;
+use crate::sys::lockfile::Sharing;
+use crate::sys::name::At;
+
+/// Complete tree of an image layer.
+const ROOT: &[u8] = b"root";
+/// Changes of a container layer.
+const UPPER: &[u8] = b"upper";
+/// File of a container layer with the layer whose tree lies beneath.
+const LOWER_ID: &[u8] = b"lower-id";
+
+/// An open store of that driver.
+#[derive(Debug)]
+pub struct Overlay1 {
+    home: Home,
+    run_home: PathBuf,
+}
+
+/// Returns whether a home holds a layer of that driver.
+///
+/// # Errors
+/// Those of looking.
+pub fn is_one(home: &Home) -> Result<bool> {
+    for id in home.list()? {
+        let Some(layer) = home.layer(&id)? else { continue };
+        if is_layer(&layer).at("statx", || home.show(&id))? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+fn is_layer(layer: &OwnedFd) -> std::result::Result<bool, Errno> {
+    Ok(has(layer.as_fd(), ROOT)? || has(layer.as_fd(), LOWER_ID)?)
+}
+
+impl Overlay1 {
+    /// Opens a store that exists, and recovers what killed processes left.
+    ///
+    /// # Errors
+    /// `Invalid` without a store there, or for options; those of opening directories.
+    pub fn open(config: &StoreConfig) -> Result<Self> {
+        Self::with_home(driver::existing(config)?, config)
+    }
+
+    /// Opens a store, making it where there is none.
+    ///
+    /// # Errors
+    /// As [`Overlay1::open`], and those of making directories.
+    pub fn init(config: &StoreConfig) -> Result<Self> {
+        driver::refuse_options(config)?;
+        Self::with_home(Home::create(&config.root, config.variant)?, config)
+    }
+
+    fn with_home(home: Home, config: &StoreConfig) -> Result<Self> {
+        if home.links()?.is_some() {
+            return Err(Error::invalid(
+                format!("root {}", show_path(&config.root)),
+                "holds a store of containers/storage; use --driver overlay",
+            ));
+        }
+        stage::recover(&home)?;
+        Ok(Self { home, run_home: config.run_root.join(config.variant.name()) })
+    }
+
+    fn layer(&self, id: &LayerId) -> Result<OwnedFd> {
+        self.find(id)?.ok_or_else(|| no_such(id))
+    }
+
+    fn find(&self, id: &LayerId) -> Result<Option<OwnedFd>> {
+        let Some(layer) = self.home.layer(id)? else { return Ok(None) };
+        let is_layer = is_layer(&layer).at("statx", || self.home.show(id))?;
+        Ok(is_layer.then_some(layer))
+    }
+
+    fn lower_id(&self, id: &LayerId, layer: &OwnedFd) -> Result<Option<LayerId>> {
+        let text = read_small(layer.as_fd(), LOWER_ID).at("read", || self.home.show(id))?;
+        let Some(text) = text else { return Ok(None) };
+        LayerId::from_bytes(text.trim_ascii()).map(Some).ok_or_else(|| Error::Corrupt {
+            what: "names no layer; remove this one".into(),
+            at: format!("{}/lower-id", self.home.show(id)).into(),
+        })
+    }
+
+    fn content(&self, id: &LayerId, layer: &OwnedFd, name: &[u8]) -> Result<Option<Content>> {
+        driver::content(layer, name, self.home.join(&[id.bytes(), name]))
+    }
+
+    /// Returns the tree of an image layer, which another layer needs.
+    fn root(&self, id: &LayerId, needed_by: &LayerId) -> Result<Content> {
+        let root = match self.find(id)? {
+            Some(layer) => self.content(id, &layer, ROOT)?,
+            None => None,
+        };
+        root.ok_or_else(|| Error::Corrupt {
+            what: format!(
+                "the tree of {id} beneath it is missing; restore it, or remove this layer"
+            )
+            .into(),
+            at: self.home.show(needed_by).into(),
+        })
+    }
+
+    fn parts_of(&self, id: &LayerId, layer: &OwnedFd) -> Result<Parts> {
+        if let Some(root) = self.content(id, layer, ROOT)? {
+            return Ok(Parts { own: vec![root], lowers: Vec::new() });
+        }
+        let missing = || Error::Corrupt {
+            what: "has neither root nor upper and lower-id; remove it".into(),
+            at: self.home.show(id).into(),
+        };
+        let upper = self.content(id, layer, UPPER)?.ok_or_else(missing)?;
+        let lower = self.lower_id(id, layer)?.ok_or_else(missing)?;
+        Ok(Parts { own: vec![upper], lowers: vec![self.root(&lower, id)?] })
+    }
+
+    /// Makes the content of a layer on `parent`; `fill` says what is in it.
+    fn make_on(
+        &self,
+        id: &LayerId,
+        layer: &OwnedFd,
+        parent: &LayerId,
+        read_write: bool,
+        fill: Option<&mut Fill<'_>>,
+    ) -> Result<()> {
+        let at = || self.home.show(id);
+        let below = self.layer(parent)?;
+        let path = |name: &[u8]| self.home.join(&[id.bytes(), name]);
+        let make = |name: &[u8], stat: RootStat| {
+            make_dir(layer.as_fd(), name, stat).at("mkdirat", at)?;
+            sys::open::directory(layer.as_fd(), name).at("open", at)
+        };
+        let private = RootStat { uid: 0, gid: 0, mode: 0o700 };
+        let parts = self.parts_of(parent, &below)?;
+        let is_image = parts.lowers.is_empty();
+        let fill = match fill {
+            Some(fill) if !(read_write && is_image) => {
+                let root = make(ROOT, private)?;
+                let to = sys::open::directory(layer.as_fd(), ROOT).at("open", at)?;
+                // Files of an upper may be written to in place, those of images never are.
+                let options = flat::Options { hard_links: is_image, ..flat::Options::default() };
+                if let Some(shown) = parts.stack()?.root() {
+                    flat::copy(&shown, to, path(ROOT), options)?;
+                }
+                return fill(Filling::plain(root, Whiteouts::None));
+            }
+            fill => fill,
+        };
+        let lower = if is_image { Some(parent.clone()) } else { self.lower_id(parent, &below)? };
+        let upper = match parts.own.first() {
+            Some(content) => sys::stat::of(&content.dir).at("statx", at)?,
+            None => return Err(no_such(parent)),
+        };
+        let mode = u32::from(upper.stx_mode) & 0o7777;
+        let upper = make(UPPER, RootStat { uid: upper.stx_uid, gid: upper.stx_gid, mode })?;
+        make(WORK, private)?;
+        let lower = lower.ok_or_else(|| no_such(parent))?;
+        write_small(layer.as_fd(), LOWER_ID, lower.bytes(), 0o644).at("write", at)?;
+        if let Some(fill) = fill {
+            return fill(Filling::plain(upper, Whiteouts::Kernel));
+        }
+        if is_image {
+            return Ok(());
+        }
+        let options = flat::Options::default();
+        flat::transfer(&parts.stack()?, upper, path(UPPER), Transfer::Layer, options, &mut |_| ())
+    }
+
+    fn publish(
+        &self,
+        id: &LayerId,
+        parent: Option<&LayerId>,
+        temp: TempDir<'_>,
+        layer: &OwnedFd,
+    ) -> Result<()> {
+        let at = || self.home.show(id);
+        rustix::fs::syncfs(layer).at("syncfs", at)?;
+        let _parent = match parent {
+            Some(parent) => Some(
+                lock::layer(&self.home, parent, Sharing::Shared)?.ok_or_else(|| no_such(parent))?,
+            ),
+            None => None,
+        };
+        let held = lock::store(&self.home)?;
+        let name = TempDir::name_of(id);
+        let from = At::new(temp.dir().as_fd(), &name);
+        let to = At::new(self.home.dir(), id.bytes());
+        match sys::name::rename(from, to, RenameFlags::NOREPLACE) {
+            Err(Errno::EXIST) => return Err(Error::LayerExists { id: id.to_string().into() }),
+            done => done.at("renameat2", at)?,
+        }
+        sys::data::sync(self.home.dir(), false).at("fsync", || show_path(self.home.path()))?;
+        drop(held);
+        temp.remove()
+    }
+
+    fn mount_by(
+        &self,
+        id: &LayerId,
+        layer: &OwnedFd,
+        backend: &Backend,
+        request: &MountRequest,
+        merged: &std::path::Path,
+    ) -> Result<()> {
+        let parts = self.parts_of(id, layer)?;
+        let mut own = parts.own.into_iter();
+        let Some(diff) = own.next() else { return Err(no_such(id)) };
+        let read_only = point::is_read_only(request);
+        let layers = Layers { diff, lowers: parts.lowers, read_only };
+        let options = point::options(request, backend);
+        let work = self.home.join(&[id.bytes(), WORK]);
+        match backend {
+            Backend::Kernel => {
+                let dir =
+                    sys::open::directory(layer.as_fd(), WORK).at("open", || show_path(&work))?;
+                let work = LayerDir { dir, path: work };
+                layers.mount_kernel(work, &options, request.maps.as_ref(), merged)
+            }
+            Backend::Fuse => {
+                layers.mount_served(backend, &work, &options, merged, self.home.path())
+            }
+            Backend::Flat | Backend::Program(_) => Err(point::unsupported(
+                backend,
+                "does not serve the driver overlay1; use kernel or fuse",
+            )),
+        }
+    }
+}
+
+impl Driver for Overlay1 {
+    fn variant(&self) -> Variant {
+        Variant::Overlay1
+    }
+
+    fn list(&self) -> Result<Vec<LayerId>> {
+        let mut found = Vec::new();
+        for id in self.home.list()? {
+            if self.find(&id)?.is_some() {
+                found.push(id);
+            }
+        }
+        Ok(found)
+    }
+
+    fn exists(&self, id: &LayerId) -> Result<bool> {
+        Ok(self.find(id)?.is_some())
+    }
+
+    fn status(&self) -> Result<Vec<(String, String)>> {
+        let at = || show_path(self.home.path());
+        let fs = rustix::fs::fstatfs(self.home.dir()).at("fstatfs", at)?;
+        Ok(vec![
+            ("Driver".to_owned(), self.variant().name().to_owned()),
+            ("Home".to_owned(), at()),
+            ("Backing Filesystem".to_owned(), fs_name(fs.f_type)),
+            ("Layers".to_owned(), self.list()?.len().to_string()),
+        ])
+    }
+
+    fn metadata(&self, id: &LayerId) -> Result<Vec<(&'static str, String)>> {
+        let parts = self.parts_of(id, &self.layer(id)?)?;
+        let path = |name: &[u8]| show_path(&self.home.join(&[id.bytes(), name]));
+        let Some(lower) = parts.lowers.first() else {
+            return Ok(vec![("RootDir", path(ROOT))]);
+        };
+        Ok(vec![
+            ("LowerDir", show_path(&lower.path)),
+            ("UpperDir", path(UPPER)),
+            ("WorkDir", path(WORK)),
+            ("MergedDir", path(MERGED)),
+        ])
+    }
+
+    fn parent(&self, id: &LayerId) -> Result<Option<LayerId>> {
+        self.lower_id(id, &self.layer(id)?)
+    }
+
+    fn parts(&self, id: &LayerId) -> Result<Parts> {
+        self.parts_of(id, &self.layer(id)?)
+    }
+
+    fn make(
+        &self,
+        id: &LayerId,
+        options: CreateOptions<'_>,
+        fill: Option<&mut Fill<'_>>,
+    ) -> Result<()> {
+        if self.exists(id)? {
+            return Err(Error::LayerExists { id: id.to_string().into() });
+        }
+        let at = || self.home.show(id);
+        let (uid, gid) = options.owner.unwrap_or((0, 0));
+        let temp = TempDir::new(&self.home)?;
+        let name = TempDir::name_of(id);
+        make_dir(temp.dir().as_fd(), &name, RootStat { uid, gid, mode: 0o700 })
+            .at("mkdirat", at)?;
+        let layer = sys::open::directory(temp.dir().as_fd(), &name).at("open", at)?;
+        if let Some(parent) = options.parent {
+            self.make_on(id, &layer, parent, options.read_write, fill)?;
+        } else {
+            let mode = self.variant().base_mode();
+            make_dir(layer.as_fd(), ROOT, RootStat { uid, gid, mode }).at("mkdirat", at)?;
+            if let Some(fill) = fill {
+                let root = sys::open::directory(layer.as_fd(), ROOT).at("open", at)?;
+                fill(Filling::plain(root, Whiteouts::None))?;
+            }
+        }
+        self.publish(id, options.parent, temp, &layer)
+    }
+
+    fn remove(&self, id: &LayerId) -> Result<()> {
+        let locked = lock::layer(&self.home, id, Sharing::Exclusive)?.ok_or_else(|| no_such(id))?;
+        let merged = self.home.join(&[id.bytes(), MERGED]);
+        Point { id, merged: &merged, run_home: &self.run_home }.refuse_mounted()?;
+        for child in self.list()? {
+            let Some(layer) = self.find(&child)? else { continue };
+            if self.lower_id(&child, &layer)?.as_ref() == Some(id) {
+                return Err(Error::Busy {
+                    what: format!("{id}: the layer {child} was made on it; remove that first")
+                        .into(),
+                });
+            }
+        }
+        let temp = TempDir::new(&self.home)?;
+        let held = lock::store(&self.home)?;
+        stage::retire(&temp, id)?;
+        drop((held, locked));
+        temp.remove()
+    }
+
+    /// The tree of an image layer is where it lies, as with Docker, unless it is only to be read.
+    fn mount(&self, id: &LayerId, request: &MountRequest) -> Result<PathBuf> {
+        let layer = self.layer(id)?;
+        let is_image = has(layer.as_fd(), ROOT).at("statx", || self.home.show(id))?;
+        if is_image && !point::is_read_only(request) {
+            return Ok(self.home.join(&[id.bytes(), ROOT]));
+        }
+        let locked = lock::layer(&self.home, id, Sharing::Exclusive)?.ok_or_else(|| no_such(id))?;
+        let merged = self.home.join(&[id.bytes(), MERGED]);
+        match sys::name::mkdir(At::new(locked.dir.as_fd(), MERGED), 0o700) {
+            Ok(()) | Err(Errno::EXIST) => (),
+            Err(errno) => return Err(Error::sys("mkdirat", show_path(&merged), errno)),
+        }
+        let point = Point { id, merged: &merged, run_home: &self.run_home };
+        point.enter(point::is_read_only(request), || {
+            let by = |backend: Backend| {
+                self.mount_by(id, &locked.dir, &backend, request, &merged).map(|()| backend)
+            };
+            match &request.backend {
+                Some(backend) => by(backend.clone()),
+                // One tree alone is no stack to the kernel.
+                None if is_image => by(Backend::Fuse),
+                None => by(Backend::Kernel).or_else(|error| {
+                    tracing::info!("{error}; our own server mounts instead");
+                    by(Backend::Fuse)
+                }),
+            }
+        })?;
+        Ok(merged)
+    }
+
+    fn unmount(&self, id: &LayerId) -> Result<()> {
+        let locked = lock::layer(&self.home, id, Sharing::Exclusive)?.ok_or_else(|| no_such(id))?;
+        let merged = self.home.join(&[id.bytes(), MERGED]);
+        let point = Point { id, merged: &merged, run_home: &self.run_home };
+        if !point.leave()? {
+            return Ok(());
+        }
+        // Copies of the mount that live on in other namespaces end with the directory.
+        match sys::name::rmdir(At::new(locked.dir.as_fd(), MERGED)) {
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(errno) => Err(Error::sys("unlinkat", show_path(&merged), errno)),
+        }
+    }
+}
+
+fn no_such(id: &LayerId) -> Error {
+    Error::NoSuchLayer { id: id.to_string().into() }
+}

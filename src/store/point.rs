@@ -1,0 +1,113 @@
+//! Mountpoints of layers in the stores of old, counted over all processes.
+//!
+//! The counts are those of [`super::mounts`], and as far to be believed. Call with the lock of the
+//! layer held.
+
+use std::path::Path;
+
+use super::layout::LayerId;
+use super::mounts::{
+    Count, MountRequest, drop_count, foreign, map_options, mounted, open_counts, read_count,
+    take_down, write_count,
+};
+use super::probe::Backend;
+use crate::error::{Error, Result};
+use crate::mount::kernel;
+use crate::mount::mountinfo;
+
+/// Where a layer is mounted.
+pub(super) struct Point<'a> {
+    /// The layer.
+    pub(super) id: &'a LayerId,
+    /// Its mountpoint.
+    pub(super) merged: &'a Path,
+    /// Directory of the counts, and what else need not outlive a boot.
+    pub(super) run_home: &'a Path,
+}
+
+impl Point<'_> {
+    /// Mounts by `mount`, or counts once more that it is mounted.
+    ///
+    /// # Errors
+    /// Those of `mount`, and of writing the count.
+    pub(super) fn enter(
+        &self,
+        read_only: bool,
+        mount: impl FnOnce() -> Result<Backend>,
+    ) -> Result<()> {
+        let counts = open_counts(self.run_home)?;
+        let count = match mounted(self.merged)? {
+            Some(entry) => {
+                let known = read_count(&counts, self.id)?.unwrap_or_else(|| foreign(&entry));
+                Count { count: known.count + 1, ..known }
+            }
+            None => Count { count: 1, backend: mount()?, read_only },
+        };
+        write_count(&counts, self.id, &count)
+    }
+
+    /// Gives one mount back, and returns whether it was the last, which is down then.
+    ///
+    /// # Errors
+    /// Those of unmounting, and of writing the count.
+    pub(super) fn leave(&self) -> Result<bool> {
+        let counts = open_counts(self.run_home)?;
+        let entry = mounted(self.merged)?;
+        match read_count(&counts, self.id)? {
+            Some(known) if known.count > 1 && entry.is_some() => {
+                write_count(&counts, self.id, &Count { count: known.count - 1, ..known })?;
+                return Ok(false);
+            }
+            _ => (),
+        }
+        if let Some(entry) = entry {
+            take_down(self.merged, &entry)?;
+        }
+        drop_count(&counts, self.id)?;
+        Ok(true)
+    }
+
+    /// Fails if it is mounted.
+    ///
+    /// # Errors
+    /// `Busy`, and those of reading the mount table.
+    pub(super) fn refuse_mounted(&self) -> Result<()> {
+        if mountinfo::find_top(&mountinfo::load()?, self.merged).is_none() {
+            return Ok(());
+        }
+        let id = self.id;
+        Err(Error::Busy {
+            what: format!("{id}: is mounted; unmount it first (lamina layer unmount {id})").into(),
+        })
+    }
+}
+
+/// Returns whether a mount is to be read-only.
+pub(super) fn is_read_only(request: &MountRequest) -> bool {
+    request.read_only || request.options.iter().any(|option| option == "ro")
+}
+
+/// Returns the options of a mount by `backend`.
+pub(super) fn options(request: &MountRequest, backend: &Backend) -> Vec<String> {
+    let mut options = request.options.clone();
+    options.retain(|option| option != "ro" && option != "rw");
+    if request.volatile && !is_read_only(request) {
+        options.push("volatile".to_owned());
+    }
+    if let Some(label) = &request.label {
+        options.push(format!("context=\"{label}\""));
+    }
+    if *backend == Backend::Kernel {
+        if kernel::needs_userxattr() {
+            options.push("userxattr".to_owned());
+        }
+    } else if let Some(maps) = &request.maps {
+        options.extend(map_options(maps));
+    }
+    options
+}
+
+/// Returns the error for a backend that cannot serve a store.
+pub(super) fn unsupported(backend: &Backend, why: &str) -> Error {
+    Error::Unsupported { feature: format!("backend {}: {why}", backend.name()).into() }
+}
