@@ -41,16 +41,13 @@ if [ "$(id -u)" != 0 ]; then
     printf 'bench: needs root, to mount a filesystem in memory\n' >&2
     exit 1
 fi
-# Nobody else's mount namespace may keep ours alive.
-if [ -z "${LAMINA_BENCH_ALONE-}" ]; then
-    quick=()
-    [ $scale = 1 ] || quick=(--quick)
-    mode=()
-    [ ${#modes[@]} = 2 ] || mode=("--${modes[0]}")
-    export LAMINA_BENCH_ALONE=1
-    exec unshare --mount --propagation private bash scripts/bench.sh "${quick[@]}" "${mode[@]}" \
-        --rounds "$rounds" "${only[@]}"
-fi
+# shellcheck source=scripts/lib/frame.sh
+. scripts/lib/frame.sh
+quick=()
+[ $scale = 1 ] || quick=(--quick)
+mode=()
+[ ${#modes[@]} = 2 ] || mode=("--${modes[0]}")
+alone scripts/bench.sh "${quick[@]}" "${mode[@]}" --rounds "$rounds" "${only[@]}"
 PATH=${CARGO_HOME:-$HOME/.cargo}/bin:$PATH:/usr/sbin:/sbin
 
 scripts/setup.sh

@@ -35,7 +35,7 @@ step cargo clippy --workspace --all-targets --locked --quiet -- -D warnings
 RUSTDOCFLAGS="-D warnings" step cargo doc --workspace --no-deps --locked --quiet
 step cargo test -p laminafs --locked --quiet
 if command -v shellcheck >/dev/null; then
-    step shellcheck scripts/*.sh .ci/run
+    step shellcheck -x scripts/*.sh scripts/lib/*.sh .ci/run
 else
     printf 'check: skipped: shellcheck is not installed\n'
 fi

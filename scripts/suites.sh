@@ -40,17 +40,12 @@ case "${1-}" in
 esac
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-# A mount namespace that anybody else makes would copy our mounts and keep their servers alive.
-if [ -z "${LAMINA_SUITES_ALONE-}" ]; then
-    export LAMINA_SUITES_ALONE=1
-    exec unshare --mount --propagation private bash scripts/suites.sh "$@"
-fi
+# shellcheck source=scripts/lib/frame.sh
+. scripts/lib/frame.sh
+alone scripts/suites.sh "$@"
 tools=${CARGO_TARGET_DIR:-$PWD/target}/suites
 PATH=${CARGO_HOME:-$HOME/.cargo}/bin:$tools/bin:$PATH:/usr/sbin:/sbin
-if [ -z "${LAMINA_BIN-}" ]; then
-    cargo build --release --locked --bin lamina
-    LAMINA_BIN=${CARGO_TARGET_DIR:-$PWD/target}/release/lamina
-fi
+use_binary
 
 clean_up() {
     local status=$?
@@ -343,7 +338,7 @@ suite_podman() {
     # Not a system user: those get no subordinate ids.
     useradd --no-create-home --home-dir "$top" --shell /usr/sbin/nologin "$user"
     chown "$user:$user" "$top"
-    setpriv --reuid "$user" --regid "$user" --init-groups -- env LAMINA_SUITES_ALONE=1 LAMINA_BIN="$top/lamina" \
+    setpriv --reuid "$user" --regid "$user" --init-groups -- env LAMINA_BIN="$top/lamina" \
         LAMINA_PODMAN_USER="$dir" bash "$0" podman
 }
 

@@ -46,37 +46,14 @@ die() {
 }
 
 [ "$(id -u)" = 0 ] || die "this needs root"
-# A mount namespace that anybody else makes would copy our mounts and keep their servers alive.
-if [ -z "${LAMINA_SUITES_ALONE-}" ]; then
-    export LAMINA_SUITES_ALONE=1
-    exec unshare --mount --propagation private bash scripts/test-filesystems.sh "$@"
-fi
+# shellcheck source=scripts/lib/frame.sh
+. scripts/lib/frame.sh
+alone scripts/test-filesystems.sh "$@"
 shift $((OPTIND - 1))
 [ $# -gt 0 ] || set -- merge kernel_diff posix_basic posix_more pitfalls_bugs pitfalls_more regressions redirects metacopies \
     identity filesystems
-PATH=${CARGO_HOME:-$HOME/.cargo}/bin:$PATH:/usr/sbin:/sbin
-if [ -z "${LAMINA_BIN-}" ]; then
-    cargo build --release --locked --bin lamina
-    LAMINA_BIN=${CARGO_TARGET_DIR:-$PWD/target}/release/lamina
-fi
-export LAMINA_BIN
-
-# shellcheck disable=SC2317
-clean_up() {
-    local status=$?
-    trap - EXIT
-    cd /
-    awk -v below="$dir/" 'index($5, below) == 1 { print $5 }' /proc/self/mountinfo | tac |
-        while read -r mount; do umount -l "$mount" || status=1; done
-    rm -rf "$dir" || status=1
-    exit "$status"
-}
-trap 'exit 130' INT
-trap 'exit 143' TERM
-dir=$(mktemp -d /var/tmp/lamina-filesystems.XXXXXX)
-trap clean_up EXIT
-# Suites go there as other users.
-chmod 755 "$dir"
+use_binary
+scratch filesystems
 mkdir "$dir/mnt"
 
 # mount_new FILESYSTEM: a fresh one at $dir/mnt; fails, and says so, where it cannot be had.

@@ -46,19 +46,14 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 PATH=${CARGO_HOME:-$HOME/.cargo}/bin:$PATH:/usr/sbin:/sbin
 guests=${LAMINA_GUESTS:-${XDG_CACHE_HOME:-$HOME/.cache}/lamina-guests}
 mkdir -p "$guests"
-dir=$(mktemp -d /var/tmp/lamina-kernels.XXXXXX)
+# shellcheck source=scripts/lib/frame.sh
+. scripts/lib/frame.sh
 qemu=
 # shellcheck disable=SC2317
-clean_up() {
-    local status=$?
-    trap - EXIT
+at_end() {
     [ -z "$qemu" ] || kill "$qemu" 2>/dev/null || true
-    rm -rf "$dir" || status=1
-    exit "$status"
 }
-trap 'exit 130' INT
-trap 'exit 143' TERM
-trap clean_up EXIT
+scratch kernels
 
 say() {
     printf 'kernels: %s\n' "$*"

@@ -25,36 +25,16 @@ case "${1-}" in
 esac
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-
-# A mount namespace that anybody else makes would copy our mounts and keep their servers alive.
-if [ "$(id -u)" = 0 ] && [ -z "${LAMINA_SUITES_ALONE-}" ]; then
-    export LAMINA_SUITES_ALONE=1
-    exec unshare --mount --propagation private bash scripts/test-mounts.sh "$@"
-fi
-PATH=${CARGO_HOME:-$HOME/.cargo}/bin:$PATH:/usr/sbin:/sbin
-
-if [ -z "${LAMINA_BIN-}" ]; then
-    cargo build --release --locked --bin lamina
-    LAMINA_BIN=${CARGO_TARGET_DIR:-$PWD/target}/release/lamina
-fi
-export LAMINA_BIN
+# shellcheck source=scripts/lib/frame.sh
+. scripts/lib/frame.sh
+alone scripts/test-mounts.sh "$@"
+use_binary
 
 user=
-clean_up() {
-    local status=$?
-    trap - EXIT
-    if [ -n "$user" ]; then
-        userdel "$user" || status=1
-    fi
-    chmod -R u+rwx "$dir"
-    rm -rf "$dir" || status=1
-    exit "$status"
+at_end() {
+    [ -z "$user" ] || userdel "$user"
 }
-trap 'exit 130' INT
-trap 'exit 143' TERM
-dir=$(mktemp -d /var/tmp/lamina-suites.XXXXXX)
-trap clean_up EXIT
-chmod 755 "$dir"
+scratch suites
 
 count_mounts() {
     grep -c -E ' - (fuse|fuse\.[^ ]+|overlay) ' /proc/self/mountinfo || true

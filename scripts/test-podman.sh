@@ -27,25 +27,20 @@ case "${1-}" in
 esac
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-PATH=${CARGO_HOME:-$HOME/.cargo}/bin:$PATH:/usr/sbin:/sbin
+# shellcheck source=scripts/lib/frame.sh
+. scripts/lib/frame.sh
 if [ "$(id -u)" != 0 ]; then
     printf 'test-podman: needs root\n' >&2
     exit 1
 fi
-if [ -z "${LAMINA_BIN-}" ]; then
-    cargo build --release --locked --bin lamina
-    LAMINA_BIN=${CARGO_TARGET_DIR:-$PWD/target}/release/lamina
-fi
+use_binary
 for program in podman busybox python3; do
     if ! command -v "$program" >/dev/null; then
         apt-get install -y -q "$program"
     fi
 done
 # Mounts of this run are seen by nobody else, and podman's runtimes want one kind of cgroups.
-if [ -z "${LAMINA_PODMAN_ALONE-}" ]; then
-    export LAMINA_PODMAN_ALONE=1 LAMINA_BIN
-    exec unshare --mount --propagation private bash scripts/test-podman.sh
-fi
+alone scripts/test-podman.sh
 umount /sys/fs/cgroup/unified 2>/dev/null || true
 
 dir=$(mktemp -d /var/tmp/lamina-podman.XXXXXX)

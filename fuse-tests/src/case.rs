@@ -468,8 +468,7 @@ pub fn sh(dir: impl AsRef<Path>, script: &str) -> String {
 /// Runs a Python script that must succeed.
 #[track_caller]
 pub fn python(script: &str, arguments: &[&str]) {
-    let out =
-        Command::new("/usr/bin/python3").arg("-c").arg(script).args(arguments).output().unwrap();
+    let out = Command::new(env::PYTHON).arg("-c").arg(script).args(arguments).output().unwrap();
     assert!(out.status.success(), "{}", said(&out));
 }
 

@@ -76,6 +76,9 @@ pub fn test_name(path: &'static str) -> &'static str {
     path.split_once("::").map_or(path, |(_, name)| name)
 }
 
+/// Python that every user may run: one that PATH of root leads to first may lie in root's home.
+pub const PYTHON: &str = "/usr/bin/python3";
+
 /// The mount program under test.
 ///
 /// # Panics

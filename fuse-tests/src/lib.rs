@@ -13,4 +13,5 @@ pub mod tarball;
 pub mod targets;
 pub mod trace;
 pub mod tree;
+pub mod unmounted;
 pub mod weak;

@@ -43,11 +43,7 @@ impl Trace {
 
     /// Notes the output of a Python script in `dir`, and how it ended.
     pub fn python(&mut self, dir: &Path, script: &str) {
-        let out = Command::new("/usr/bin/python3")
-            .args(["-c", script])
-            .current_dir(dir)
-            .output()
-            .unwrap();
+        let out = Command::new(env::PYTHON).args(["-c", script]).current_dir(dir).output().unwrap();
         let text = String::from_utf8_lossy(&out.stdout).into_owned();
         let said = String::from_utf8_lossy(&out.stderr).into_owned();
         self.say("python", (out.status.code(), text, said));

@@ -311,7 +311,7 @@ fn killed_while_it_imports_it_leaves_whole_layers_and_no_record() {
 fn the_bytes_that_podman_took_come_out_again() {
     let bench = bench!();
     let layers = bench.run(
-        "python3 -c 'import json\nfor l in json.load(open(\"root/overlay-layers/layers.json\")):\n  if \"diff-digest\" in l: print(l[\"id\"], l[\"diff-digest\"])'",
+        "/usr/bin/python3 -c 'import json\nfor l in json.load(open(\"root/overlay-layers/layers.json\")):\n  if \"diff-digest\" in l: print(l[\"id\"], l[\"diff-digest\"])'",
     );
     let mut count = 0;
     for line in layers.lines() {

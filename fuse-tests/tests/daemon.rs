@@ -4,7 +4,7 @@
 use std::fs::{self, File, Permissions};
 use std::io::{Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -178,6 +178,15 @@ fn setup_makes_the_name_that_engines_look_for() {
         assert_eq!(out.status.code(), Some(1));
         assert!(said(&out).contains("is there, and is not this program"), "{}", said(&out));
         assert_eq!(fs::read_to_string(&link).unwrap(), "of somebody else");
+    }
+    // The program itself, installed under that name: what is removed is a link.
+    fs::copy(env::program(), &link).unwrap();
+    let own = |more: &[&str]| {
+        run(Command::new(&link).arg0("lamina").args(["setup", "--bin"]).arg(&bin).args(more))
+    };
+    for more in [&["--remove"][..], &[]] {
+        assert_eq!(own(more).status.code(), Some(1));
+        assert!(fs::symlink_metadata(&link).unwrap().is_file());
     }
 }
 
@@ -1100,7 +1109,7 @@ fn no_dev_fuse_is_one_sentence() {
     ] {
         let script = format!("{prepare} && exec \"$@\"");
         let out = run(Command::new("unshare")
-            .args(["--mount", "--propagation", "private", "sh", "-c", &script, "sh"])
+            .args(["--mount", "--propagation", "slave", "sh", "-c", &script, "sh"])
             .arg(env::program())
             .args(["-o", &stage.options()])
             .arg(stage.merged()));

@@ -75,7 +75,7 @@ def container(users, groups, script):
 
 /// Runs a shell script as root of a user namespace with the ids that the mount shows.
 fn in_container(dir: &Path, script: &str) -> Output {
-    Command::new("/usr/bin/python3")
+    Command::new(env::PYTHON)
         .args(["-c", &format!("{NAMESPACES}\ncontainer(*sys.argv[1:])"), MAPS[0], MAPS[1], script])
         .current_dir(dir)
         .output()

@@ -578,7 +578,7 @@ try:
 except OSError as e:
     assert e.errno == errno.ENOSPC, e
 "#;
-        let mut store = Command::new("/usr/bin/python3");
+        let mut store = Command::new(fuse_tests::env::PYTHON);
         let status = store.args(["-c", script]).arg(c.m("mapped")).status().unwrap();
         let bus = options.contains("passthrough").then_some(7);
         assert_eq!(status.signal(), bus);

@@ -7,7 +7,7 @@ use fuse_tests::fixture::Kind;
 use fuse_tests::ops::Verb;
 use fuse_tests::run::{self, Case, Config, Lesser, Renames};
 use fuse_tests::weak::Server;
-use fuse_tests::{env, ran_in_user_namespace, skip};
+use fuse_tests::{env, needs_kernel_overlay, needs_root, ran_in_user_namespace, skip};
 
 fn number(variable: &str, default: u64) -> u64 {
     std::env::var(variable).map_or(default, |text| text.parse().expect(variable))
@@ -23,18 +23,22 @@ fn seed(test: u64) -> u64 {
     number("FUSE_TESTS_SEED", 1).wrapping_add(test << 32)
 }
 
-fn missing() -> Option<String> {
-    env::no_fuse().or_else(env::no_kernel_overlay)
+/// Ends the calling test where the two cannot be mounted side by side, as root of the machine or as whoever runs it.
+macro_rules! needs_both {
+    (as_root) => {
+        needs_root!();
+        needs_both!();
+    };
+    () => {
+        if let Some(reason) = env::no_fuse().or_else(env::no_kernel_overlay) {
+            skip!("{reason}");
+        }
+    };
 }
 
 #[test]
 fn sequences_as_root() {
-    if !env::is_machine_root() {
-        skip!("needs root");
-    }
-    if let Some(reason) = missing() {
-        skip!("{reason}");
-    }
+    needs_both!(as_root);
     run::run_many(seed(0), sequences(50), &Config::default());
 }
 
@@ -42,12 +46,7 @@ fn sequences_as_root() {
 /// what the other has written.
 #[test]
 fn sequences_with_directory_renames() {
-    if !env::is_machine_root() {
-        skip!("needs root");
-    }
-    if let Some(reason) = missing() {
-        skip!("{reason}");
-    }
+    needs_both!(as_root);
     let config = Config { renames: Renames::Copied, ..Config::default() };
     run::run_many(seed(5), sequences(20), &config);
     let config = Config { renames: Renames::Redirected, ..Config::default() };
@@ -58,23 +57,13 @@ fn sequences_with_directory_renames() {
 
 #[test]
 fn sequences_with_hard_links_in_lower_layers() {
-    if !env::is_machine_root() {
-        skip!("needs root");
-    }
-    if let Some(reason) = missing() {
-        skip!("{reason}");
-    }
+    needs_both!(as_root);
     run::run_many(seed(1), sequences(20), &Config { links: true, ..Config::default() });
 }
 
 #[test]
 fn sequences_with_an_index() {
-    if !env::is_machine_root() {
-        skip!("needs root");
-    }
-    if let Some(reason) = missing() {
-        skip!("{reason}");
-    }
+    needs_both!(as_root);
     if env::filesystem_uuid(&env::Base::get().path).is_none() {
         skip!("the kernel does not tell the UUID of the filesystem, by which it knows an index");
     }
@@ -87,9 +76,7 @@ fn sequences_in_a_user_namespace() {
     if ran_in_user_namespace!() {
         return;
     }
-    if let Some(reason) = missing() {
-        skip!("{reason}");
-    }
+    needs_both!();
     run::run_many(seed(2), sequences(30), &Config::default());
 }
 
@@ -109,12 +96,7 @@ const OPTIONS: [[&str; 2]; 10] = [
 
 #[test]
 fn sequences_with_other_options() {
-    if !env::is_machine_root() {
-        skip!("needs root");
-    }
-    if let Some(reason) = missing() {
-        skip!("{reason}");
-    }
+    needs_both!(as_root);
     for (test, options) in (10..).zip(OPTIONS) {
         // Added in Linux 5.11.
         if options[1] == "userxattr"
@@ -131,9 +113,7 @@ fn sequences_with_other_options_in_a_user_namespace() {
     if ran_in_user_namespace!() {
         return;
     }
-    if let Some(reason) = missing() {
-        skip!("{reason}");
-    }
+    needs_both!();
     let options =
         OPTIONS.into_iter().filter(|[own, _]| !["io=passthrough", "userxattr"].contains(own));
     for (test, options) in (30..).zip(options) {
@@ -154,10 +134,8 @@ fn sequences_with_overrides() {
 }
 
 fn on_a_lesser_upper(test: u64, lesser: Lesser) {
-    if !env::is_machine_root() {
-        skip!("needs root");
-    }
-    if let Some(reason) = missing().or_else(|| lesser.server.and_then(Server::missing)) {
+    needs_both!(as_root);
+    if let Some(reason) = lesser.server.and_then(Server::missing) {
         skip!("{reason}");
     }
     let config = Config { lesser: Some(lesser), ..Config::default() };
@@ -202,7 +180,8 @@ fn sequences_on_bindfs() {
         9,
         Lesser {
             options: "",
-            server: Some(Server::Bindfs(&["--xattr-none"])),
+            // It remembers attributes by name, so for a second one name does not tell that another has gone.
+            server: Some(Server::Bindfs(&["--xattr-none", "-o", "attr_timeout=0,entry_timeout=0"])),
             cannot: &[
                 Verb::exchange,
                 Verb::setxattr,
@@ -254,9 +233,7 @@ fn sequences_on_nfs_v3() {
 /// Kernel against kernel: the comparison itself finds nothing where nothing differs.
 #[test]
 fn kernel_against_kernel_shows_no_difference() {
-    if let Some(reason) = env::no_kernel_overlay() {
-        skip!("{reason}");
-    }
+    needs_kernel_overlay!();
     for links in [false, true] {
         let config = Config { ours: Kind::Kernel, links, ..Config::default() };
         run::run_many(seed(3), sequences(20), &config);
@@ -266,9 +243,7 @@ fn kernel_against_kernel_shows_no_difference() {
 /// A test that cannot fail is a defect: one wrong bit of a mode must be found, and shrunk to nothing.
 #[test]
 fn an_injected_fault_is_found_and_shrunk() {
-    if let Some(reason) = env::no_kernel_overlay() {
-        skip!("{reason}");
-    }
+    needs_kernel_overlay!();
     let config = Config {
         ours: Kind::Kernel,
         fault: Some(|tree| {

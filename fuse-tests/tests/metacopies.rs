@@ -496,7 +496,7 @@ fcntl.ioctl(fd, 0x40806685, arg)
     fs::remove_dir(layer.join("lost+found")).unwrap();
     let measured = (|| {
         put(layer.join("f"), "vouched for");
-        let enabled = Command::new("python3").args(["-c", ENABLE]).arg(layer.join("f")).output();
+        let enabled = Command::new(env::PYTHON).args(["-c", ENABLE]).arg(layer.join("f")).output();
         if !enabled.is_ok_and(|enabled| enabled.status.success()) {
             return false;
         }

@@ -88,7 +88,7 @@ fn a_store_with_force_mask_shows_what_it_holds() {
         for _ in 0..2 {
             let listed = sh(
                 dir,
-                "python3 -c 'import os\nfor e in sorted(os.scandir(\".\"), key=lambda e: e.name): print(e.name, os.stat(e, follow_symlinks=False).st_mode >> 12 if e.name != \"odd\" else \"\", e.is_file(follow_symlinks=False), e.is_dir(follow_symlinks=False), e.is_symlink())'",
+                "/usr/bin/python3 -c 'import os\nfor e in sorted(os.scandir(\".\"), key=lambda e: e.name): print(e.name, os.stat(e, follow_symlinks=False).st_mode >> 12 if e.name != \"odd\" else \"\", e.is_file(follow_symlinks=False), e.is_dir(follow_symlinks=False), e.is_symlink())'",
             );
             for (name, kind) in [
                 ("null", "2 False False False"),
@@ -123,7 +123,7 @@ both!(a_store_with_force_mask_shows_what_it_holds);
 const CHANGES: &str = "
     umask 022
     echo x > new; mkdir new.d; mkfifo new.p; ln -s new new.s
-    python3 -c 'import socket; socket.socket(socket.AF_UNIX).bind(\"new.k\")'
+    /usr/bin/python3 -c 'import socket; socket.socket(socket.AF_UNIX).bind(\"new.k\")'
     chown 20:21 new new.d new.p new.k
     chmod 4711 new; chown 22 new; chmod 2775 new.d; chmod 1777 d; chmod 600 new.k
     touch new.d/inherits; mkdir new.d/inherits.d

@@ -35,7 +35,7 @@ fn b1_write_never_reaches_a_lower() {
     held.read_exact(&mut first).unwrap();
     assert_eq!(&first, b"old ");
     // A process that keeps the file mapped while it is written.
-    let mut mapper = Command::new("/usr/bin/python3")
+    let mut mapper = Command::new(env::PYTHON)
         .args(["-c", MAP_AND_WAIT])
         .arg(c.m("f"))
         .stdin(Stdio::piped())

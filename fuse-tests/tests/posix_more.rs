@@ -26,7 +26,7 @@ fn user_python(t: &mut Trace, groups: &str, dir: &Path, script: &str) {
         _ => format!("--groups={groups}"),
     };
     let out = Command::new("setpriv")
-        .args(["--reuid", &id, "--regid", &id, &groups, "/usr/bin/python3", "-c"])
+        .args(["--reuid", &id, "--regid", &id, &groups, env::PYTHON, "-c"])
         .arg(format!("import os, sys\nos.chdir('{dir}')\n{script}"))
         .current_dir("/")
         .output()

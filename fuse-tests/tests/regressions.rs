@@ -99,7 +99,7 @@ fn try_user_python(c: &Case, script: &str) -> Output {
     let id = USER.to_string();
     // Root itself cannot enter the mount of a user.
     Command::new("setpriv")
-        .args(["--reuid", &id, "--regid", &id, "--clear-groups", "/usr/bin/python3", "-c"])
+        .args(["--reuid", &id, "--regid", &id, "--clear-groups", env::PYTHON, "-c"])
         .arg(format!("import os, sys\nos.chdir('{}')\nos.umask(0o022)\n{script}", mount.display()))
         .current_dir("/")
         .output()

@@ -251,7 +251,7 @@ fn without_privilege_and_device_a_copy_is_chosen() {
         let script = format!("exec ./lamina {words}");
         let hidden = "mount -t tmpfs none /dev; mknod -m 666 /dev/null c 1 3";
         let out = Command::new("unshare")
-            .args(["-m", "--propagation", "private", "sh", "-ec"])
+            .args(["-m", "--propagation", "slave", "sh", "-ec"])
             .arg(format!(
                 "{hidden}; cd {}; cp -n {} lamina; chmod 755 lamina; \
                  exec setpriv --reuid {id} --regid {id} --clear-groups env HOME=/nonexistent sh -ec '{}'",

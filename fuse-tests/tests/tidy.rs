@@ -199,3 +199,34 @@ fn the_rules_can_fail() {
     assert_eq!(found(unsafe_outside("src/layer/dir.rs", "#![deny(unsafe_code)]")), 0);
     assert_eq!(found(not_ascii("src/lib.rs", "a\n\u{e9}\n".as_bytes())), 1);
 }
+
+// Of whoever runs the suites PATH may lead to one that other users cannot run.
+#[test]
+fn python_is_the_one_of_the_system() {
+    for (name, text) in files("fuse-tests", &["rs"]) {
+        let text = String::from_utf8(text).unwrap();
+        for (n, line) in code(&text).filter(|_| !name.ends_with("tidy.rs")) {
+            for (at, _) in line.match_indices("python3 ").chain(line.match_indices("\"python3\"")) {
+                assert!(line[..at].ends_with("/usr/bin/"), "{name}:{n}: {line}");
+            }
+        }
+    }
+}
+
+// Whoever makes a mount namespace copies every mount there is: unless they follow the originals, or are let go at once, the copies
+// keep the servers of suites that run at the same time from ending.
+#[test]
+fn mount_namespaces_hold_no_copies_of_others() {
+    let scripts = files("scripts", &["sh"]).into_iter().filter(|(name, _)| {
+        // One lets go; the other is over in a moment.
+        !name.ends_with("lib/frame.sh") && !name.ends_with("demo.sh")
+    });
+    for (name, text) in scripts.chain(files("fuse-tests", &["rs"])) {
+        let text = String::from_utf8(text).unwrap();
+        // Within a user namespace of its own nothing lives that others have mounted.
+        let kept = |line: &&str| line.contains("--propagation") && line.contains("private");
+        for line in text.lines().filter(kept).filter(|_| !name.ends_with("tidy.rs")) {
+            assert!(line.contains("nsenter --user"), "{name}: {line}");
+        }
+    }
+}

@@ -122,7 +122,7 @@ fn an_unnamed_file_owes_to_maker_and_directory_what_the_kernel_says() {
         \x20os.link(str(fd), d + '/n', src_dir_fd=os.open('/proc/self/fd', 0), follow_symlinks=True)\n\
         \x20s = os.stat(d + '/n')\n\
         \x20print(oct(s.st_mode), s.st_uid, s.st_gid, s.st_nlink)\n";
-    let script = format!("python3 -c \"{script}\"");
+    let script = format!("/usr/bin/python3 -c \"{script}\"");
     let run = |root: &Path| {
         let out = as_user(1234, root, &script);
         assert!(out.status.success(), "{}", said(&out));

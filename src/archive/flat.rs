@@ -16,8 +16,9 @@ use super::naive;
 use super::path;
 use super::same::{Rules, link_target};
 use super::target::{Found, Target, is_directory, make_directory};
-use super::view::{self, Leaf, Merged, Object, Stack, kind};
-use super::walk::{self, Change, Differ, Sink, all};
+use super::transfer::Source;
+use super::view::{self, Leaf, Merged, Object, kind};
+use super::walk::{Change, Sink, all};
 use crate::error::{Context, Errno, Error, Result};
 use crate::layer::{Dir, Index};
 use crate::marks;
@@ -46,31 +47,34 @@ pub enum Transfer {
     Tree,
 }
 
-/// Puts what the topmost layer of a stack holds into another place or form.
+/// Puts what a layer holds into another place or form.
 ///
 /// `watch` is told of the bytes of each file; `to_path` is for messages.
 ///
 /// # Errors
 /// As [`copy`].
 pub fn transfer(
-    stack: &Stack,
+    source: &Source,
     to: OwnedFd,
     to_path: PathBuf,
     what: Transfer,
     options: Options,
     watch: &mut dyn FnMut(u64),
 ) -> Result<()> {
-    let (Some(top), Some(root)) = (stack.top(), stack.root()) else { return Ok(()) };
+    let Some(root) = source.root() else { return Ok(()) };
     let form = match what {
         Transfer::Layer => Form::Moved,
         Transfer::Tree => Form::Over,
     };
     let mut filling = Filling::new(&object(&root)?, to, to_path, form, options)?;
-    if view::dir_marks(top)?.opaque {
+    if let Source::Layer(stack) = source
+        && let Some(top) = stack.top()
+        && view::dir_marks(top)?.opaque
+    {
         let root = Arc::clone(filling.target.root());
         filling.hide(&root)?;
     }
-    walk::changes(stack, Differ::Everything, &mut Watched(&mut filling, watch))?;
+    source.tell(&mut Watched(&mut filling, watch))?;
     filling.finish()
 }
 
@@ -144,7 +148,7 @@ enum Form {
     Layer,
     /// A layer of a layer.
     Moved,
-    /// A tree without marks that is there already.
+    /// A layer that is a complete tree, and there already.
     Over,
 }
 
@@ -336,9 +340,10 @@ impl Filling {
     /// Returns the name that an xattr gets; `None` for a mark that means nothing there.
     fn xattr_name<'n>(&self, name: &'n [u8]) -> Option<Cow<'n, [u8]>> {
         match self.form {
-            Form::Tree | Form::Over => marks::visible_name(name),
+            Form::Tree => marks::visible_name(name),
             Form::Layer => marks::stored_name(name),
-            Form::Moved => marks::visible_name(name).map(|_shown| Cow::Borrowed(name)),
+            // Both are layers of a mount.
+            Form::Moved | Form::Over => marks::visible_name(name).map(|_shown| Cow::Borrowed(name)),
         }
     }
 

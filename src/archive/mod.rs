@@ -22,7 +22,7 @@ pub mod sparse;
 pub mod stage;
 pub mod tar_split;
 mod target;
-pub mod verify;
+pub mod transfer;
 pub mod view;
 pub mod walk;
 pub mod write;

@@ -7,6 +7,7 @@ mod apply;
 pub mod diff;
 pub mod image;
 pub mod layer;
+mod migrate;
 pub mod mount;
 pub mod program;
 pub mod setup;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde_json::json;
 
-use super::{Failure, print};
+use super::{Failure, migrate, print};
 use crate::error::{Error, Result};
 use crate::store::check::Finding;
 use crate::store::{Backend, Driver, Store, StoreConfig, Variant, driver};
@@ -138,6 +138,9 @@ enum StoreCommand {
     Gc(GcArgs),
     /// Tell what the space is used for
     Df(StoreArgs),
+    /// Bring all layers of a store into another, of whatever driver, and compare them
+    #[command(after_help = migrate::NOTES)]
+    Migrate(migrate::MigrateArgs),
 }
 
 #[derive(clap::Args, Debug)]
@@ -215,6 +218,7 @@ pub fn run(args: StoreCommandArgs) -> std::result::Result<(), Failure> {
             print(&findings(&done, args.store.json))
         }
         StoreCommand::Df(args) => df(&args),
+        StoreCommand::Migrate(args) => migrate::run(&args),
         StoreCommand::List(args) => {
             let layers = args.driver()?.list().map_err(failure)?;
             if args.json {

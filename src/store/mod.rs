@@ -19,6 +19,7 @@ pub mod layout;
 pub mod link;
 pub mod lock;
 pub mod lower;
+pub mod migrate;
 pub mod mounts;
 pub mod options;
 pub mod overlay1;
@@ -462,7 +463,16 @@ impl Store {
 /// Fails for a store that another driver keeps.
 fn refuse_others(config: &StoreConfig) -> Result<()> {
     if config.variant.has_links() {
-        return Ok(());
+        let home = Home::open(&config.root, config.variant)?;
+        return match home {
+            Some(home) if home.links()?.is_none() && overlay1::is_one(&home)? => {
+                Err(Error::invalid(
+                    format!("root {}", show_path(&config.root)),
+                    "holds a store of old Docker; use --driver overlay1",
+                ))
+            }
+            _ => Ok(()),
+        };
     }
     Err(Error::invalid(
         format!("driver {}", config.variant.name()),

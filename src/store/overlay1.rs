@@ -12,17 +12,19 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 
-use rustix::fs::RenameFlags;
+use rustix::fs::{CWD, Mode, OFlags, RenameFlags, openat};
 
 use super::create::{RootStat, make_dir};
 use super::driver::{self, Driver, Fill, Filling, Parts};
-use super::layout::{Home, LayerId, MERGED, Variant, WORK, has, read_small, write_small};
+use super::layout::{Home, LayerId, MERGED, Variant, WORK, find_dir, has, read_small, write_small};
 use super::mounts::{Layers, MountRequest};
 use super::point::{self, Point};
 use super::probe::Backend;
 use super::stage::{self, TempDir};
 use super::{Content, CreateOptions, StoreConfig, Whiteouts, fs_name, lock};
 use crate::archive::flat::{self, Transfer};
+use crate::archive::transfer::Source;
+use crate::archive::view::Stack;
 use crate::error::{Context, Errno, Error, Result};
 use crate::mount::kernel::LayerDir;
 use crate::options::show_path;
@@ -36,6 +38,9 @@ const ROOT: &[u8] = b"root";
 const UPPER: &[u8] = b"upper";
 /// File of a container layer with the layer whose tree lies beneath.
 const LOWER_ID: &[u8] = b"lower-id";
+
+/// Where Docker's records of layers lie in the root.
+const RECORDS: [&str; 4] = ["image", "overlay", "layerdb", "sha256"];
 
 /// An open store of that driver.
 #[derive(Debug)]
@@ -110,6 +115,47 @@ impl Overlay1 {
         })
     }
 
+    /// Returns what an image layer was made on, which nobody knows but Docker's own records: those
+    /// of layers by digest, each with the layer here, and the digest of its parent.
+    fn recorded_parent(&self, id: &LayerId) -> Result<Option<LayerId>> {
+        let root = lock::root_of(&self.home);
+        let path = RECORDS.iter().fold(root.to_owned(), |path, name| path.join(name));
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let records = match openat(CWD, &path, flags, Mode::empty()) {
+            Ok(records) => records,
+            Err(Errno::NOENT) => return Ok(None),
+            Err(errno) => return Err(Error::sys("open", show_path(&path), errno)),
+        };
+        let at = || show_path(&path);
+        let mut names = Vec::new();
+        sys::name::list(records.as_fd(), |name, _, _| {
+            names.push(name.to_vec());
+            Ok(())
+        })
+        .at("getdents64", at)?;
+        let read =
+            |record: &[u8], name: &[u8]| match find_dir(records.as_fd(), record).at("open", at)? {
+                Some(record) => read_small(record.as_fd(), name).at("read", at),
+                None => Ok(None),
+            };
+        for name in names {
+            let cache = read(&name, b"cache-id")?;
+            if cache.is_none_or(|cache| cache.trim_ascii() != id.bytes()) {
+                continue;
+            }
+            let Some(digest) = read(&name, b"parent")? else { return Ok(None) };
+            let digest = digest.trim_ascii().strip_prefix(b"sha256:").unwrap_or_default().to_vec();
+            let parent = read(&digest, b"cache-id")?;
+            let parent = parent.and_then(|parent| LayerId::from_bytes(parent.trim_ascii()));
+            // One that is gone says nothing any more.
+            return match parent {
+                Some(parent) if self.exists(&parent)? => Ok(Some(parent)),
+                _ => Ok(None),
+            };
+        }
+        Ok(None)
+    }
+
     fn content(&self, id: &LayerId, layer: &OwnedFd, name: &[u8]) -> Result<Option<Content>> {
         driver::content(layer, name, self.home.join(&[id.bytes(), name]))
     }
@@ -167,9 +213,8 @@ impl Overlay1 {
                 let to = sys::open::directory(layer.as_fd(), ROOT).at("open", at)?;
                 // Files of an upper may be written to in place, those of images never are.
                 let options = flat::Options { hard_links: is_image, ..flat::Options::default() };
-                if let Some(shown) = parts.stack()?.root() {
-                    flat::copy(&shown, to, path(ROOT), options)?;
-                }
+                let all = Source::Tree(parts.stack()?, Stack::new([])?);
+                flat::transfer(&all, to, path(ROOT), Transfer::Layer, options, &mut |_| ())?;
                 return fill(Filling::plain(root, Whiteouts::None));
             }
             fill => fill,
@@ -191,7 +236,14 @@ impl Overlay1 {
             return Ok(());
         }
         let options = flat::Options::default();
-        flat::transfer(&parts.stack()?, upper, path(UPPER), Transfer::Layer, options, &mut |_| ())
+        flat::transfer(
+            &Source::Layer(parts.stack()?),
+            upper,
+            path(UPPER),
+            Transfer::Layer,
+            options,
+            &mut |_| (),
+        )
     }
 
     fn publish(
@@ -300,7 +352,10 @@ impl Driver for Overlay1 {
     }
 
     fn parent(&self, id: &LayerId) -> Result<Option<LayerId>> {
-        self.lower_id(id, &self.layer(id)?)
+        match self.lower_id(id, &self.layer(id)?)? {
+            Some(lower) => Ok(Some(lower)),
+            None => self.recorded_parent(id),
+        }
     }
 
     fn parts(&self, id: &LayerId) -> Result<Parts> {

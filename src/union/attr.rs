@@ -586,3 +586,52 @@ impl Union {
         top.with("fstatvfs", |dir| rustix::fs::fstatvfs(dir))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicBool;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::options::Ability;
+    use crate::union::open_in;
+
+    /// The data was seen open, closed by another thread, and then only a name led to the object: that of
+    /// the directory whose names were locked already.
+    #[test]
+    fn a_name_is_looked_at_while_the_data_is_closed() {
+        let place = tempfile::tempdir().unwrap();
+        let upper = place.path().join("u");
+        std::fs::create_dir(&upper).unwrap();
+        std::fs::File::create(upper.join("a")).unwrap();
+        std::fs::hard_link(upper.join("a"), upper.join("b")).unwrap();
+        let union = open_in(place.path(), |config| config.lacks = vec![Ability::Link]);
+        let (sender, receiver) = std::sync::mpsc::channel();
+        let race = std::thread::spawn(move || {
+            let entry = union.lookup(NodeId::ROOT, b"a").unwrap().unwrap();
+            union.read(entry.node, 0, &mut []).unwrap();
+            let node = union.node(entry.node).unwrap();
+            let done = AtomicBool::new(false);
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    while !done.load(Ordering::Relaxed) {
+                        let data = node.data.lock().take();
+                        *node.data.lock() = data;
+                    }
+                });
+                // On two processors that others use too, one in ten thousand meets a close.
+                for _ in 0..60_000 {
+                    // Finds what would go, with the names locked, and that it is no directory.
+                    let refused = union.rmdir(NodeId::ROOT, b"b").unwrap_err();
+                    assert_eq!(refused.errno(), Errno::NOTDIR);
+                }
+                done.store(true, Ordering::Relaxed);
+            });
+            sender.send(()).unwrap();
+        });
+        // Threads that wait for each other cannot be ended.
+        let waits = receiver.recv_timeout(Duration::from_secs(60));
+        assert_ne!(waits, Err(std::sync::mpsc::RecvTimeoutError::Timeout), "for ever");
+        race.join().unwrap();
+    }
+}

@@ -149,21 +149,23 @@ impl Union {
         Ok(origin)
     }
 
-    /// Prepares the copy of an object that is no directory under a name in work, not synced.
+    /// Prepares the copy of an object that is no directory under a name in work, not synced. Tells
+    /// whether its number can be found again on the disk.
     pub(super) fn stage_named<'a>(
         &self,
         upper: &'a Upper,
         node: &Arc<Node>,
         stat: &Statx,
-    ) -> Result<Temp<'a>> {
+    ) -> Result<(Temp<'a>, bool)> {
         if node.kind != FileType::Regular {
-            return self.copy_special(upper, node, stat).map(|(temp, _)| temp);
+            let (temp, origin) = self.copy_special(upper, node, stat)?;
+            return Ok((temp, origin.lasts()));
         }
         let source = self.source_data(node)?;
         let temp = upper.work.temp();
         let file = temp.call("openat", |at| sys::open::create(at.dir, at.name, 0o600))?;
-        self.fill_copy(upper, &source, node, (file.as_fd(), stat), Extent::All)?;
-        Ok(temp)
+        let origin = self.fill_copy(upper, &source, node, (file.as_fd(), stat), Extent::All)?;
+        Ok((temp, origin.lasts()))
     }
 
     /// Prepares the copy of a symlink, device, pipe or socket.
@@ -214,6 +216,7 @@ impl Union {
         {
             // Names are linked to the anchor afterwards, each on its own.
             let mut links = links.lock();
+            let lasts = origin.lasts();
             if let Origin::Indexed(name) = origin {
                 links.index = Some(name);
                 links.unlinked = missing_links(links.count, 1);
@@ -222,13 +225,11 @@ impl Union {
             let object = copy.keep_as_anchor(upper, dir, &name)?;
             self.numbers.keep(object.0, object.1, node.ino);
             links.anchored = true;
-            if links.index.is_some() {
-                node.place.write().found_origin = true;
-            } else {
+            if links.index.is_none() {
                 self.pin_links(node, &mut links);
             }
             drop(links);
-            self.now_upper(node, copy, object);
+            self.now_upper(node, copy, object, lasts);
             return Ok(());
         }
         let parent = node.place.read().parent.clone().ok_or(Errno::STALE)?;
@@ -245,7 +246,7 @@ impl Union {
             // Removed while it was copied: whoever has it open goes on with the copy.
             node.place.write().hold(copy.handle()?);
             self.numbers.keep(object.0, object.1, node.ino);
-            self.now_upper(node, copy, object);
+            self.now_upper(node, copy, object, false);
             return Ok(());
         };
         let to = dir.upper.get().ok_or(Errno::STALE)?;
@@ -269,23 +270,31 @@ impl Union {
         if let Some(listing) = &mut names.listing {
             listing.copied_up(&name, object);
         }
-        self.set_upper(node, data, object);
+        self.set_upper(node, data, object, origin.lasts());
         Ok(())
     }
 
-    fn now_upper(&self, node: &Arc<Node>, copy: Copy<'_>, object: (u64, u64)) {
+    fn now_upper(&self, node: &Arc<Node>, copy: Copy<'_>, object: (u64, u64), lasts: bool) {
         let data = match copy {
             // Its name in work, if it has one, goes with this; an anchor has its own.
             Copy::File(staged) => Some(Data::new(staged.file)),
             Copy::Metacopy(_) | Copy::Special(_) => None,
         };
-        self.set_upper(node, data, object);
+        self.set_upper(node, data, object, lasts);
     }
 
     /// Switches a node to its upper copy, (device, inode) `object`: from here on everybody reads and
-    /// writes that.
-    pub(super) fn set_upper(&self, node: &Arc<Node>, data: Option<Data>, object: (u64, u64)) {
+    /// writes that. If its number lasts, it need not be remembered longer than the node.
+    pub(super) fn set_upper(
+        &self,
+        node: &Arc<Node>,
+        data: Option<Data>,
+        object: (u64, u64),
+        lasts: bool,
+    ) {
         let mut place = node.place.write();
+        // Not if the lower object showed another number than what the origin tells.
+        place.found_origin |= lasts && self.numbers.of(place.object.0, place.object.1) == node.ino;
         place.layer = UPPER;
         place.object = object;
         drop(place);

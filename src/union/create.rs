@@ -11,7 +11,7 @@ use std::sync::atomic::Ordering;
 use rustix::fs::{OFlags, RenameFlags, XattrFlags};
 
 use super::acl;
-use super::attr::FileType;
+use super::attr::{Attr, FileType};
 use super::file::Data;
 use super::listing::Child;
 use super::look::{Carrier, try_owner};
@@ -127,7 +127,7 @@ impl Union {
             }
             _ => return Err(Errno::INVAL.into()),
         };
-        self.make(caller, parent, name, mode, what).map(|(entry, _)| entry)
+        self.make(caller, parent, name, mode, what).map(given)
     }
 
     /// Makes a directory.
@@ -135,7 +135,7 @@ impl Union {
     /// # Errors
     /// As [`Union::mknod`].
     pub fn mkdir(&self, caller: &Caller, parent: NodeId, name: &[u8], mode: u32) -> Result<Entry> {
-        self.make(caller, parent, name, mode, What::Directory).map(|(entry, _)| entry)
+        self.make(caller, parent, name, mode, What::Directory).map(given)
     }
 
     /// Makes a symlink.
@@ -149,7 +149,7 @@ impl Union {
         name: &[u8],
         target: &[u8],
     ) -> Result<Entry> {
-        self.make(caller, parent, name, 0o777, What::Symlink(target)).map(|(entry, _)| entry)
+        self.make(caller, parent, name, 0o777, What::Symlink(target)).map(given)
     }
 
     /// Makes a regular file and opens it, as [`Union::open_file`] does.
@@ -157,9 +157,9 @@ impl Union {
     /// # Errors
     /// As [`Union::mknod`]; `EEXIST` if the name exists.
     pub fn create(&self, caller: &Caller, parent: NodeId, name: &[u8], mode: u32) -> Result<Entry> {
-        let (entry, node) = self.make(caller, parent, name, mode, What::File)?;
-        node.opened.fetch_add(1, Ordering::AcqRel);
-        Ok(entry)
+        let made = self.make(caller, parent, name, mode, What::File)?;
+        made.0.opened.fetch_add(1, Ordering::AcqRel);
+        Ok(given(made))
     }
 
     /// Makes a regular file without a name and opens it, as [`Union::create`] does. It owes owner,
@@ -197,10 +197,11 @@ impl Union {
         let object = (sys::stat::device(&stat), stat.stx_ino);
         self.numbers.drop_kept(object.0, object.1);
         let ino = self.numbers.of(object.0, object.1);
-        let (node, new) = self.table.get_or_insert(ino, |id| {
+        let made = self.table.get_or_insert(ino, None, |id| {
             let place = Place::nameless(Arc::clone(&parent), Arc::new(held), object);
             Node::new(id, ino, dress.kind, place)
         });
+        let (node, new) = made.ok_or(Errno::STALE)?;
         if !new {
             // Its inode number is one that something shows which a layer lost from outside.
             self.release(&node, 1);
@@ -210,7 +211,7 @@ impl Union {
         *node.data.lock() = Some(Arc::new(Data::new(file)));
         node.opened.fetch_add(1, Ordering::AcqRel);
         self.note_data(&node);
-        Ok(Entry { node: node.id, attr: self.attr_from(&node, &stat) })
+        Ok(Entry::given(&node, self.attr_from(&node, &stat)))
     }
 
     fn make(
@@ -220,7 +221,7 @@ impl Union {
         name: &[u8],
         mode: u32,
         what: What<'_>,
-    ) -> Result<(Entry, Arc<Node>)> {
+    ) -> Result<(Arc<Node>, Attr)> {
         check_name(name)?;
         let upper = self.writable()?;
         let owner = self.owner_of(caller)?;
@@ -427,7 +428,7 @@ impl Union {
         names: &mut Names,
         name: &[u8],
         (file, stat): (Option<OwnedFd>, Statx),
-    ) -> Result<(Entry, Arc<Node>)> {
+    ) -> Result<(Arc<Node>, Attr)> {
         let to = dir.upper.get().ok_or(Errno::STALE)?;
         let object = (sys::stat::device(&stat), stat.stx_ino);
         // A new inode may have the number of one that was removed from outside.
@@ -445,8 +446,8 @@ impl Union {
         let unprivileged = u32::from(stat.stx_mode) & 0o6000 == 0;
         let identity = Identity::of(self.numbers.of(object.0, object.1));
         let found = Found { stat, layer: UPPER, parts };
-        let entry = self.enter_as(parent, name, found, identity)?;
-        let node = self.node(entry.node)?;
+        let entered = self.enter_as(parent, name, found, identity)?;
+        let (node, attr) = entered.ok_or(Errno::STALE)?;
         node.protection.found(0);
         if let Some(file) = file {
             *node.data.lock() = Some(Arc::new(Data::new(file)));
@@ -460,8 +461,12 @@ impl Union {
                 node.xattrs.found(false);
             }
         }
-        Ok((entry, node))
+        Ok((node, attr))
     }
+}
+
+fn given((node, attr): (Arc<Node>, Attr)) -> Entry {
+    Entry::given(&node, attr)
 }
 
 /// A new object: who wants it, where, and what it shall be.

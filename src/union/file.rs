@@ -13,7 +13,7 @@ use rustix::fs::{FallocateFlags, OFlags, SeekFrom};
 
 use super::attr::{FileType, Writer};
 use super::copy_up::Extent;
-use super::node::{Node, NodeId};
+use super::node::{Node, NodeId, end_open};
 use super::protect::Change;
 use super::{Leaf, Union};
 use crate::error::{Context, Errno, Error, Result};
@@ -124,7 +124,7 @@ impl Union {
     }
 
     fn unpin(&self, node: &Arc<Node>) {
-        if node.opened.fetch_sub(1, Ordering::AcqRel) == 1 && node.data.lock().is_some() {
+        if end_open(&node.opened) && node.data.lock().is_some() {
             self.note_data(node);
         }
     }

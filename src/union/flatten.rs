@@ -92,6 +92,8 @@ struct Ready<'a> {
     temp: Temp<'a>,
     /// What statx(2) says of the copy, as users see it.
     made: Statx,
+    /// Its number can be found again on the disk.
+    lasts: bool,
 }
 
 impl Union {
@@ -192,8 +194,8 @@ impl Union {
 
     /// Returns the node of what was found in `parent`, whose names are locked.
     fn pin_found(&self, parent: &Arc<Node>, child: &Child<'_>, found: Found) -> Result<Pin<'_>> {
-        let entry = self.enter(parent, child.name, found)?;
-        Ok(Pin { union: self, node: self.node(entry.node)? })
+        let (node, _) = self.enter(parent, child.name, found)?;
+        Ok(Pin { union: self, node })
     }
 
     /// Prepares copies of what lies in the lower parts of a directory, but for directories.
@@ -211,11 +213,11 @@ impl Union {
                 self.copy_up(&pin.node, Extent::All)?;
                 continue;
             }
-            let temp = self.stage_named(upper, &pin.node, &stat)?;
+            let (temp, lasts) = self.stage_named(upper, &pin.node, &stat)?;
             let mut made = temp.call("statx", |at| sys::stat::at(at.dir, at.name))?;
             show(&pin.node, &mut made);
             *bytes += made.stx_blocks * 512;
-            batch.push(Ready { parent: Arc::clone(parent), name, pin, temp, made });
+            batch.push(Ready { parent: Arc::clone(parent), name, pin, temp, made, lasts });
             if batch.len() >= BATCH_FILES || *bytes >= BATCH_BYTES {
                 self.publish_batch(upper, batch)?;
                 *bytes = 0;
@@ -281,7 +283,7 @@ impl Union {
         names: &mut Names,
         ready: Ready<'_>,
     ) -> Result<()> {
-        let Ready { parent, name, pin, temp, made } = ready;
+        let Ready { parent, name, pin, temp, made, lasts } = ready;
         let object = (sys::stat::device(&made), made.stx_ino);
         let node = &pin.node;
         // Whoever holds it copies the file up by itself.
@@ -307,7 +309,7 @@ impl Union {
         if let Some(listing) = &mut names.listing {
             listing.copied_up(&name, object);
         }
-        self.set_upper(node, data, object);
+        self.set_upper(node, data, object, lasts);
         node.is_whole.store(true, Ordering::Release);
         Ok(())
     }

@@ -12,9 +12,14 @@
 //! another object shows. They are hashes, so that the next mount makes up the same. For programs that
 //! know 32 bits only all of it is smaller: 4 bits of index, of which 15 marks what is made up, and 28.
 //!
-//! A file keeps its number when it is copied up: [`Numbers::keep`] remembers, for as long as the
-//! mount lives, that an upper object shows the number of the lower one it came from; `origin` finds
-//! it again at the next mount.
+//! A file keeps its number when it is copied up: [`Numbers::keep`] remembers that an upper object
+//! shows the number of the lower one it came from. Where `origin` finds it again on the disk that goes
+//! with the node, else with the object.
+//!
+//! What is remembered is at most two entries for each object of the layers that is still there, and
+//! none for most: numbers of their own are computed, and so are made-up ones of 64 bits, of which one
+//! is remembered only where two met (one chance in a hundred thousand for a million of them; both
+//! known to the kernel then). Of 32 bits many meet, so all that are made up are remembered.
 //!
 //! Locks: a leaf; nothing else is taken beneath.
 
@@ -70,14 +75,47 @@ struct Memory {
     devices: Vec<u64>,
     /// Numbers that do not follow from (device, inode).
     kept: HashMap<(u64, u64), u64>,
-    /// Made-up numbers, and what shows them.
+    /// Made-up numbers among them, and what shows them.
     made_up: HashMap<u64, (u64, u64)>,
 }
+
+/// Tables with room for fewer are not made smaller.
+const KEPT_ROOM: usize = 1 << 10;
 
 impl Memory {
     fn own(&self, width: Width, device: u64, inode: u64) -> Option<u64> {
         let index = self.devices.iter().position(|known| *known == device)?;
         width.pack(index, inode)
+    }
+
+    /// Returns a made-up number that need not be remembered: few of its width meet, and this one has
+    /// met none.
+    fn computed(&self, width: Width, device: u64, inode: u64) -> Option<u64> {
+        let index = self.devices.iter().position(|known| *known == device)?;
+        let number = width.hash(index, inode);
+        (width == Width::FULL && !self.made_up.contains_key(&number)).then_some(number)
+    }
+
+    fn keep(&mut self, object: (u64, u64), number: u64) {
+        if let Some(old) = self.kept.insert(object, number).filter(|old| *old != number) {
+            self.give_up(object, old);
+        }
+    }
+
+    fn drop_kept(&mut self, object: (u64, u64)) {
+        let Some(number) = self.kept.remove(&object) else { return };
+        self.give_up(object, number);
+        if self.kept.capacity() > KEPT_ROOM && self.kept.len() < self.kept.capacity() / 8 {
+            self.kept.shrink_to_fit();
+            self.made_up.shrink_to_fit();
+        }
+    }
+
+    /// Forgets that an object shows a made-up number.
+    fn give_up(&mut self, object: (u64, u64), number: u64) {
+        if self.made_up.get(&number) == Some(&object) {
+            self.made_up.remove(&number);
+        }
     }
 }
 
@@ -99,7 +137,9 @@ impl Numbers {
     pub(crate) fn of(&self, device: u64, inode: u64) -> u64 {
         let memory = self.memory.read();
         let known = memory.kept.get(&(device, inode)).copied();
-        let own = known.or_else(|| memory.own(self.width, device, inode));
+        let own = known
+            .or_else(|| memory.own(self.width, device, inode))
+            .or_else(|| memory.computed(self.width, device, inode));
         drop(memory);
         own.unwrap_or_else(|| self.make_up(device, inode, None))
     }
@@ -116,12 +156,17 @@ impl Numbers {
 
     /// Makes the upper object (device, inode) show `number` from now on.
     pub(crate) fn keep(&self, device: u64, inode: u64, number: u64) {
-        self.memory.write().kept.insert((device, inode), number);
+        self.memory.write().keep((device, inode), number);
     }
 
-    /// Forgets the upper object (device, inode), whose inode number is free to be used again.
+    /// Forgets object (device, inode): it is gone and its inode number free to be used again, or what
+    /// it shows can be found on the disk.
     pub(crate) fn drop_kept(&self, device: u64, inode: u64) {
-        self.memory.write().kept.remove(&(device, inode));
+        let object = (device, inode);
+        // Most often there is nothing.
+        if self.memory.read().kept.contains_key(&object) {
+            self.memory.write().drop_kept(object);
+        }
     }
 
     /// Returns another number for object (device, inode), because a different object shows `taken`,
@@ -139,7 +184,8 @@ impl Numbers {
         });
         if taken.is_none() {
             let known = memory.kept.get(&(device, inode)).copied();
-            if let Some(number) = known.or_else(|| self.width.pack(index, inode)) {
+            let own = known.or_else(|| self.width.pack(index, inode));
+            if let Some(number) = own.or_else(|| memory.computed(self.width, device, inode)) {
                 return number;
             }
         }
@@ -149,8 +195,15 @@ impl Numbers {
             number = self.width.hash(index, number);
         }
         memory.made_up.insert(number, (device, inode));
-        memory.kept.insert((device, inode), number);
+        memory.keep((device, inode), number);
         number
+    }
+
+    /// Returns how many numbers are remembered.
+    #[cfg(test)]
+    pub(crate) fn remembered(&self) -> usize {
+        let memory = self.memory.read();
+        memory.kept.len().max(memory.made_up.len())
     }
 }
 
@@ -217,6 +270,35 @@ mod tests {
         numbers.drop_kept(7, 50);
         assert_eq!(numbers.of(7, 50), 50);
     }
+
+    #[test]
+    fn what_is_gone_is_not_remembered() {
+        for (width, for_good) in [(Width::FULL, 0), (Width::HALF, 10)] {
+            let numbers = Numbers::new(width);
+            numbers.register(7);
+            for inode in 0..10 {
+                numbers.of(7, (1 << 60) + inode);
+            }
+            assert_eq!(numbers.remembered(), for_good);
+            for inode in 10..200_000 {
+                let inode = (1 << 60) + inode;
+                let number = numbers.of(7, inode);
+                // An object that comes, is copied up, turns out to be another's, and goes.
+                if inode % 3 == 0 {
+                    numbers.keep(7, inode, 42);
+                }
+                if inode % 5 == 0 {
+                    let other = numbers.another(7, inode, number);
+                    numbers.another(7, inode, other);
+                }
+                numbers.drop_kept(7, inode);
+            }
+            assert_eq!(numbers.remembered(), for_good);
+            let memory = numbers.memory.read();
+            assert!(memory.kept.capacity() <= KEPT_ROOM && memory.made_up.capacity() <= KEPT_ROOM);
+        }
+    }
+
     #[test]
     fn numbers_of_32_bits_are_all_different_too() {
         let numbers = Numbers::new(Width::HALF);

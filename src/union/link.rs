@@ -89,7 +89,7 @@ impl Union {
             None => self.settle(&node, &parent, new_name),
         }
         self.table.retain(&node);
-        Ok(Entry { node: node.id, attr: self.attr_from(&node, &stat) })
+        Ok(Entry::given(&node, self.attr_from(&node, &stat)))
     }
 
     /// Keeps the node of an object with several lower names for the life of the mount: a lookup

@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 
 use super::Union;
 use super::attr::{Attr, FileType};
+use super::flatten::Pin;
 use super::index::Indexed;
 use super::listing::Child;
 use super::lock;
@@ -32,7 +33,16 @@ pub struct Entry {
     pub attr: Attr,
 }
 
+impl Entry {
+    /// Makes the count that the caller has of `node` a lookup of the kernel.
+    pub(super) fn given(node: &Node, attr: Attr) -> Self {
+        node.give();
+        Self { node: node.id, attr }
+    }
+}
+
 /// What the layers hold under a name.
+#[derive(Clone)]
 pub(super) struct Found {
     /// Attributes of the topmost object.
     pub(super) stat: Statx,
@@ -49,12 +59,14 @@ pub(super) struct Identity {
     pub(super) on_disk: bool,
     /// What the index has of it.
     pub(super) indexed: Option<Indexed>,
+    /// How many nodes had died when the index was asked, see [`Table::deaths`](super::node::Table::deaths).
+    pub(super) asked: Option<u64>,
 }
 
 impl Identity {
     /// What shows a number and nothing else is known of.
     pub(super) fn of(number: u64) -> Self {
-        Self { number, on_disk: false, indexed: None }
+        Self { number, on_disk: false, indexed: None, asked: None }
     }
 }
 
@@ -91,34 +103,42 @@ impl Union {
         let names = self.names(dir)?;
         let Some(found) = self.find(dir, &names, name)? else { return Ok(None) };
         let may_be_alias = found.is_alias();
-        let entry = self.enter(&parent, name, found)?;
+        let (node, attr) = self.enter(&parent, name, found)?;
         drop(names);
         if may_be_alias {
-            self.link_alias(entry.node);
+            self.link_alias(&node);
         }
-        Ok(Some(entry))
+        Ok(Some(Entry::given(&node, attr)))
     }
 
     /// Links a name just seen to the object it shows, if that was copied up under another name:
     /// what a name has shown it must show after a remount as well.
-    pub(super) fn link_alias(&self, node: NodeId) {
-        let Some(node) = self.table.get(node) else { return };
+    pub(super) fn link_alias(&self, node: &Arc<Node>) {
         let Some(links) = node.links.get() else { return };
         let is_pending = {
             let links = links.lock();
             // With an index a lower name leads to the copy anyway.
             links.anchored && links.index.is_none() && !links.pending.is_empty()
         };
-        if is_pending && let Err(error) = self.copy_up(&node, super::copy_up::Extent::All) {
+        if is_pending && let Err(error) = self.copy_up(node, super::copy_up::Extent::All) {
             tracing::warn!("a further name of a copied-up file stays a lower one: {error}");
         }
     }
 
     /// Counts `count` lookups less; the node is freed with the last one, and once most of them are,
     /// their memory goes back to the system. Not to be called with a lock held.
+    ///
+    /// A kernel that gives back more than it got loses what it has, and nobody else does.
     pub fn forget(&self, node: NodeId, count: u64) {
         if let Some(node) = self.table.get(node) {
-            self.release(&node, count);
+            let taken = node.take_back(count);
+            if taken < count && node.id != NodeId::ROOT {
+                let id = node.id.0;
+                tracing::error!(id, count, taken, "more lookups are given back than were made");
+            }
+            if taken > 0 {
+                self.release(&node, taken);
+            }
             drop(node);
             if self.table.has_shrunk() {
                 sys::process::give_memory_back();
@@ -227,37 +247,72 @@ impl Union {
                 return Ok(identity);
             }
         }
-        let number = self.numbers.of(device, inode);
-        if found.is_alias() && self.index().is_some() && self.table.by_ino(number).is_none() {
-            let part = dir.part(found.layer).ok_or(Errno::STALE)?;
-            let indexed = self.find_indexed(part, name, &found.stat)?;
-            return Ok(Identity { number, on_disk: indexed.is_some(), indexed });
-        }
-        Ok(Identity::of(number))
+        Ok(Identity::of(self.numbers.of(device, inode)))
     }
 
-    /// Returns the entry of what was found under (parent, name), whose names are locked.
-    pub(super) fn enter(&self, parent: &Arc<Node>, name: &[u8], found: Found) -> Result<Entry> {
-        // Where a node is known, the index is not asked: it must not be forgotten in between, or the
-        // next one would show the lower file that has an upper copy.
-        let is_indexed = found.is_alias() && self.index().is_some();
+    /// Tells what a file with several names is that may be in the index. Where a node is known, the
+    /// index is not asked: the node must not be forgotten in between, or the next one would show the
+    /// lower file that has an upper copy.
+    fn identity_in_index(
+        &self,
+        dir: &Dir,
+        name: &[u8],
+        found: &Found,
+    ) -> Result<(Identity, Option<Pin<'_>>)> {
         let (device, inode) = found.object();
-        let known = is_indexed.then(|| self.pin_by_number(self.numbers.of(device, inode)));
-        let identity = self.identity(lock::directory(parent)?, name, &found)?;
-        let entry = self.enter_as(parent, name, found, identity);
-        drop(known);
-        entry
+        let number = match found.layer {
+            UPPER => self.numbers.kept(device, inode),
+            _ => Some(self.numbers.of(device, inode)),
+        };
+        if let Some(known) = number.and_then(|number| self.pin_by_number(number)) {
+            return Ok((Identity::of(known.node.ino), Some(known)));
+        }
+        if found.layer == UPPER {
+            let identity = self.identity_by_origin(dir, name, found)?;
+            let own = || Identity::of(self.numbers.of(device, inode));
+            return Ok((identity.unwrap_or_else(own), None));
+        }
+        let number = self.numbers.of(device, inode);
+        let asked = Some(self.table.deaths(number));
+        let part = dir.part(found.layer).ok_or(Errno::STALE)?;
+        let indexed = self.find_indexed(part, name, &found.stat)?;
+        Ok((Identity { number, on_disk: indexed.is_some(), indexed, asked }, None))
     }
 
-    /// Does what [`Union::enter`] does for an object of which it is known what it is.
+    /// Returns node and attributes of what was found under (parent, name), whose names are locked.
+    /// The node is counted once more, for the caller.
+    pub(super) fn enter(
+        &self,
+        parent: &Arc<Node>,
+        name: &[u8],
+        found: Found,
+    ) -> Result<(Arc<Node>, Attr)> {
+        let dir = lock::directory(parent)?;
+        if self.index().is_none() || !found.parts.is_empty() || found.stat.stx_nlink < 2 {
+            let identity = self.identity(dir, name, &found)?;
+            return self.enter_as(parent, name, found, identity)?.ok_or(Errno::STALE.into());
+        }
+        loop {
+            let (identity, known) = self.identity_in_index(dir, name, &found)?;
+            // One that was made, changed and forgotten since the index was asked knew better.
+            let entered = self.enter_as(parent, name, found.clone(), identity)?;
+            drop(known);
+            if let Some(entered) = entered {
+                return Ok(entered);
+            }
+        }
+    }
+
+    /// Does what [`Union::enter`] does for an object of which it is known what it is; `None` if what
+    /// the index said of it may no longer be true.
     pub(super) fn enter_as(
         &self,
         parent: &Arc<Node>,
         name: &[u8],
         found: Found,
         identity: Identity,
-    ) -> Result<Entry> {
-        let Identity { number: mut ino, on_disk, mut indexed } = identity;
+    ) -> Result<Option<(Arc<Node>, Attr)>> {
+        let Identity { number: mut ino, on_disk, mut indexed, mut asked } = identity;
         let mut object = found.object();
         let several = found.is_alias();
         let Found { mut stat, mut layer, mut parts } = found;
@@ -273,7 +328,7 @@ impl Union {
         let upper_part = upper_part.map(|part| (part.device, part.inode));
         let mut tries = 0;
         let (node, new) = loop {
-            let (node, new) = self.table.get_or_insert(ino, |id| {
+            let entered = self.table.get_or_insert(ino, asked.take(), |id| {
                 let place = Place::new(Some(Arc::clone(parent)), name, layer, object);
                 let node = Node::new(id, ino, kind, place);
                 if layer != UPPER {
@@ -294,6 +349,7 @@ impl Union {
                 let upper = (layer == UPPER && !parts.is_empty()).then(|| parts.remove(0));
                 node.with_dir(Dir::new(upper, parts))
             });
+            let Some((node, new)) = entered else { return Ok(None) };
             let is_alias = several && node.links.get().is_some();
             // Two redirects may lead to one lower directory, which makes no one directory of them.
             let is_same = || match (&node.dir, upper_part) {
@@ -343,7 +399,7 @@ impl Union {
                 self.attr_from(&node, &stat)
             }
         };
-        Ok(Entry { node: node.id, attr })
+        Ok(Some((node, attr)))
     }
 
     /// Remembers a name of a lower object with several, for its copy-up.

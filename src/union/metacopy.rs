@@ -286,7 +286,8 @@ impl Union {
                 xattr::remove(Target::Open(file.as_fd()), name).at("removexattr", || A_FILE)?;
             }
         }
-        self.set_upper(node, Some(Data::new(file)), (sys::stat::device(&stat), stat.stx_ino));
+        let object = (sys::stat::device(&stat), stat.stx_ino);
+        self.set_upper(node, Some(Data::new(file)), object, false);
         Ok(())
     }
 }

@@ -32,6 +32,8 @@ mod redirect;
 mod remove;
 mod rename;
 pub(crate) mod resolve;
+#[cfg(test)]
+mod testing;
 mod xattr;
 
 use std::num::NonZeroUsize;
@@ -61,6 +63,8 @@ use self::origin::Origins;
 use self::publish::Work;
 pub use self::readdir::{DirEntry, Visit};
 pub use self::redirect::Follow;
+#[cfg(test)]
+pub(crate) use self::testing::open_in;
 use crate::error::{Context, Errno, Error, Result};
 use crate::idmap::{Ids, OuterId};
 use crate::layer::cache::HandleCache;
@@ -417,10 +421,10 @@ impl Union {
             let (held, object) = {
                 let mut place = freed.place.write();
                 let held = if place.gone { place.take_held() } else { None };
-                let object = (held.is_some() || place.found_origin).then_some(place.object);
+                let object = (place.gone || place.found_origin).then_some(place.object);
                 (held, object)
             };
-            // The inode number is free to be used again once we let go.
+            // The inode number is free to be used again once we let go, of it or of the node.
             if let Some((device, inode)) = object {
                 self.numbers.drop_kept(device, inode);
             }

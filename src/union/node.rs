@@ -38,6 +38,8 @@ pub(crate) struct Node {
     pub(crate) kind: FileType,
     /// Kernel lookups, plus nodes whose parent this is, plus pins. Guarded by the table shard.
     count: AtomicU64,
+    /// The kernel's share of `count`, so that what it gives back too often is nobody else's.
+    lookups: AtomicU64,
     pub(crate) place: RwLock<Place>,
     /// Held while the object is copied up: by whoever copies, waited for by whoever needs it.
     pub(crate) copy: Mutex<()>,
@@ -280,6 +282,7 @@ impl Node {
             ino,
             kind,
             count: AtomicU64::new(0),
+            lookups: AtomicU64::new(0),
             place: RwLock::new(place),
             copy: Mutex::new(()),
             data: Mutex::new(None),
@@ -317,6 +320,28 @@ impl Node {
     pub(crate) fn is_opened(&self) -> bool {
         self.opened.load(Ordering::Acquire) > 0
     }
+
+    /// Makes one count of the caller's a lookup of the kernel.
+    pub(crate) fn give(&self) {
+        self.lookups.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Takes up to `n` lookups of the kernel back, and tells how many counts that leaves to be
+    /// released: fewer if it has not so many.
+    pub(crate) fn take_back(&self, n: u64) -> u64 {
+        let less = |has: u64| Some(has.saturating_sub(n));
+        let had = self.lookups.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
+        had.unwrap_or_else(|had| had).min(n)
+    }
+}
+
+/// Counts an open less; tells whether it was the last. A kernel that ends more than it began ends none.
+pub(crate) fn end_open(opens: &AtomicU32) -> bool {
+    let ended = opens.fetch_update(Ordering::AcqRel, Ordering::Acquire, |open| open.checked_sub(1));
+    if ended.is_err() {
+        tracing::error!("more opens are ended than were begun");
+    }
+    ended == Ok(1)
 }
 
 const SHARDS: usize = 64;
@@ -328,6 +353,8 @@ pub(crate) struct Table {
     ids: [RwLock<HashTable<Arc<Node>>>; SHARDS],
     /// Guards creation and death of the nodes with these numbers.
     numbers: [Mutex<HashTable<Arc<Node>>>; SHARDS],
+    /// Nodes with several names that died, by number; changed with that shard of `numbers` locked.
+    deaths: [AtomicU64; SHARDS],
     root: OnceLock<Arc<Node>>,
     /// The next id.
     next: AtomicU64,
@@ -346,6 +373,7 @@ impl Default for Table {
         Self {
             ids: std::array::from_fn(|_| RwLock::default()),
             numbers: std::array::from_fn(|_| Mutex::default()),
+            deaths: std::array::from_fn(|_| AtomicU64::default()),
             root: OnceLock::new(),
             next: AtomicU64::new(NodeId::ROOT.0 + 1),
             dead: AtomicU64::new(0),
@@ -379,19 +407,32 @@ impl Table {
         Some(Arc::clone(node))
     }
 
-    /// Returns the node with this number, made by `make` if there is none, counted once more.
+    /// Returns how many nodes with several names have died that have this number, or others. What is
+    /// found out afterwards of such an object is true of its next node while this stays the same.
+    pub(crate) fn deaths(&self, ino: u64) -> u64 {
+        #[expect(clippy::indexing_slicing, reason = "a shard number is below the length")]
+        self.deaths[shard_of(ino)].load(Ordering::Acquire)
+    }
+
+    /// Returns the node with this number, made by `make` if there is none, counted once more. `None`
+    /// if it would have to be made of what was found out after as many deaths as `since`, and one
+    /// has died since.
     ///
     /// `make` gets the id of the new node; what it returns tells the number and type. The flag
     /// tells whether the node is new.
     pub(crate) fn get_or_insert(
         &self,
         ino: u64,
+        since: Option<u64>,
         make: impl FnOnce(NodeId) -> Node,
-    ) -> (Arc<Node>, bool) {
+    ) -> Option<(Arc<Node>, bool)> {
         let mut numbers = self.number_shard(ino).lock();
         if let Some(node) = find_number(&numbers, ino) {
             self.retain(node);
-            return (Arc::clone(node), false);
+            return Some((Arc::clone(node), false));
+        }
+        if since.is_some_and(|since| since != self.deaths(ino)) {
+            return None;
         }
         let id = NodeId(self.next.fetch_add(1, Ordering::Relaxed));
         let node = Arc::new(make(id));
@@ -402,7 +443,7 @@ impl Table {
         if let Some(parent) = &node.place.read().parent {
             self.retain(parent);
         }
-        (node, true)
+        Some((node, true))
     }
 
     /// Counts one more user of a node that is in the table, and stays there meanwhile: because it is
@@ -478,6 +519,10 @@ impl Table {
             ids.shrink_to(0, |it| mix(it.id.0));
         }
         self.dead.fetch_add(1, Ordering::Release);
+        if node.links.get().is_some() {
+            #[expect(clippy::indexing_slicing, reason = "a shard number is below the length")]
+            self.deaths[shard_of(node.ino)].fetch_add(1, Ordering::Release);
+        }
         true
     }
 
@@ -524,23 +569,41 @@ mod tests {
     #[test]
     fn ids_are_not_used_twice() {
         let table = Table::default();
-        let (first, new) = table.get_or_insert(7, |id| file(id, 7, None));
+        let (first, new) = table.get_or_insert(7, None, |id| file(id, 7, None)).unwrap();
         assert!(new);
         let id = first.id;
         assert!(table.get(id).is_some());
         table.release(&first, 1);
         assert!(table.get(id).is_none());
-        let (second, _) = table.get_or_insert(7, |id| file(id, 7, None));
+        let (second, _) = table.get_or_insert(7, None, |id| file(id, 7, None)).unwrap();
         assert_ne!(second.id, id);
         assert!(table.get(id).is_none());
     }
 
     #[test]
+    fn what_was_known_before_a_death_makes_no_node() {
+        let table = Table::default();
+        let make = |id| {
+            let node = file(id, 7, None);
+            drop(node.links.set(Box::default()));
+            node
+        };
+        let since = Some(table.deaths(7));
+        let (first, _) = table.get_or_insert(7, since, make).unwrap();
+        // Known, whatever was found out.
+        let (_, new) = table.get_or_insert(7, since, make).unwrap();
+        assert!(!new);
+        table.release(&first, 2);
+        assert!(table.get_or_insert(7, since, make).is_none());
+        assert!(table.get_or_insert(7, Some(table.deaths(7)), make).is_some());
+    }
+
+    #[test]
     fn a_parent_lives_as_long_as_its_children() {
         let table = Table::default();
-        let (parent, _) = table.get_or_insert(7, |id| file(id, 7, None));
+        let (parent, _) = table.get_or_insert(7, None, |id| file(id, 7, None)).unwrap();
         let above = Some(Arc::clone(&parent));
-        let (child, _) = table.get_or_insert(8, |id| file(id, 8, above));
+        let (child, _) = table.get_or_insert(8, None, |id| file(id, 8, above)).unwrap();
         assert!(table.release(&parent, 1).is_empty());
         assert!(table.by_ino(7).is_some());
         assert_eq!(table.release(&child, 1).len(), 2);

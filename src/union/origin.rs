@@ -265,9 +265,10 @@ impl Union {
             None => None,
         };
         let Some((device, inode)) = object else { return Ok(None) };
-        let mut identity =
-            Identity { number: self.numbers.of(device, inode), on_disk: true, indexed: None };
+        let number = self.numbers.of(device, inode);
+        let mut identity = Identity { on_disk: true, ..Identity::of(number) };
         if let (true, Some(record)) = (is_shared, &record) {
+            identity.asked = Some(self.table.deaths(number));
             let links = || self.links_of_origin(dir, name, found, record);
             identity.indexed = self.indexed(&value, &found.stat, links)?;
             let is_it = |indexed: &Indexed| object_of(indexed.stat) == object_of(found.stat);
@@ -328,7 +329,9 @@ impl Union {
             Err(errno) => return Err(errno).at("setxattr", || "the origin of a copy in work"),
         }
         if !is_shared {
-            return Ok(Origin::Written);
+            let object =
+                Record::parse(&record).map_or(Ok(None), |record| self.origins.find(&record));
+            return Ok(Origin::Written { tells_number: object? == Some(object_of(*stat)) });
         }
         upper.write_first_count(copy, stat.stx_nlink)?;
         Ok(Origin::Indexed(index::name_of(&record)))
@@ -389,10 +392,17 @@ impl Union {
 pub(super) enum Origin {
     /// Itself.
     None,
-    /// What it was copied from.
-    Written,
+    /// What it was copied from; whether that tells its number, under whatever name it is found.
+    Written { tells_number: bool },
     /// The same, and it is to be this entry of the index.
     Indexed(index::Name),
+}
+
+impl Origin {
+    /// Tells whether the number of the copy can be found again on the disk.
+    pub(super) fn lasts(&self) -> bool {
+        matches!(self, Self::Indexed(_) | Self::Written { tells_number: true })
+    }
 }
 
 /// Tells whether an object has several names: a copy of it would not show its number, which the
@@ -461,6 +471,7 @@ fn same_name(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::union::{NodeId, RenameFlags, SetAttr, open_in};
     use proptest::prelude::*;
 
     fn handle(kind: i32, bytes: &[u8]) -> Handle {
@@ -521,6 +532,31 @@ mod tests {
         ] {
             assert_eq!(inode_of(filesystem, &handle(kind, bytes)), inode, "{filesystem:x} {kind}");
         }
+    }
+
+    #[test]
+    fn the_number_of_a_copy_is_found_again_and_not_remembered() {
+        let place = tempfile::tempdir().unwrap();
+        let union = open_in(place.path(), |_| ());
+        let source = union.origins.sources.first().unwrap();
+        let Some((facts, root)) = source.facts().ok().and_then(|it| Some((it, it.root.as_ref()?)))
+        else {
+            return;
+        };
+        if inode_of(facts.magic, root).is_none() {
+            return;
+        }
+        let look = || union.lookup(NodeId::ROOT, b"name").unwrap().unwrap();
+        let first = look();
+        let change = SetAttr { mode: Some(0o600), ..SetAttr::default() };
+        union.setattr(first.node, &change).unwrap();
+        assert_eq!(union.numbers.remembered(), 1);
+        union.forget(first.node, 1);
+        assert_eq!(union.numbers.remembered(), 0);
+        union.rename(NodeId::ROOT, b"name", NodeId::ROOT, b"other", RenameFlags::empty()).unwrap();
+        let again = union.lookup(NodeId::ROOT, b"other").unwrap().unwrap();
+        assert_eq!((again.attr.ino, again.attr.mode & 0o7777), (first.attr.ino, 0o600));
+        assert_ne!(again.node, first.node);
     }
 
     proptest! {

@@ -18,7 +18,7 @@ use parking_lot::{RwLockReadGuard, RwLockWriteGuard};
 use super::attr::FileType;
 use super::listing::{Child, Listing};
 use super::lookup::Entry;
-use super::node::{Dir, Node, NodeId};
+use super::node::{Dir, Node, NodeId, end_open};
 use super::resolve::{Fact, Merge, Next};
 use super::{Union, lock};
 use crate::error::{Errno, Result};
@@ -193,7 +193,7 @@ impl Union {
     pub fn release_dir(&self, node: NodeId) {
         let Some(node) = self.table.get(node) else { return };
         let Some(dir) = &node.dir else { return };
-        if dir.opened.fetch_sub(1, Ordering::AcqRel) > 1 {
+        if !end_open(&dir.opened) {
             return;
         }
         // Too much is remembered: what can be read again is given up, directory by directory.
@@ -282,20 +282,21 @@ impl Union {
                 }
             };
             let may_be_alias = found.is_alias();
-            let entry = self.enter(&node, child.name, found)?;
+            let (entered, attr) = self.enter(&node, child.name, found)?;
+            let entry = Entry::given(&entered, attr);
             let (ino, kind) = (entry.attr.ino, entry.attr.kind());
             let listed = DirEntry { name: child.name, ino, kind, offset };
             if visit(listed, Some(&entry)) == Visit::Full {
-                self.forget(entry.node, 1);
+                self.release(&entered, entered.take_back(1));
                 break;
             }
             if may_be_alias {
-                aliases.push(entry.node);
+                aliases.push(entered);
             }
         }
         drop(names);
         for alias in aliases {
-            self.link_alias(alias);
+            self.link_alias(&alias);
         }
         self.listed_to_the_end(dir, at_end);
         Ok(())

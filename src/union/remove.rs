@@ -144,9 +144,8 @@ impl Union {
         if dir.upper.get().is_none() {
             let names = self.names(dir)?;
             let found = self.find(dir, &names, name)?.ok_or(Errno::NOENT)?;
-            let entry = self.enter(&parent, name, found)?;
+            let (victim, _) = self.enter(&parent, name, found)?;
             drop(names);
-            let victim = self.node(entry.node)?;
             let checked = check(&victim);
             self.release(&victim, 1);
             checked?;
@@ -176,8 +175,7 @@ impl Union {
         let found = self.find(dir, names, name)?.ok_or(Errno::NOENT)?;
         let (layer, stat) = (found.layer, found.stat);
         let below = names.listing.as_ref().is_some_and(|listing| listing.is_below(name));
-        let entry = self.enter(parent, name, found)?;
-        let node = self.node(entry.node)?;
+        let (node, _) = self.enter(parent, name, found)?;
         Ok(Victim { union: self, node, layer, stat, below })
     }
 

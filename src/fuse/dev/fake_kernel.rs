@@ -11,14 +11,12 @@ use super::session::Session;
 use crate::error::Errno;
 use crate::fuse::dispatch::Dispatcher;
 use crate::fuse::{RequestCounts, ServeOptions, Transport};
-use crate::idmap::Ids;
 use crate::options::IoMode;
-use crate::union::{self, Config, CopyLimit, LayerSpec, NodeId, UpperSpec};
+use crate::union::{self, NodeId};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use parking_lot::{Condvar, Mutex};
 use proptest::prelude::*;
 use std::collections::HashSet;
-use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -231,40 +229,6 @@ struct Served {
     _kernel: OwnedFd,
 }
 
-fn open_union(at: &std::path::Path) -> union::Union {
-    let open = |name: &str| -> OwnedFd {
-        std::fs::create_dir(at.join(name)).unwrap();
-        std::fs::File::open(at.join(name)).unwrap().into()
-    };
-    let (lower, dir, work) = (open("l"), open("u"), open("w"));
-    std::fs::File::create(at.join("l/name")).unwrap().write_all(b"content").unwrap();
-    std::fs::create_dir(at.join("l/dir")).unwrap();
-    let upper = UpperSpec { dir, work, path: "u".into(), work_path: "w".into() };
-    let lowers = vec![LayerSpec { dir: lower, path: "l".into() }];
-    let copy_limit = CopyLimit { entries: 10, bytes: 1 << 20 };
-    let config = Config {
-        lowers,
-        upper: Some(upper),
-        volatile: true,
-        volatile_mark: false,
-        userxattr: true,
-        index: false,
-        uuid: union::Uuid::Auto,
-        copy_limit,
-        follow: union::Follow::Nobody,
-        redirects: false,
-        metacopy: false,
-        verity: union::Verity::Off,
-        data: Vec::new(),
-        overrides: None,
-        ids: Ids::default(),
-        static_nlink: false,
-        ino32: false,
-        lacks: Vec::new(),
-    };
-    union::Union::open(config).unwrap()
-}
-
 fn sockets() -> (OwnedFd, OwnedFd) {
     // Messages keep their bounds, as on the device.
     socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).unwrap()
@@ -277,7 +241,7 @@ fn served() -> Served {
 /// The union as well.
 fn served_union() -> (Served, Arc<union::Union>) {
     let dir = tempfile::tempdir().unwrap();
-    let union = Arc::new(open_union(dir.path()));
+    let union = Arc::new(union::open_in(dir.path(), |_| ()));
     let offer = Offer { major: 7, minor: 45, max_readahead: 0, flags: u64::MAX };
     let Ok(Answer::Agree(terms, _)) = handshake::negotiate(&offer, &Wishes::default()) else {
         panic!("a kernel that offers all");
@@ -450,6 +414,84 @@ fn what_did_not_arrive_is_taken_back() {
     }
 }
 
+/// Each name of a listing with entries counts as looked up, so it is given back as well.
+#[test]
+fn a_listing_that_did_not_arrive_is_taken_back() {
+    let (served, _union) = served_union();
+    let mut reply = Reply::new(BUFFER);
+    let lookup = request(op::LOOKUP, 2, 1, b"name\0");
+    let file = entry_of(parse(served.session.serve(&lookup, &mut reply).unwrap()).1);
+    for size in [4096, 200] {
+        let body = abi::ReadIn { offset: 2, size, ..Default::default() };
+        let bytes = request(op::READDIRPLUS, 4, 1, body.as_bytes());
+        let (header, body) = parse(served.session.serve(&bytes, &mut reply).unwrap());
+        assert_eq!((header.error, body.is_empty()), (0, false));
+        let listed: Vec<NodeId> = reply.listed().collect();
+        assert_eq!(listed.len(), if size == 200 { 1 } else { 2 });
+        let is_known = |node: &NodeId| served.session.dispatch.is_known(*node);
+        assert!(listed.iter().all(is_known));
+        served.session.take_back(&mut reply);
+        served.session.take_back(&mut reply);
+        let left: Vec<NodeId> = listed.into_iter().filter(is_known).collect();
+        assert!(left.iter().all(|node| node.0 == file), "{left:?}");
+    }
+    // One count is left, which was none of a listing's.
+    assert!(served.session.dispatch.is_known(NodeId(file)));
+    served.session.serve(&request(op::FORGET, 5, file, &sample(op::FORGET)), &mut reply);
+    assert!(!served.session.dispatch.is_known(NodeId(file)));
+}
+
+/// A kernel that gives back what it never got: the rest of the mount goes on as before.
+#[test]
+fn what_is_given_back_too_often_is_nobody_elses() {
+    let served = served();
+    let mut reply = Reply::new(BUFFER);
+    let mut ask = |opcode, node, body: &[u8]| {
+        let answer = served.session.serve(&request(opcode, 4, node, body), &mut reply)?;
+        let (header, body) = parse(answer);
+        Some((header.error, body.to_vec()))
+    };
+    let dir = entry_of(&ask(op::LOOKUP, 1, b"dir\0").unwrap().1);
+    let child = entry_of_many(&ask(op::CREATE, dir, &sample(op::CREATE)).unwrap().1);
+    let much = abi::ForgetIn { nlookup: u64::MAX };
+    let many = abi::BatchForgetIn { count: 2, dummy: 0 };
+    let one = abi::ForgetOne { nodeid: dir, nlookup: 5 };
+    let many = [many.as_bytes(), [one, one].as_bytes()].concat();
+    for (opcode, node, body) in [
+        (op::FORGET, dir, much.as_bytes()),
+        (op::FORGET, dir, much.as_bytes()),
+        (op::BATCH_FORGET, 0, &many),
+        (op::FORGET, 1, much.as_bytes()),
+        (op::FORGET, 999, much.as_bytes()),
+    ] {
+        assert_eq!(ask(opcode, node, body), None);
+    }
+    // The child still needs it, so it is the same node.
+    assert_eq!(entry_of(&ask(op::LOOKUP, 1, b"dir\0").unwrap().1), dir);
+    ask(op::FORGET, child, much.as_bytes());
+    assert_eq!(ask(op::GETATTR, child, &sample(op::GETATTR)).unwrap().0, -libc::ESTALE);
+    ask(op::FORGET, dir, much.as_bytes());
+    assert_eq!(ask(op::GETATTR, dir, &sample(op::GETATTR)).unwrap().0, -libc::ESTALE);
+    assert_eq!(ask(op::LOOKUP, 1, b"dir\0").unwrap().0, 0);
+}
+
+/// The same of opens: one that was made afterwards still counts.
+#[test]
+fn what_is_closed_too_often_counts_once() {
+    let (served, union) = served_union();
+    let mut reply = Reply::new(BUFFER);
+    let lookup = request(op::LOOKUP, 2, 1, b"name\0");
+    let file = entry_of(parse(served.session.serve(&lookup, &mut reply).unwrap()).1);
+    for (open, close, node) in [(op::OPEN, op::RELEASE, file), (op::OPENDIR, op::RELEASEDIR, 1)] {
+        for (opcode, left) in [(close, 0), (open, 1), (close, 0), (close, 0), (open, 1), (close, 0)]
+        {
+            let bytes = request(opcode, 4, node, &sample(opcode));
+            assert_eq!(parse(served.session.serve(&bytes, &mut reply).unwrap()).0.error, 0);
+            assert_eq!(union.opens(NodeId(node)), left);
+        }
+    }
+}
+
 /// INTERRUPT has no answer, and a request whose caller goes on is finished.
 #[test]
 fn interrupted_requests_are_finished() {
@@ -531,7 +573,7 @@ fn a_whole_session_over_a_socket() {
     // The short INIT of 5.10, and one of today.
     for (minor, flags, words) in [(32_u32, 0x03ff_ffff_u32, 0), (45, 0x73ff_fffb, 12)] {
         let dir = tempfile::tempdir().unwrap();
-        let union = Arc::new(open_union(dir.path()));
+        let union = Arc::new(union::open_in(dir.path(), |_| ()));
         let (device, kernel) = sockets();
         let kernel = Kernel(kernel);
         let options = options();
@@ -572,7 +614,7 @@ fn a_whole_session_over_a_socket() {
 #[test]
 fn a_kernel_that_is_too_old_is_told() {
     let dir = tempfile::tempdir().unwrap();
-    let union = Arc::new(open_union(dir.path()));
+    let union = Arc::new(union::open_in(dir.path(), |_| ()));
     let (device, kernel) = sockets();
     let kernel = Kernel(kernel);
     kernel.send(&request(op::INIT, 2, 0, [7_u32, 30, 0, 0].as_bytes()));

@@ -8,6 +8,9 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 /// Bytes of the header that every reply begins with.
 const HEADER: usize = size_of::<abi::OutHeader>();
 
+/// Names of a listing are padded to a multiple of this.
+const ALIGN: usize = 8;
+
 /// A reply in the making.
 #[derive(Debug)]
 pub(super) struct Reply {
@@ -27,6 +30,8 @@ pub(super) struct Gives {
     pub(super) open: Option<NodeId>,
     /// An open of this directory.
     pub(super) open_dir: Option<NodeId>,
+    /// A lookup of each node in the listing that is the reply.
+    pub(super) listed: bool,
 }
 
 impl Reply {
@@ -86,7 +91,6 @@ impl Reply {
         dirent: &abi::Dirent,
         name: &[u8],
     ) -> bool {
-        const ALIGN: usize = 8;
         let before = self.len;
         let padding = name.len().next_multiple_of(ALIGN) - name.len();
         let put = entry.is_none_or(|entry| self.put(entry))
@@ -98,6 +102,20 @@ impl Reply {
             self.len = before;
         }
         put
+    }
+
+    /// The nodes of a listing with entries.
+    pub(super) fn listed(&self) -> impl Iterator<Item = NodeId> {
+        let mut rest = self.buffer.get(HEADER..self.len).unwrap_or_default();
+        std::iter::from_fn(move || {
+            let (entry, after) = abi::EntryOut::read_from_prefix(rest).ok()?;
+            let (dirent, after) = abi::Dirent::read_from_prefix(after).ok()?;
+            let name = usize::try_from(dirent.namelen).ok()?.next_multiple_of(ALIGN);
+            rest = after.get(name..)?;
+            Some(NodeId(entry.nodeid))
+        })
+        // Names without an entry.
+        .filter(|node| node.0 != 0)
     }
 
     /// Completes the reply to request `unique` and returns its bytes.

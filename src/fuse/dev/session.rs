@@ -62,12 +62,16 @@ impl Serve for Session {
             .unwrap_or_else(|panic| Some(Err(self.dispatch.panicked("transport", &*panic))))?;
         match answer {
             Ok(()) => Some(reply.finish(header.unique)),
-            Err(errno) => Some(reply.refuse(header.unique, reply_number(errno))),
+            Err(errno) => {
+                // A refusal gives nothing, whatever was put before it.
+                self.take_back(reply);
+                Some(reply.refuse(header.unique, reply_number(errno)))
+            }
         }
     }
 
     fn take_back(&self, reply: &mut Reply) {
-        let Gives { lookup, open, open_dir } = std::mem::take(&mut reply.gives);
+        let Gives { lookup, open, open_dir, listed } = std::mem::take(&mut reply.gives);
         // What cannot be taken back was logged, and there is nobody to tell.
         if let Some(node) = open {
             self.release(node).unwrap_or(());
@@ -78,6 +82,9 @@ impl Serve for Session {
         // Last: until then the node is known.
         if let Some(node) = lookup {
             self.dispatch.forget(node, 1);
+        }
+        if listed {
+            reply.listed().for_each(|node| self.dispatch.forget(node, 1));
         }
     }
 }
@@ -325,6 +332,7 @@ impl Session {
         limit: usize,
         reply: &mut Reply,
     ) -> Answer<()> {
+        reply.gives.listed = true;
         self.dispatch.readdirplus(node, offset, &mut |listed, entry| {
             let dirent = dirent(listed.ino, listed.offset, listed.kind, listed.name);
             // Without a node the kernel takes the name alone, and looks it up when it must.

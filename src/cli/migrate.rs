@@ -1,0 +1,122 @@
+//! `lamina store migrate`: from one store to another.
+
+use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
+
+use indicatif::ProgressBar;
+use serde_json::json;
+
+use super::apply::bar;
+use super::store::failure;
+use super::{Failure, print};
+use crate::error::{Error, Result};
+use crate::mount::mountinfo;
+use crate::options::show_path;
+use crate::store::layout::io_error;
+use crate::store::migrate::{bring, plan};
+use crate::store::{StoreConfig, Variant, driver};
+
+/// Shown below the help.
+pub(super) const NOTES: &str = "\
+Nobody may use either store meanwhile. Data is shared where the filesystem can (reflinks), else
+copied. A migration that was stopped goes on where it was. Records of images and containers, which
+engines keep beside the layers, are not brought: export images and import them instead.
+
+In overlay1 a layer that another lies on becomes a complete tree, the others become containers'. What
+its trees were made on is taken from Docker's records (ROOT/image/overlay/layerdb), if they are there.";
+
+/// Arguments of `lamina store migrate`.
+#[derive(clap::Args, Debug)]
+pub(super) struct MigrateArgs {
+    /// Driver of the old store [default: the one whose layers lie there]
+    #[arg(long, value_name = "NAME")]
+    from_driver: Option<String>,
+    /// Driver of the new store [default: the one whose layers lie there, else overlay]
+    #[arg(long, value_name = "NAME")]
+    to_driver: Option<String>,
+    /// Share files by hard links, for a store that is given up: nobody may write to it afterwards
+    #[arg(long)]
+    hard_links: bool,
+    /// Remove the layers of the old store when all of them were brought and found to be the same
+    #[arg(long)]
+    remove: bool,
+    /// Directory for running state
+    #[arg(long, value_name = "DIR", default_value = "/run/lamina")]
+    runroot: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    /// Root of the old store
+    from: PathBuf,
+    /// Root of the new store; made if it is not there
+    to: PathBuf,
+}
+
+/// Runs `lamina store migrate`.
+///
+/// # Errors
+/// The sentence to print.
+pub(super) fn run(args: &MigrateArgs) -> std::result::Result<(), Failure> {
+    let (layers, bytes) = migrate(args).map_err(failure)?;
+    if args.json {
+        return print(&format!("{}\n", json!({ "layers": layers, "bytes": bytes })));
+    }
+    print(&format!("{layers} layers, {bytes} bytes\n"))
+}
+
+fn migrate(args: &MigrateArgs) -> Result<(usize, u64)> {
+    let config = |root: &Path, name: &Option<String>| {
+        let variant = match name {
+            Some(name) => Variant::parse(name)?,
+            None => driver::find(root)?,
+        };
+        let (root, run_root) = (root.to_owned(), args.runroot.clone());
+        let options = Vec::new();
+        Ok::<_, Error>(StoreConfig { root, run_root, image_store: None, variant, options })
+    };
+    let (from, to) = (config(&args.from, &args.from_driver)?, config(&args.to, &args.to_driver)?);
+    let (old, new) = (driver::open(&from)?, driver::init(&to)?);
+    let home = |config: &StoreConfig| {
+        let path = config.root.join(config.variant.home_name());
+        std::fs::canonicalize(&path).map_err(|error| io_error("realpath", &path, error))
+    };
+    let (from_home, to_home) = (home(&from)?, home(&to)?);
+    if from_home == to_home {
+        return Err(Error::invalid(
+            show_path(&args.to),
+            "is the old store itself; name another root, or another driver by --to-driver",
+        ));
+    }
+    refuse_mounts(&[from_home, to_home])?;
+    let steps = plan(old.as_ref())?;
+    let bytes = steps.iter().map(|step| step.bytes).sum();
+    let bar = if std::io::stderr().is_terminal() { bar(bytes) } else { ProgressBar::hidden() };
+    for step in &steps {
+        bring(old.as_ref(), new.as_ref(), step, args.hard_links, &mut |bytes| bar.inc(bytes))?;
+    }
+    bar.finish_and_clear();
+    if args.remove {
+        for step in steps.iter().rev() {
+            old.remove(&step.id)?;
+        }
+    }
+    Ok((steps.len(), bytes))
+}
+
+/// Fails if a layer of either store is mounted.
+fn refuse_mounts(homes: &[PathBuf]) -> Result<()> {
+    for entry in mountinfo::load()? {
+        let is_beneath =
+            |home: &PathBuf| entry.mount_point.starts_with(home) && entry.mount_point != *home;
+        if homes.iter().any(is_beneath) {
+            return Err(Error::Busy {
+                what: format!(
+                    "{}: is mounted; unmount it first, nobody may use a store that is migrated",
+                    show_path(&entry.mount_point)
+                )
+                .into(),
+            });
+        }
+    }
+    Ok(())
+}
