@@ -4,11 +4,11 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use fuse_tests::both;
 use fuse_tests::case::{getx, is_mounted, names, put, said, sh, text};
 use fuse_tests::fixture::fill;
 use fuse_tests::store::TestStore;
 use fuse_tests::tree::{self, Snapshot, assert_same};
+use fuse_tests::{both, needs_root};
 
 /// The drivers, each with the backends that serve it.
 const ALL: [(&str, &[&str]); 4] = [
@@ -315,10 +315,59 @@ fn what_cannot_be_is_refused_alike() {
     }
 }
 
+/// Runs a command that is killed at its call number `step`; `false` if it ended before. What it starts
+/// goes on.
+fn killed(store: &TestStore, words: &[&str], step: usize) -> bool {
+    let command = store.command(words);
+    let inject = format!("inject=%file,%desc:signal=KILL:when={step}");
+    let mut strace = Command::new("strace");
+    strace.args(["-qq", "-o", "/dev/null", "-e", &inject]);
+    strace.arg(command.get_program()).args(command.get_args()).current_dir("/");
+    !strace.output().unwrap().status.success()
+}
+
+// Whenever a process dies, the layer can be mounted and unmounted, and has what was written.
+#[test]
+fn killed_at_each_step_a_mount_is_undone() {
+    needs_root!();
+    fuse_tests::needs_kernel_overlay!();
+    for (driver, backend) in [("overlay1", "kernel"), ("aufs", "fuse")] {
+        let (store, _) = with_base(driver, backend);
+        store.ok(&["layer", "create-rw", "--parent", "base", "top"]);
+        let mount = ["layer", "mount", "--backend", backend, "top"];
+        let mut steps = [0, 0];
+        // A server that was started would come later, when nobody waits for it.
+        for step in (1..).step_by(5).take_while(|_| backend == "kernel") {
+            let dead = killed(&store, &mount, step);
+            store.unmount("top");
+            store.check_no_leftovers();
+            steps[0] = step;
+            if !dead {
+                break;
+            }
+        }
+        for step in (1..).step_by(5) {
+            let merged = store.mount(&mount[2..]);
+            put(merged.join("written"), step.to_string());
+            let dead = killed(&store, &["layer", "unmount", "top"], step);
+            store.unmount("top");
+            assert!(!is_mounted(&merged), "{driver}: {step}");
+            store.check_no_leftovers();
+            assert_eq!(text(store.diff("top").join("written")), step.to_string());
+            steps[1] = step;
+            if !dead {
+                break;
+            }
+        }
+        assert!(steps[1] > 20, "{driver}: only {steps:?}: nothing was killed");
+        assert!(steps[0] > 20 || backend == "fuse", "{driver}: only {steps:?}");
+    }
+}
+
 // Whenever a process dies, the layer is there whole, or not at all; and the next start clears up.
 #[test]
 fn killed_at_each_step_a_layer_is_whole_or_absent() {
-    fuse_tests::needs_root!();
+    needs_root!();
     for (driver, _) in ALL {
         let (store, base) = with_base(driver, "fuse");
         store.ok(&["layer", "create-rw", "--parent", "base", "work"]);
@@ -328,17 +377,9 @@ fn killed_at_each_step_a_layer_is_whole_or_absent() {
         store.unmount("work");
         let file = pack(&store, "work");
         let mut steps = [0, 0];
-        let killed = |words: &[&str], step: usize| {
-            let command = store.command(words);
-            let inject = format!("inject=%file,%desc:signal=KILL:when={step}");
-            let mut strace = Command::new("strace");
-            strace.args(["-f", "-qq", "-o", "/dev/null", "-e", &inject]);
-            strace.arg(command.get_program()).args(command.get_args()).current_dir("/");
-            !strace.output().unwrap().status.success()
-        };
         for step in (1..).step_by(11) {
             let apply = ["layer", "apply", "--id", "new", "--parent", "base", &file];
-            let dead = killed(&apply, step);
+            let dead = killed(&store, &apply, step);
             let listed = store.ok(&["store", "list"]);
             store.check_no_leftovers();
             if listed.contains("new\n") {
@@ -354,7 +395,7 @@ fn killed_at_each_step_a_layer_is_whole_or_absent() {
             if !store.run(&["layer", "exists", "new"]).status.success() {
                 store.ok(&["layer", "apply", "--id", "new", "--parent", "base", &file]);
             }
-            let dead = killed(&["layer", "remove", "new"], step);
+            let dead = killed(&store, &["layer", "remove", "new"], step);
             let listed = store.ok(&["store", "list"]);
             store.check_no_leftovers();
             if listed.contains("new\n") {

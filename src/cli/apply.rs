@@ -15,7 +15,7 @@ use crate::archive::ids::Range;
 use crate::archive::stage::Stage;
 use crate::archive::{Applied, ApplyOptions, Digest, Ids, Limits, Whiteouts, apply};
 use crate::error::{Context, Errno, Error, Result};
-use crate::image::import::form;
+use crate::store::differ::{Differ, Tar};
 use crate::store::{CreateOptions, Filling, LayerId};
 
 /// Form of whiteouts, as `--whiteouts` takes it.
@@ -207,15 +207,10 @@ fn apply_to_store(
     let store = args.store.driver()?;
     let new = CreateOptions { parent: parent.as_ref(), read_write: false, owner: None };
     let mut applied = None;
-    let mut fill = |filling: Filling| {
-        let options = ApplyOptions {
-            whiteouts: form(filling.whiteouts),
-            ignore_chown_errors: filling.ignore_chown_errors,
-            force_mask: filling.force_mask,
-            ..options.clone()
-        };
-        let input = open_input(args.file.as_deref())?;
-        applied = Some(apply(filling.root, PathBuf::from(id), input, &options)?);
+    let mut fill = |target: Filling| {
+        let archive = Some(open_input(args.file.as_deref())?);
+        let mut tar = Tar { archive, options: options.clone(), shown: PathBuf::from(id) };
+        applied = Some(tar.fill(target)?);
         Ok(())
     };
     store.make(&layer, new, Some(&mut fill)).map_err(failure)?;

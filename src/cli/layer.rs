@@ -4,6 +4,7 @@ use serde_json::json;
 
 use super::store::{StoreArgs, failure};
 use super::{Failure, apply, diff, print};
+use crate::archive::Digest;
 use crate::error::Error;
 use crate::options::show_path;
 use crate::store::{Backend, CreateOptions, Driver, LayerId, MountRequest};
@@ -102,6 +103,12 @@ struct CreateArgs {
     /// A layer whose content and parent it is to have
     #[arg(long, value_name = "ID", conflicts_with = "parent")]
     template: Option<String>,
+    /// Its content is the one with this digest of its table of contents, in an additional layer store
+    #[arg(long, value_name = "DIGEST", conflicts_with = "template", value_parser = Digest::parse)]
+    toc_digest: Option<Digest>,
+    /// Reference of its image, for stores that are asked with one
+    #[arg(long, value_name = "REF", requires = "toc_digest", default_value = "")]
+    reference: String,
     /// Name of the new layer
     id: String,
 }
@@ -180,6 +187,9 @@ pub fn run(args: LayerCommandArgs) -> Result<(), Failure> {
 fn create(args: &CreateArgs, read_write: bool) -> Result<(), Failure> {
     let id = parse(&args.id)?;
     let parent = args.parent.as_deref().or(args.template.as_deref()).map(parse).transpose()?;
+    if let Some(toc) = &args.toc_digest {
+        return create_additional(args, &id, parent.as_ref(), toc);
+    }
     let store = args.store.driver()?;
     let options = CreateOptions { parent: parent.as_ref(), read_write, owner: None };
     store.make(&id, options, None).map_err(failure)?;
@@ -187,6 +197,31 @@ fn create(args: &CreateArgs, read_write: bool) -> Result<(), Failure> {
         return print(&format!("{}\n", json!({ "id": id.as_str() })));
     }
     Ok(())
+}
+
+/// Makes a layer of one that an additional layer store has.
+fn create_additional(
+    args: &CreateArgs,
+    id: &LayerId,
+    parent: Option<&LayerId>,
+    toc: &Digest,
+) -> Result<(), Failure> {
+    let store = args.store.open()?;
+    let found = store.find_additional(toc, &args.reference).map_err(failure)?;
+    let found = found.ok_or_else(|| {
+        Failure::sentence(format!(
+            "{toc}: no additional layer store has it; name them by --storage-opt \
+             overlay.additionallayerstore=PATH[:ref]"
+        ))
+    })?;
+    let info = found.info().map_err(failure)?;
+    store.create_from_additional(id, parent, &found).map_err(failure)?;
+    if !args.store.json {
+        return Ok(());
+    }
+    // What the store says of it, if that is JSON.
+    let info = serde_json::from_str(&info).unwrap_or(serde_json::Value::String(info));
+    print(&format!("{}\n", json!({ "id": id.as_str(), "blob": found.blob(), "info": info })))
 }
 
 fn mount(args: &MountArgs) -> Result<(), Failure> {

@@ -1,30 +1,24 @@
 //! Images from a bundle into a store: layers are unpacked beside one another, and published from
 //! the lowest up.
 //!
-//! Locks: none held while unpacking. A crash leaves temporary directories, which the next opening of
-//! the store removes, and whole layers.
+//! Locks: none held while unpacking. A crash leaves what was staged, which the next opening of the
+//! store removes, and whole layers.
 
 use std::io::Read;
-use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc;
 
-use rustix::fs::RenameFlags;
-
 use super::{Record, Records};
+use crate::archive::ApplyOptions;
 use crate::archive::bundle::Bundle;
 use crate::archive::manifest::{self, Image, Layer};
-use crate::archive::{ApplyOptions, Whiteouts, apply};
-use crate::error::{Context, Error, Result};
-use crate::store::stage::TempDir;
-use crate::store::{self, CreateOptions, LayerId, Store};
-use crate::sys::name::{self, At};
-use crate::sys::{self, open, stat, xattr};
+use crate::error::{Error, Result};
+use crate::store::differ::{Staged, Tar};
+use crate::store::{CreateOptions, LayerId, Store};
 
 /// Layers that are unpacked at once.
 const WORKERS_MAX: usize = 4;
-const CONTENT: &[u8] = b"content";
 
 /// How images are imported.
 #[derive(Debug)]
@@ -107,7 +101,7 @@ fn layers(
             });
         }
         drop(sender);
-        let mut waiting: Vec<Option<Unpacked<'_>>> = todo.iter().map(|_| None).collect();
+        let mut waiting: Vec<Option<Staged<'_>>> = todo.iter().map(|_| None).collect();
         let mut published = 0;
         while let Ok((number, unpacked)) = receiver.recv() {
             if let Some(place) = waiting.get_mut(number) {
@@ -128,125 +122,43 @@ fn layers(
     Ok(ids.into_iter().map(|id| id.to_string()).collect())
 }
 
-/// A layer's content in a temporary directory.
-struct Unpacked<'a> {
-    temp: TempDir<'a>,
-    content: OwnedFd,
-}
-
+/// Unpacks a layer aside.
 fn unpack<'a>(
     store: &'a Store,
     bundle: &Bundle,
     layer: &Layer,
     options: &ImportOptions,
     watch: &Watch<'_>,
-) -> Result<Unpacked<'a>> {
-    let home = store.writable_homes().last().unwrap_or_else(|| store.home());
-    let temp = TempDir::new(home)?;
-    let shown = || PathBuf::from(layer.path.clone());
-    let at = || layer.path.clone();
-    name::mkdir(At::new(temp.dir().as_fd(), CONTENT), 0o755).at("mkdirat", at)?;
-    let content = open::directory(temp.dir().as_fd(), CONTENT).at("openat", at)?;
+) -> Result<Staged<'a>> {
     let file = bundle.find(&layer.path)?.ok_or_else(|| Error::Corrupt {
         what: "is missing in the image".into(),
         at: layer.path.clone().into(),
     })?;
     let size = file.size();
-    let apply_options = ApplyOptions {
-        blob: layer.blob.map(|(digest, _)| digest),
-        blob_size: layer.blob.map(|(_, size)| size),
-        diff: Some(layer.diff),
-        ..for_store(store, options.apply.clone())?
+    let mut tar = Tar {
+        archive: Some(watch(Box::new(file), size)),
+        options: ApplyOptions {
+            blob: layer.blob.map(|(digest, _)| digest),
+            blob_size: layer.blob.map(|(_, size)| size),
+            diff: Some(layer.diff),
+            ..options.apply.clone()
+        },
+        shown: PathBuf::from(layer.path.clone()),
     };
-    let root = content.try_clone().map_err(|error| {
-        let errno = crate::error::Errno::from_io_error(&error);
-        Error::sys("fcntl", layer.path.clone(), errno.unwrap_or(crate::error::Errno::IO))
-    })?;
-    apply(root, shown(), watch(Box::new(file), size), &apply_options)?;
-    Ok(Unpacked { temp, content })
+    store.apply_to_staging(&mut tar).map(|(staged, _)| staged)
 }
 
-/// Returns how an archive is unpacked to a layer of `store`, which says how names are hidden, whose
-/// errors of owners are passed over, and which mode all files get.
-///
-/// # Errors
-/// Those of finding out how names are hidden.
-pub fn for_store(store: &Store, options: ApplyOptions) -> Result<ApplyOptions> {
-    Ok(ApplyOptions {
-        whiteouts: form(store.whiteouts()?),
-        ignore_chown_errors: store.options().ignore_chown_errors,
-        force_mask: store.options().force_mask,
-        ..options
-    })
-}
-
-/// Returns how an archive is unpacked to a layer that keeps what it hides in this form.
-pub fn form(whiteouts: store::Whiteouts) -> Whiteouts {
-    match whiteouts {
-        store::Whiteouts::Kernel => Whiteouts::Overlay,
-        store::Whiteouts::Files => Whiteouts::Files,
-        store::Whiteouts::None => Whiteouts::Flat,
-    }
-}
-
-/// Moves what was unpacked into a layer of the store, and gives that its place.
+/// Makes a layer of the store of what was unpacked.
 fn publish(
     store: &Store,
     id: &LayerId,
     parent: Option<&LayerId>,
-    unpacked: Unpacked<'_>,
+    staged: Staged<'_>,
 ) -> Result<()> {
     let options = CreateOptions { parent, read_write: false, owner: None };
-    let mut staged = match store.stage(id, options) {
+    match store.commit_from_staging(id, options, staged) {
         // Somebody else imported it meanwhile; it has the same content.
-        Err(Error::LayerExists { .. }) => return Ok(()),
-        staged => staged?,
-    };
-    let to = staged.content();
-    let from = unpacked.content.as_fd();
-    let at = || id.to_string();
-    let mut names = Vec::new();
-    name::list(from, |name, _, _| {
-        names.push(name.to_vec());
-        Ok(())
-    })
-    .at("getdents64", at)?;
-    for name in &names {
-        name::rename(At::new(from, name), At::new(to, name), RenameFlags::NOREPLACE)
-            .at("renameat2", at)?;
+        Err(Error::LayerExists { .. }) => Ok(()),
+        done => done,
     }
-    copy_root(from, to).at("setxattr", at)?;
-    match staged.publish() {
-        Err(Error::LayerExists { .. }) => {}
-        published => published?,
-    }
-    unpacked.temp.remove()
-}
-
-/// Gives one directory the attributes of another.
-fn copy_root(
-    from: std::os::fd::BorrowedFd<'_>,
-    to: std::os::fd::BorrowedFd<'_>,
-) -> std::result::Result<(), crate::error::Errno> {
-    use rustix::fs::{Timespec, Timestamps, XattrFlags};
-    let found = stat::of(from)?;
-    name::chown_handle(to, Some(found.stx_uid), Some(found.stx_gid))?;
-    name::chmod_open(to, u32::from(found.stx_mode))?;
-    let list = xattr::list(xattr::Target::Open(from))?;
-    for name in list.split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
-        if let Some(value) = xattr::get(xattr::Target::Open(from), name)? {
-            sys::xattr::set(xattr::Target::Open(to), name, &value, XattrFlags::empty())?;
-        }
-    }
-    let time = |time: rustix::fs::StatxTimestamp| Timespec {
-        tv_sec: time.tv_sec,
-        tv_nsec: time.tv_nsec.into(),
-    };
-    name::set_times_open(
-        to,
-        &Timestamps {
-            last_access: time(found.stx_atime),
-            last_modification: time(found.stx_mtime),
-        },
-    )
 }

@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FileType, RenameFlags};
 
 use super::create::{RootStat, make_dir};
-use super::driver::{self, Driver, Fill, Filling, Parts};
+use super::driver::{self, Driver, Fill, Filling, Parts, no_such};
 use super::layout::{Home, LayerId, TEMPS, Variant, find_dir, has, read_small, write_small};
 use super::mounts::{Layers, MountRequest};
 use super::point::{self, Point};
@@ -53,24 +53,8 @@ pub struct Aufs {
 }
 
 impl Aufs {
-    /// Opens a store that exists, and recovers what killed processes left.
-    ///
-    /// # Errors
-    /// `Invalid` without a store there, or for options; those of opening directories.
-    pub fn open(config: &StoreConfig) -> Result<Self> {
-        Self::with_home(driver::existing(config)?, config)
-    }
-
-    /// Opens a store, making it where there is none.
-    ///
-    /// # Errors
-    /// As [`Aufs::open`], and those of making directories.
-    pub fn init(config: &StoreConfig) -> Result<Self> {
-        driver::refuse_options(config)?;
-        Self::with_home(Home::create(&config.root, config.variant)?, config)
-    }
-
-    fn with_home(home: Home, config: &StoreConfig) -> Result<Self> {
+    /// Opens the store in a home, and recovers what killed processes left.
+    pub(super) fn new(home: Home, config: &StoreConfig) -> Result<Self> {
         let part = |name| home.make_dir(name, 0o700);
         let (layers, diffs, mnts) = (part(LAYERS)?, part(DIFF)?, part(MNT)?);
         let run_home = config.run_root.join(config.variant.name());
@@ -451,8 +435,4 @@ impl Driver for Aufs {
         let point = Point { id, merged: &merged, run_home: &self.run_home };
         if point.leave()? { self.drop_work(id) } else { Ok(()) }
     }
-}
-
-fn no_such(id: &LayerId) -> Error {
-    Error::NoSuchLayer { id: id.to_string().into() }
 }

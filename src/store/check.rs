@@ -10,6 +10,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use rustix::fs::FileType;
 use serde::Serialize;
 
+use super::differ::STAGING_LOCK;
 use super::layout::{
     DIFF, EMPTY, Home, LINK, LINK_DIR, LOWER, LOWER_LAYERS, LayerId, LinkId, STAGING, Variant,
     WORK, find_dir, has, link_target, read_small, replace_small,
@@ -483,10 +484,9 @@ fn staging_names(home: &Home) -> Result<Option<(OwnedFd, Vec<Vec<u8>>)>> {
 
 /// Takes the lock of a directory in `staging`; `None` if its owner lives.
 fn take_staging(staging: &OwnedFd, name: &[u8]) -> Result<Option<OwnedFd>> {
-    const LOCK: &[u8] = b"staging.lock";
     let at = || format!("staging/{}", name.escape_ascii());
     let Some(dir) = find_dir(staging.as_fd(), name).at("open", at)? else { return Ok(None) };
-    let file = match sys::open::writer(dir.as_fd(), LOCK) {
+    let file = match sys::open::writer(dir.as_fd(), STAGING_LOCK) {
         // Its owner makes the file after the directory; one without content is left to it.
         Err(Errno::NOENT) => return Ok(None),
         file => file.at("open", at)?,
@@ -509,6 +509,15 @@ fn look_at_staging(home: &Home, all: &mut Vec<Found>) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Removes the directories in `staging` whose owners are gone.
+///
+/// # Errors
+/// Those of reading and removing.
+pub(super) fn recover_staging(home: &Home) -> Result<()> {
+    let Some((_, names)) = staging_names(home)? else { return Ok(()) };
+    names.iter().try_for_each(|name| remove_staging(home, name))
 }
 
 fn remove_staging(home: &Home, name: &[u8]) -> Result<()> {

@@ -8,8 +8,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{RenameFlags, XattrFlags};
 
 use super::layout::{
-    COMMITTED, DIFF, EMPTY, Home, LINK, LINK_DIR, LOWER, LOWER_LAYERS, LayerId, LinkId, MERGED,
-    Variant, WORK, has, read_small, write_small,
+    ADDITIONAL, COMMITTED, DIFF, EMPTY, Home, LINK, LINK_DIR, LOWER, LOWER_LAYERS, LayerId, LinkId,
+    MERGED, Variant, WORK, has, read_small, write_small,
 };
 use super::lower::{parse_lower, print_lower, print_lower_layers};
 use super::options::Sync;
@@ -220,6 +220,34 @@ impl StagedLayer<'_> {
     pub fn content(&mut self) -> BorrowedFd<'_> {
         self.has_content = true;
         self.diff.as_fd()
+    }
+
+    /// Puts a directory in place of the empty one for the content; it is synced with the rest.
+    ///
+    /// # Errors
+    /// Those of rmdir(2) and renameat2(2).
+    pub(super) fn replace_content(&mut self, from: At<'_>) -> std::result::Result<(), Errno> {
+        let to = At::new(self.layer.as_fd(), DIFF);
+        sys::name::rmdir(to)?;
+        sys::name::rename(from, to, RenameFlags::NOREPLACE)?;
+        self.diff = sys::open::directory(self.layer.as_fd(), DIFF)?;
+        self.has_content = true;
+        Ok(())
+    }
+
+    /// Has the content be where `path` leads, in the additional layer at `owner`.
+    ///
+    /// # Errors
+    /// Those of rmdir(2), symlinkat(2) and write(2).
+    pub(super) fn lie_elsewhere(
+        &self,
+        path: &[u8],
+        owner: &[u8],
+    ) -> std::result::Result<(), Errno> {
+        let at = At::new(self.layer.as_fd(), DIFF);
+        sys::name::rmdir(at)?;
+        sys::name::symlink(path, at)?;
+        write_small(self.layer.as_fd(), ADDITIONAL, owner, 0o644)
     }
 
     /// Syncs the layer and gives it its place.

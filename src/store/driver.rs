@@ -156,8 +156,8 @@ fn stack(contents: impl IntoIterator<Item = Content>) -> Result<Stack> {
 pub fn open(config: &StoreConfig) -> Result<Box<dyn Driver>> {
     Ok(match config.variant {
         Variant::Containers | Variant::Docker => Box::new(Store::open(config)?),
-        Variant::Overlay1 => Box::new(Overlay1::open(config)?),
-        Variant::Aufs => Box::new(Aufs::open(config)?),
+        Variant::Overlay1 => Box::new(Overlay1::new(existing(config)?, config)?),
+        Variant::Aufs => Box::new(Aufs::new(existing(config)?, config)?),
     })
 }
 
@@ -168,9 +168,14 @@ pub fn open(config: &StoreConfig) -> Result<Box<dyn Driver>> {
 pub fn init(config: &StoreConfig) -> Result<Box<dyn Driver>> {
     Ok(match config.variant {
         Variant::Containers | Variant::Docker => Box::new(Store::init(config)?),
-        Variant::Overlay1 => Box::new(Overlay1::init(config)?),
-        Variant::Aufs => Box::new(Aufs::init(config)?),
+        Variant::Overlay1 => Box::new(Overlay1::new(created(config)?, config)?),
+        Variant::Aufs => Box::new(Aufs::new(created(config)?, config)?),
     })
+}
+
+fn created(config: &StoreConfig) -> Result<Home> {
+    refuse_options(config)?;
+    Home::create(&config.root, config.variant)
 }
 
 /// Returns whose store lies in a root: that of the first driver whose home is there.
@@ -191,7 +196,7 @@ pub fn find(root: &Path) -> Result<Variant> {
 }
 
 /// Opens the home of a store of old.
-pub(super) fn existing(config: &StoreConfig) -> Result<Home> {
+fn existing(config: &StoreConfig) -> Result<Home> {
     refuse_options(config)?;
     Home::open(&config.root, config.variant)?.ok_or_else(|| {
         Error::invalid(
@@ -206,7 +211,7 @@ pub(super) fn existing(config: &StoreConfig) -> Result<Home> {
 }
 
 /// Fails for options: the stores of old have none.
-pub(super) fn refuse_options(config: &StoreConfig) -> Result<()> {
+fn refuse_options(config: &StoreConfig) -> Result<()> {
     let driver = config.variant.name();
     match config.options.first() {
         Some(option) => Err(Error::invalid(
@@ -219,6 +224,11 @@ pub(super) fn refuse_options(config: &StoreConfig) -> Result<()> {
         )),
         None => Ok(()),
     }
+}
+
+/// Returns the error for a layer that is not there.
+pub(super) fn no_such(id: &LayerId) -> Error {
+    Error::NoSuchLayer { id: id.to_string().into() }
 }
 
 /// Opens a directory of a layer; `None` if it is missing.
@@ -283,12 +293,7 @@ impl Driver for Store {
                 let errno = Errno::from_io_error(&error).unwrap_or(Errno::IO);
                 Error::sys("fcntl", id.to_string(), errno)
             })?;
-            fill(Filling {
-                root,
-                whiteouts: self.whiteouts()?,
-                ignore_chown_errors: self.options().ignore_chown_errors,
-                force_mask: self.options().force_mask,
-            })?;
+            fill(self.filling(root)?)?;
         }
         staged.publish()
     }

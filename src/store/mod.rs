@@ -8,10 +8,12 @@
 //! Every change is made aside and published by one rename ([`stage`]). A killed process leaves a
 //! temporary directory, which the next [`Store::open`] finishes or undoes.
 
+pub mod additional;
 pub mod aufs;
 pub mod check;
 pub mod config;
 pub mod create;
+pub mod differ;
 pub mod driver;
 pub mod flat;
 pub mod idmap;
@@ -173,6 +175,7 @@ impl Store {
         let store = Self::assemble(home, config)?;
         for home in store.writable_homes() {
             stage::recover(home)?;
+            check::recover_staging(home)?;
         }
         Ok(store)
     }

@@ -15,7 +15,7 @@ use std::path::PathBuf;
 use rustix::fs::{CWD, Mode, OFlags, RenameFlags, openat};
 
 use super::create::{RootStat, make_dir};
-use super::driver::{self, Driver, Fill, Filling, Parts};
+use super::driver::{self, Driver, Fill, Filling, Parts, no_such};
 use super::layout::{Home, LayerId, MERGED, Variant, WORK, find_dir, has, read_small, write_small};
 use super::mounts::{Layers, MountRequest};
 use super::point::{self, Point};
@@ -68,24 +68,8 @@ fn is_layer(layer: &OwnedFd) -> std::result::Result<bool, Errno> {
 }
 
 impl Overlay1 {
-    /// Opens a store that exists, and recovers what killed processes left.
-    ///
-    /// # Errors
-    /// `Invalid` without a store there, or for options; those of opening directories.
-    pub fn open(config: &StoreConfig) -> Result<Self> {
-        Self::with_home(driver::existing(config)?, config)
-    }
-
-    /// Opens a store, making it where there is none.
-    ///
-    /// # Errors
-    /// As [`Overlay1::open`], and those of making directories.
-    pub fn init(config: &StoreConfig) -> Result<Self> {
-        driver::refuse_options(config)?;
-        Self::with_home(Home::create(&config.root, config.variant)?, config)
-    }
-
-    fn with_home(home: Home, config: &StoreConfig) -> Result<Self> {
+    /// Opens the store in a home, and recovers what killed processes left.
+    pub(super) fn new(home: Home, config: &StoreConfig) -> Result<Self> {
         if home.links()?.is_some() {
             return Err(Error::invalid(
                 format!("root {}", show_path(&config.root)),
@@ -455,8 +439,4 @@ impl Driver for Overlay1 {
             Err(errno) => Err(Error::sys("unlinkat", show_path(&merged), errno)),
         }
     }
-}
-
-fn no_such(id: &LayerId) -> Error {
-    Error::NoSuchLayer { id: id.to_string().into() }
 }

@@ -5,10 +5,11 @@
 
 use std::os::fd::AsFd;
 
+use super::additional::notify_release;
 use super::layout::{ADDITIONAL, LayerId, read_small};
 use super::stage::TempDir;
 use super::{Store, flat, lock, stage};
-use crate::error::{Context, Errno, Error, Result};
+use crate::error::{Context, Error, Result};
 use crate::mount::mountinfo;
 use crate::options::show_path;
 use crate::sys::lockfile::Sharing;
@@ -57,10 +58,6 @@ impl Store {
 fn release_additional(layer: &std::os::fd::OwnedFd, at: impl Fn() -> String) -> Result<()> {
     use std::os::unix::ffi::OsStrExt;
     let Some(path) = read_small(layer.as_fd(), ADDITIONAL).at("read", &at)? else { return Ok(()) };
-    // A store that counts its users answers ENOENT and has understood.
-    match rustix::fs::rmdir(std::path::Path::new(std::ffi::OsStr::from_bytes(&path))) {
-        Err(Errno::NOENT) => (),
-        done => tracing::debug!("{}: additional layer store: {done:?}", at()),
-    }
+    notify_release(std::path::Path::new(std::ffi::OsStr::from_bytes(path.trim_ascii_end())));
     Ok(())
 }
