@@ -78,7 +78,7 @@ fn shown(store: &TestStore, id: &str) -> Snapshot {
 fn new_store(driver: &'static str) -> TestStore {
     let sandbox = Sandbox::new();
     let (root, run_root) = (sandbox.root().join("root"), sandbox.root().join("run"));
-    TestStore { sandbox, root, run_root, driver, arguments: Vec::new() }
+    TestStore { sandbox, root, run_root, driver, mounts_home: false, arguments: Vec::new() }
 }
 
 fn command(from: &TestStore, to: &TestStore, words: &[&str]) -> Command {

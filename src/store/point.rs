@@ -6,11 +6,12 @@
 use std::path::Path;
 
 use super::layout::LayerId;
+use super::mountpoint::{mounted, take_down};
 use super::mounts::{
-    Count, MountRequest, drop_count, foreign, map_options, mounted, open_counts, read_count,
-    take_down, write_count,
+    Count, MountRequest, drop_count, foreign, open_counts, read_count, write_count,
 };
 use super::probe::Backend;
+use super::serve::map_options;
 use crate::error::{Error, Result};
 use crate::mount::kernel;
 use crate::mount::mountinfo;
@@ -38,7 +39,7 @@ impl Point<'_> {
         let counts = open_counts(self.run_home)?;
         let count = match mounted(self.merged)? {
             Some(entry) => {
-                let known = read_count(&counts, self.id)?.unwrap_or_else(|| foreign(&entry));
+                let known = read_count(&counts, self.id)?.unwrap_or_else(|| foreign(&entry, 0));
                 Count { count: known.count + 1, ..known }
             }
             None => Count { count: 1, backend: mount()?, read_only },
