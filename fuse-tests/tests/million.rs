@@ -4,7 +4,7 @@
 
 use std::fs;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{DirEntryExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{DirEntryExt, MetadataExt};
 use std::path::Path;
 use std::process::Command;
 use std::sync::{Mutex, PoisonError};
@@ -128,40 +128,4 @@ fn large_directories_fit_into_1024_descriptors() {
 fn a_tree_of_many_directories_fits_into_1024_descriptors() {
     needs_root!();
     hold_little("ulimit -n 1024", size() / 1000, true, DIRECTORY_MAX);
-}
-
-/// Makes and removes a file for each of `names`, and changes one of the lower layer.
-fn come_and_go(c: &Case, names: std::ops::Range<usize>) {
-    for name in names {
-        let path = c.m("").join(format!("new{name}"));
-        fs::write(&path, "x").unwrap();
-        fs::remove_file(&path).unwrap();
-        let lower = c.m("").join(format!("dir{:05}/file{:06}.txt", name / 1000, name % 1000));
-        fs::set_permissions(lower, fs::Permissions::from_mode(0o600)).unwrap();
-    }
-}
-
-#[test]
-fn files_that_come_and_go_leave_nothing() {
-    needs_root!();
-    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-    let size = size();
-    let mut c = Case::new(1);
-    fill(&c.l(0, ""), size / 1000, size, false);
-    c.mount_with("fsync=0");
-    let mut before = 0;
-    for part in [0..size / 10, size / 10..size] {
-        come_and_go(&c, part);
-        let grown = |c: &Case| {
-            forget_all();
-            c.server_heap().saturating_sub(before)
-        };
-        if before == 0 {
-            before = grown(&c);
-            continue;
-        }
-        wait_until("memory to come back", Duration::from_secs(60), || grown(&c) < 1 << 10);
-        println!("{before} KiB after a tenth, {} more at the end", grown(&c));
-    }
-    c.unmount();
 }
