@@ -87,7 +87,7 @@ fn five_hundred_layers_mount_at_any_path_length() {
     }
     let log = store.sandbox.root().join("calls");
     let merged = store.path("top", "merged");
-    for (backend, most) in [("kernel", 14), ("fuse", 90)] {
+    for (backend, most) in [("kernel", 14), ("fuse", 100)] {
         let words = ["layer", "mount", "--backend", backend, "top"];
         let command = store.command(&words);
         let mut strace = Command::new("strace");
