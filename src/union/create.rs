@@ -237,8 +237,15 @@ impl Union {
         if to.layer.is_leftover(name) {
             return Err(Errno::INVAL.into());
         }
-        let is_ours = owner.to_store() == (Some(self.uid), Some(self.gid))
-            && (upper.carrier.is_none() || matches!(what, What::Symlink(_)));
+        let is_plain = match upper.carrier {
+            None => true,
+            // The directory's group would not come by itself: its setgid bit is kept in an xattr.
+            Some(_) => {
+                matches!(what, What::Symlink(_))
+                    && u32::from(to.stat()?.stx_mode) & libc::S_ISGID == 0
+            }
+        };
+        let is_ours = is_plain && owner.to_store() == (Some(self.uid), Some(self.gid));
         let new = New { umask: caller.umask, owner, dir, to, name, mode, what };
         let is_nested = matches!(what, What::Whiteout);
         let is_ours = is_ours && !is_nested;
@@ -280,12 +287,14 @@ impl Union {
         };
         let stat = look()?;
         // Lost where a server makes the object first and gives it to its owner then.
-        let lost = mode & !u32::from(stat.stx_mode) & 0o7000;
+        let has = u32::from(stat.stx_mode) & 0o7777;
+        let lost = mode & !has & 0o7000;
         if lost == 0 || self.uid != 0 || matches!(what, What::Symlink(_)) {
             return Ok((file, stat));
         }
         to.call("chmod", name, |at| {
-            sys::name::chmod_handle(&sys::open::handle(at.dir, at.name)?, mode)
+            // It may have more than it was made with: setgid, of a directory that hands it down.
+            sys::name::chmod_handle(&sys::open::handle(at.dir, at.name)?, has | lost)
         })?;
         let stat = look()?;
         Ok((file, stat))
