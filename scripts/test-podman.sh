@@ -3,63 +3,38 @@ set -euo pipefail
 
 usage() {
     cat <<'END'
-Usage: scripts/test-podman.sh
+Usage: scripts/test-podman.sh [root|user]...
 
-Shares stores with podman, as root: one that podman writes with the kernel's overlay, one that it
-writes through lamina as mount_program, and one that lamina makes. Each opens in the other program,
-shows the same trees, takes a layer of the other that then runs, and is sound and empty at the end.
+Runs podman and buildah on stores of their own, as root and as a user made for it (both unless one is
+named), with the kernel's overlay and with lamina as mount_program:
 
-Installs podman and busybox from the distribution where they are missing.
+- clients: import, builds with deletions, recreated directories, hard links, capabilities and chown -R,
+  run, exec, cp, diff, commit, export, maps of ids, volumes, eight containers at once, restart, a killed
+  server. What is exported is the same, entry by entry, with lamina and with the kernel's overlay.
+- stores: what podman writes opens in lamina, shows the same trees, takes a layer that podman then
+  runs, and the other way round; layers that both have mounted at once stay until both are done.
+
+At the end each store is empty and lamina finds nothing wrong with it.
+
+Installs podman, buildah, busybox and uidmap from the distribution where they are missing.
 Environment: LAMINA_BIN, the binary to test instead of building one.
 END
 }
 
-case "${1-}" in
-    "") ;;
-    -h | --help)
-        usage
-        exit 0
-        ;;
-    *)
-        usage >&2
-        exit 2
-        ;;
-esac
-
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
-# shellcheck source=scripts/lib/frame.sh
-. scripts/lib/frame.sh
-if [ "$(id -u)" != 0 ]; then
-    printf 'test-podman: needs root\n' >&2
-    exit 1
-fi
-use_binary
-for program in podman busybox python3; do
-    if ! command -v "$program" >/dev/null; then
-        apt-get install -y -q "$program"
-    fi
+for argument in "$@"; do
+    case $argument in
+        root | user) ;;
+        -h | --help)
+            usage
+            exit 0
+            ;;
+        *)
+            usage >&2
+            exit 2
+            ;;
+    esac
 done
-# Mounts of this run are seen by nobody else, and podman's runtimes want one kind of cgroups.
-alone scripts/test-podman.sh
-umount /sys/fs/cgroup/unified 2>/dev/null || true
-
-dir=$(mktemp -d /var/tmp/lamina-podman.XXXXXX)
-clean_up() {
-    local status=$?
-    trap - EXIT
-    # Mounts may be stacked; each pass takes the top ones.
-    local mounts pass
-    for pass in 1 2 3 4; do
-        mounts=$(awk -v dir="$dir/" 'index($5, dir) == 1 { print $5 }' /proc/self/mountinfo | sort -r)
-        if [ -z "$mounts" ]; then break; fi
-        printf '%s\n' "$mounts" | while read -r mount; do umount -l "$mount" 2>/dev/null || true; done
-    done
-    [ "$pass" != 4 ] || status=1
-    chmod -R u+rwx "$dir"
-    rm -rf "$dir" || status=1
-    exit "$status"
-}
-trap clean_up EXIT
+[ $# -gt 0 ] || set -- root user
 
 step() {
     printf 'test-podman: %s\n' "$*"
@@ -70,22 +45,81 @@ fail() {
     exit 1
 }
 
+# The user goes with what podman kept for its namespaces, which ends soon.
+# shellcheck disable=SC2317
+at_end() {
+    [ -n "$user" ] || return 0
+    for _ in $(seq 100); do
+        pgrep -u "$user" >/dev/null || break
+        sleep 0.1
+    done
+    # By force: processes of others with ids of the range count as this user's.
+    userdel -f "$user"
+}
+
+# Part of the run as root, which cleans up.
+if [ -n "${LAMINA_PODMAN_USER-}" ]; then
+    dir=$LAMINA_PODMAN_USER who=user
+else
+    cd "$(dirname "${BASH_SOURCE[0]}")/.."
+    # shellcheck source=scripts/lib/frame.sh
+    . scripts/lib/frame.sh
+    [ "$(id -u)" = 0 ] || fail "needs root"
+    use_binary
+    for package in podman buildah busybox python3 uidmap:newuidmap libcap2-bin:setcap passwd:useradd; do
+        command -v "${package#*:}" >/dev/null || apt-get install -y -q "${package%:*}"
+    done
+    alone scripts/test-podman.sh "$@"
+    # Podman's runtimes want one kind of cgroups.
+    mount --make-rshared /
+    umount /sys/fs/cgroup/unified 2>/dev/null || true
+    scratch podman
+    who=root user=''
+    cp "$LAMINA_BIN" "$dir/lamina"
+    cp scripts/test-podman.sh "$dir/script"
+fi
+program=$dir/lamina
+
 same() {
     [ "$1" = "$2" ] || fail "$3: $(diff <(printf '%s\n' "$1") <(printf '%s\n' "$2") | head -n 20)"
 }
 
-lamina() {
-    "$LAMINA_BIN" "$@"
+# Runs a command, as a user in the namespaces that podman has.
+inside() {
+    if [ "$who" = root ]; then "$@"; else podman unshare "$@"; fi
 }
 
-# One line for each object of a tree: type, mode, owner, size of files, target, content, capability.
+lamina() {
+    inside "$program" "$@"
+}
+
+# One line for each object of a tree: type, mode, owner, target, content, capability.
 tree() {
-    (
-        cd "$1"
-        find . -mindepth 1 -printf '%P %y %m %U:%G %l\n' | sort
+    # shellcheck disable=SC2016
+    inside bash -euc 'cd "$1"
+        find . -mindepth 1 -printf "%P %y %m %U:%G %l\n" | sort
         find . -type f -print0 | sort -z | xargs -0 sha256sum
-        getcap -r . 2>/dev/null | sort || true
-    )
+        getcap -r . 2>/dev/null | sort' - "$1"
+}
+
+# One line for each entry of an archive, all but times; of hard links the first by name is the file.
+entries() {
+    python3 - "$1" <<'END'
+import hashlib, sys, tarfile
+archive = tarfile.open(sys.argv[1])
+members = {member.name: member for member in archive}
+groups = {}
+for member in members.values():
+    groups.setdefault(member.linkname if member.islnk() else member.name, []).append(member.name)
+first = {name: min(names) for names in groups.values() for name in names}
+for name in sorted(members):
+    member = members[name]
+    link = first[name] if first[name] != name else member.linkname if member.issym() else ""
+    real = members[member.linkname] if member.islnk() else member
+    data = hashlib.sha256(archive.extractfile(real).read()).hexdigest() if real.isreg() else ""
+    more = {key: value for key, value in real.pax_headers.items() if key.startswith("SCHILY.xattr")}
+    print(name, real.type, oct(real.mode), real.uid, real.gid, real.devmajor, real.devminor, link, data, more)
+END
 }
 
 # The value that a Python expression has for the records of a file of the store.
@@ -93,90 +127,268 @@ record() {
     python3 -c "import json, sys; records = json.load(open(sys.argv[1])); print($2)" "$1"
 }
 
+# configure NAME PROGRAM: a store of its own for the commands that follow.
 configure() {
-    store=$dir/$1
-    mkdir -p "$store"
-    {
-        printf '[storage]\ndriver = "overlay"\ngraphroot = "%s/root"\nrunroot = "%s/run"\n' \
-            "$store" "$store"
-        # Otherwise podman binds the home over itself, and hides what is mounted in it.
-        printf '[storage.options.overlay]\nskip_mount_home = "true"\n'
-        if [ -n "$2" ]; then
-            printf 'mount_program = "%s"\n' "$2"
-        fi
-    } >"$store/storage.conf"
-    export CONTAINERS_STORAGE_CONF=$store/storage.conf
+    local line=''
+    store=$dir/$who/$1
+    [ -z "$2" ] || line="mount_program = \"$2\""
+    mkdir -p "$store"/{home/.config/containers,xdg,tmp}
+    chmod 700 "$store/xdg"
+    # As a user podman takes no roots from the file that CONTAINERS_STORAGE_CONF names.
+    cat >"$store/home/.config/containers/storage.conf" <<END
+[storage]
+driver = "overlay"
+graphroot = "$store/root"
+runroot = "$store/run"
+[storage.options.overlay]
+$line
+END
+    export CONTAINERS_CONF=$dir/containers.conf
+    if [ "$who" = root ]; then
+        export CONTAINERS_STORAGE_CONF=$store/home/.config/containers/storage.conf
+    fi
+    export HOME=$store/home XDG_RUNTIME_DIR=$store/xdg TMPDIR=$store/tmp
 }
 
-cat >"$dir/containers.conf" <<'END'
+# The store is given back: nothing is left in it, and nobody runs for it.
+finish() {
+    podman rm -af -t 0 >/dev/null
+    podman rmi -af >/dev/null
+    same "$(lamina store list)" "" "layers after the removal"
+    lamina store check
+    lamina store cleanup
+    if [ "$who" = user ]; then podman system migrate; fi
+}
+
+prepare() {
+    local file
+    cat >"$dir/containers.conf" <<'END'
 [containers]
 cgroups = "disabled"
 log_driver = "k8s-file"
 netns = "host"
 default_ulimits = []
+pids_limit = 0
 [engine]
 cgroup_manager = "cgroupfs"
 events_logger = "file"
 END
-export CONTAINERS_CONF=$dir/containers.conf
-
-mkdir -p "$dir/base/bin" "$dir/base/old/sub" "$dir/context"
-cp "$(command -v busybox)" "$dir/base/bin/busybox"
-for name in sh cat ls rm mkdir ln echo; do
-    ln -s busybox "$dir/base/bin/$name"
-done
-printf 'base\n' >"$dir/base/file"
-printf 'doomed\n' >"$dir/base/doomed"
-printf 'hidden\n' >"$dir/base/old/sub/hidden"
-ln "$dir/base/file" "$dir/base/linked"
-cat >"$dir/context/Containerfile" <<'END'
+    mkdir -p "$dir/base"/{bin,etc,tmp,proc,dev,old/sub,keep/deep,owned/sub} "$dir/context"
+    cp "$(command -v busybox)" "$dir/base/bin/busybox"
+    for file in sh cat ls rm mkdir ln echo mv cp chown chmod stat touch sleep test id mkfifo sort; do
+        ln -s busybox "$dir/base/bin/$file"
+    done
+    # Another program that gives capabilities, with what it loads.
+    for file in $(command -v setcap) $(ldd "$(command -v setcap)" | grep -o '/[^ ]*'); do
+        mkdir -p "$dir/base$(dirname "$file")"
+        cp -L "$file" "$dir/base$file"
+    done
+    echo 'root:x:0:0::/:/bin/sh' >"$dir/base/etc/passwd"
+    for file in file doomed old/sub/hidden old/gone keep/one keep/deep/two owned/a owned/sub/b tool; do
+        echo "$file" >"$dir/base/$file"
+    done
+    ln "$dir/base/file" "$dir/base/linked"
+    ln -s /file "$dir/base/owned/symlink"
+    chmod 4755 "$dir/base/owned/a"
+    chmod 1777 "$dir/base/tmp"
+    cat >"$dir/context/Containerfile" <<'END'
 FROM base
-RUN rm /doomed && echo two > /two
-RUN rm -r /old && mkdir /old && echo new > /old/new && ln /two /again
-RUN echo three > /three
+RUN rm /doomed /keep/one && echo two > /two && mkfifo /pipe
+RUN rm -r /old && mkdir /old && echo new > /old/new
+RUN ln /two /third && ln /two /again && echo more >> /again && mv /keep/deep /keep/moved
+RUN setcap cap_net_raw+ep /tool && chown -R 7:8 /owned && chmod u+s /owned/sub/b
+RUN rm -r /old && mkdir -p /old/sub && echo last > /old/sub/last && rm /third
+RUN echo three > /three && chmod 750 /keep/moved
 END
+    tar --owner=0 --group=0 --numeric-owner --mtime=@1000000000 -C "$dir/base" -cf "$dir/base.tar" .
+    chmod -R a+rX "$dir/context" "$dir/base.tar" "$dir/containers.conf" "$dir/script" "$dir/lamina"
+}
 
-# Podman's own store, with the kernel ("") or through a mount program.
-podmans_store() {
-    local name=$1 program=$2 image layers mounted seen backend container writable merged
-    step "$name: podman imports and builds"
-    configure "$name" "$program"
-    tar -C "$dir/base" -c . | podman import -q - base >/dev/null
+import_and_build() {
+    podman import -q "$dir/base.tar" base >/dev/null
     podman build --network=host --layers -q -t image "$dir/context" >/dev/null
-    step "$name: lamina finds the same layers, and nothing wrong"
+}
+
+image_layer() {
+    record "$store/root/overlay-images/images.json" \
+        '[r["layer"] for r in records if "localhost/image:latest" in r.get("names", [])][0]'
+}
+
+# alike NAME TEXT: what is said is the same as the first who said something under the name.
+alike() {
+    local file=$dir/$who/$1.expected
+    if [ ! -e "$file" ]; then
+        printf '%s\n' "$2" >"$file"
+        [ -n "$2" ] || fail "$1: nothing to compare"
+    fi
+    same "$2" "$(cat "$file")" "$1, here and with the kernel's overlay"
+}
+
+# clients NAME PROGRAM: everything that podman and buildah ask of a mount.
+clients() {
+    local name=$1 number out pid merged
+    step "$who, $name: import, build, export"
+    configure "$name" "$2"
+    import_and_build
+    podman create --name plain image true >/dev/null
+    podman export -o "$store/image.tar" plain
+    out=$(entries "$store/image.tar")
+    case $out in *doomed* | *hidden* | *third* | *old/new*) fail "what was removed is exported" ;; esac
+    for number in keep/moved/two old/sub/last SCHILY.xattr.security.capability; do
+        case $out in *"$number"*) ;; *) fail "$number is not exported" ;; esac
+    done
+    alike export "$out"
+    step "$who, $name: run, exec, cp, diff, commit, restart"
+    same "$(podman run --rm image cat /old/sub/last)" last "run"
+    podman run -d --name one image sleep 1000 >/dev/null
+    podman exec one sh -c 'echo new >/new; rm /three; rm -r /keep; mkdir /keep; chown 3:4 /keep; echo x >>/old/sub/last'
+    echo payload >"$store/in"
+    podman cp "$store/in" one:/keep/in
+    podman cp one:/new "$store/out"
+    same "$(cat "$store/out")" new "cp"
+    # Of directories that were made anew podman says other things without native diff.
+    alike diff "$(podman diff one | grep -v '^C' | grep -v '^D /keep' | sort)"
+    podman commit -q one committed >/dev/null
+    same "$(podman run --rm committed sh -c 'cat /keep/in /again /old/sub/last; stat -c %u:%g /keep; ls /three 2>&1')" \
+        "$(printf 'payload\ntwo\nmore\nlast\nx\n3:4\nls: /three: No such file or directory')" "what was committed"
+    podman create --name again committed true >/dev/null
+    podman export -o "$store/committed.tar" again
+    alike committed "$(entries "$store/committed.tar")"
+    podman restart -t 0 one >/dev/null
+    same "$(podman exec one cat /new /keep/in)" "$(printf 'new\npayload')" "after a restart"
+    podman stop -t 0 one >/dev/null
+    podman start one >/dev/null
+    same "$(podman exec one cat /new)" new "after stop and start"
+    step "$who, $name: read-only, ids, volumes"
+    out=$(podman run --rm --read-only image sh -c 'cat /three; echo x 2>/dev/null >/x || echo refused')
+    same "$out" "$(printf 'three\nrefused')" "read-only"
+    if [ "$who" = user ]; then
+        same "$(podman run --rm --userns=keep-id image sh -c 'id -u; touch /tmp/x; stat -c %u /tmp/x')" \
+            "$(id -u; id -u)" "keep-id"
+        maps
+    elif [ -z "$2" ]; then
+        maps
+    else
+        step "$who, $name: skipped: --uidmap: podman 4 gives shifted layers and a map to shift them once more"
+    fi
+    mkdir "$store/volume"
+    echo v >"$store/volume/v"
+    same "$(podman run --rm -v "$store/volume:/tmp:O" image sh -c 'cat /tmp/v; echo w >/tmp/w; rm /tmp/v; ls /tmp')" \
+        "$(printf 'v\nw')" "an overlay volume"
+    same "$(ls "$store/volume")" v "what lies beneath an overlay volume"
+    step "$who, $name: eight at once, a build by buildah"
+    for number in 1 2 3 4 5 6 7 8; do
+        podman run --rm image sh -c "echo $number >/mine; rm -r /owned; sleep 1; cat /mine /three" >"$store/out.$number" &
+    done
+    wait
+    for number in 1 2 3 4 5 6 7 8; do
+        same "$(cat "$store/out.$number")" "$(printf '%s\nthree' $number)" "container $number of eight"
+    done
+    if [ "$who" = root ]; then
+        buildah from -q --name work localhost/image >/dev/null
+        buildah run --isolation=chroot work sh -c 'rm -r /keep; echo b >/built'
+        buildah commit -q work built >/dev/null
+        buildah rm work >/dev/null
+        same "$(podman run --rm built sh -c 'cat /built; ls -d /keep 2>/dev/null || echo none')" \
+            "$(printf 'b\nnone')" "what buildah built"
+    fi
+    if [ -n "$2" ]; then
+        step "$who, $name: the server of a container is killed"
+        merged=$store/root/overlay/$(container_layer one)/merged
+        pid=$(pgrep -f -- "$merged\$")
+        kill -9 "$pid"
+        if podman exec one cat /new 2>/dev/null; then fail "somebody answers for a dead server"; fi
+        podman kill one >/dev/null
+        # Podman wants to be asked twice: the first time it takes the dead mount away.
+        podman start one >/dev/null 2>&1 || podman start one >/dev/null
+        same "$(podman exec one cat /new /keep/in)" "$(printf 'new\npayload')" "after the server was killed"
+    fi
+    podman rm -f -t 0 one >/dev/null
+    finish
+}
+
+maps() {
+    local map
+    for map in '--uidmap=0:1:2000 --gidmap=0:1:2000' '--userns=auto:size=2000'; do
+        if [ "$who" = root ]; then
+            case $map in *auto*) continue ;; esac
+        fi
+        # shellcheck disable=SC2086
+        same "$(podman run --rm $map image sh -c 'stat -c %u:%g /file /owned; touch /x; chown 5:6 /x; stat -c %u:%g /x')" \
+            "$(printf '0:0\n7:8\n5:6')" "ids with $map"
+    done
+}
+
+container_layer() {
+    podman inspect --format '{{.GraphDriver.Data.UpperDir}}' "$1" | sed 's|/diff$||; s|.*/||'
+}
+
+# stores NAME PROGRAM: podman's own store, opened by lamina.
+stores() {
+    local name=$1 program_option=$2 image layers mounted seen backend container writable merged new
+    step "$who, $name: lamina finds the layers of podman, and nothing wrong"
+    configure "shared-$name" "$program_option"
+    import_and_build
     layers=$(record "$store/root/overlay-layers/layers.json" \
         '"\n".join(sorted(r["id"] for r in records))')
     same "$(lamina store list)" "$layers" "layers of podman and of lamina"
     lamina store check
-    image=$(record "$store/root/overlay-images/images.json" \
-        '[r["layer"] for r in records if "localhost/image:latest" in r.get("names", [])][0]')
-    mounted=$(podman image mount image)
+    image=$(image_layer)
+    if lamina layer remove "$image" 2>"$store/said"; then fail "a layer of an image was removed"; fi
+    grep -q 'records of an engine name it' "$store/said" || fail "$(cat "$store/said")"
+    mounted=$(inside podman image mount image)
     seen=$(tree "$mounted")
-    podman image unmount image >/dev/null
+    inside podman image unmount image >/dev/null
     case $seen in *doomed* | *hidden*) fail "podman shows what was removed" ;; esac
     for backend in kernel fuse; do
         # The kernel does not know the whiteouts of mount programs.
-        if [ -n "$program" ] && [ "$backend" = kernel ]; then continue; fi
+        if [ -n "$program_option" ] && [ "$backend" = kernel ]; then continue; fi
         merged=$(lamina layer mount --read-only --backend "$backend" "$image")
         same "$(tree "$merged")" "$seen" "$name by $backend"
         lamina layer unmount "$image"
     done
-    step "$name: lamina writes into the layer of a container"
+    step "$who, $name: lamina writes into the layer of a container"
     container=$(podman create image cat /three)
-    writable=$(record "$store/root/overlay-containers/containers.json" 'records[-1]["layer"]')
+    writable=$(container_layer "$container")
     merged=$(lamina layer mount "$writable")
-    printf 'lamina\n' >"$merged/three"
+    inside sh -c "echo lamina >$merged/three"
     lamina layer unmount "$writable"
     same "$(podman start -a "$container")" lamina "the container after lamina"
     podman commit -q "$container" committed >/dev/null
     same "$(podman run --rm committed cat /three)" lamina "the committed image"
-    step "$name: podman runs an image whose top layer lamina made"
-    local new
+    step "$who, $name: both have a layer mounted at once"
+    # One that ran may stay mounted as long as podman likes.
+    container=$(podman create image cat /three)
+    writable=$(container_layer "$container")
+    merged=$store/root/overlay/$writable/merged
+    is_up() { inside test -e "$merged/three"; }
+    inside podman mount "$container" >/dev/null
+    same "$(lamina layer mount "$writable")" "$merged" "one mountpoint"
+    inside podman unmount "$container" >/dev/null
+    is_up || fail "podman unmounted beneath lamina"
+    lamina layer unmount "$writable"
+    if is_up; then fail "the last user left a mount: $(counts)"; fi
+    lamina layer mount "$writable" >/dev/null
+    inside podman mount "$container" >/dev/null
+    lamina layer unmount "$writable"
+    is_up || fail "lamina unmounted beneath podman"
+    if lamina layer unmount "$writable" 2>/dev/null; then fail "lamina gave back what podman has"; fi
+    inside podman unmount "$container" >/dev/null
+    if is_up; then fail "the last user left a mount: $(counts)"; fi
+    # A running container on a mount of lamina's.
+    podman run -d --name running image sleep 1000 >/dev/null
+    writable=$(container_layer running)
+    podman stop -t 0 running >/dev/null
+    merged=$(lamina layer mount "$writable")
+    podman start running >/dev/null
+    lamina layer unmount "$writable"
+    same "$(podman exec running cat /three)" three "a container on a mount of lamina"
+    podman rm -f -t 0 running >/dev/null
+    step "$who, $name: podman runs an image whose top layer lamina made"
     new=$(printf 'f%.0s' $(seq 64))
     lamina layer create --parent "$image" "$new"
     merged=$(lamina layer mount "$new")
-    printf 'from a new layer\n' >"$merged/three"
-    rm "$merged/two"
+    inside sh -c "echo from a new layer >$merged/three; rm $merged/two"
     lamina layer unmount "$new"
     python3 - "$store/root" "$image" "$new" <<'END'
 import json, sys
@@ -195,43 +407,70 @@ def use(records):
             record["layer"] = new
 change(root + "/overlay-images/images.json", use)
 END
-    same "$(podman run --rm image cat /three /again)" "$(printf 'from a new layer\ntwo')" \
+    same "$(podman run --rm image cat /three /again)" "$(printf 'from a new layer\ntwo\nmore')" \
         "the image with a layer of lamina"
     if podman run --rm image cat /two 2>/dev/null; then fail "a removed file is there"; fi
     lamina store check
-    step "$name: all is removed"
     podman rm -af >/dev/null
     podman rmi -af >/dev/null
-    for layer in $(lamina store list); do
-        case $layer in "$image" | "$new") lamina store gc --orphans >/dev/null ;; esac
+    for layers in $(lamina store list); do
+        case $layers in "$image" | "$new") lamina store gc --orphans >/dev/null ;; esac
     done
-    same "$(lamina store list)" "" "layers after the removal"
-    lamina store check
+    finish
 }
 
-lamina_store() {
-    step "lamina's store: made by lamina, used by podman"
+# What the counts of mounts are.
+counts() {
+    cat "$store/run/overlay-layers/mountpoints.json"
+}
+
+made_by_lamina() {
+    local merged
+    step "$who: a store made by lamina, used by podman"
     configure made ""
     lamina store init
     lamina layer create base
-    cp -a "$dir/base/." "$store/root/overlay/base/diff/"
+    inside tar -C "$store/root/overlay/base/diff" -xf "$dir/base.tar"
     lamina layer create-rw --parent base work
-    local merged
     merged=$(lamina layer mount work)
-    same "$(podman run --rm --rootfs "$merged" /bin/cat /file)" base "a container on a mount of lamina"
-    tar -C "$dir/base" -c . | podman import -q - base >/dev/null
-    podman build --network=host --layers -q -t image "$dir/context" >/dev/null
-    same "$(podman run --rm image cat /old/new)" new "an image in a store of lamina"
+    same "$(podman run --rm --rootfs "$merged" /bin/cat /file)" file "a container on a mount of lamina"
+    import_and_build
+    same "$(podman run --rm image cat /old/sub/last)" last "an image in a store of lamina"
+    inside test -e "$merged/file" || fail "podman hides the mounts of lamina"
     lamina layer unmount work
     lamina store check
     podman rmi -af >/dev/null
     same "$(lamina store list)" "$(printf 'base\nwork')" "layers of lamina after podman"
     lamina layer remove work
     lamina layer remove base
-    lamina store check
+    finish
 }
 
-podmans_store kernel ""
-podmans_store program "$LAMINA_BIN"
-lamina_store
+everything() {
+    mkdir -p "$dir/$who"
+    clients kernel ""
+    clients lamina "$program"
+    stores kernel ""
+    stores lamina "$program"
+    made_by_lamina
+}
+
+if [ "$who" = user ]; then
+    everything
+    exit
+fi
+prepare
+for argument in "$@"; do
+    if [ "$argument" = root ]; then
+        (everything)
+    elif [ "$(stat -c %a /dev/fuse)" != 666 ]; then
+        step "user: skipped: /dev/fuse is not for everybody (chmod 666 /dev/fuse)"
+    else
+        user=lamina-podman-$$
+        # Not a system user: those get no subordinate ids.
+        useradd --no-create-home --home-dir "$dir/user" --shell /usr/sbin/nologin "$user"
+        install -d -o "$user" -g "$user" "$dir/user"
+        setpriv --reuid "$user" --regid "$user" --init-groups -- env LAMINA_PODMAN_USER="$dir" bash "$dir/script"
+    fi
+done
 step "all passed"

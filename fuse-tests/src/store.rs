@@ -20,6 +20,8 @@ pub struct TestStore {
     pub run_root: PathBuf,
     /// `--driver`.
     pub driver: &'static str,
+    /// Whether the home becomes a private mount, as it does by default; `store cleanup` ends that.
+    pub mounts_home: bool,
     /// More arguments of every command.
     pub arguments: Vec<String>,
 }
@@ -42,7 +44,8 @@ impl TestStore {
     pub fn with_driver(driver: &'static str) -> TestStore {
         let sandbox = Sandbox::new();
         let (root, run_root) = (sandbox.root().join("root"), sandbox.root().join("run"));
-        let store = TestStore { sandbox, root, run_root, driver, arguments: Vec::new() };
+        let (mounts_home, arguments) = (false, Vec::new());
+        let store = TestStore { sandbox, root, run_root, driver, mounts_home, arguments };
         store.ok(&["store", "init"]);
         store
     }
@@ -72,7 +75,11 @@ impl TestStore {
         let mut command = Command::new(env::lamina());
         let (group, rest) = words.split_at(2.min(words.len()));
         command.args(group).arg("--root").arg(&self.root).arg("--runroot").arg(&self.run_root);
-        command.args(["--driver", self.driver]).args(&self.arguments).args(rest);
+        command.args(["--driver", self.driver]);
+        if !self.mounts_home && matches!(self.driver, "overlay" | "overlay2") {
+            command.args(["--storage-opt", "overlay.skip_mount_home=true"]);
+        }
+        command.args(&self.arguments).args(rest);
         command.stdin(Stdio::null()).current_dir("/");
         command
     }

@@ -279,6 +279,28 @@ fn mounts_are_counted_over_many_processes() {
     });
 }
 
+// Docker's driver takes all mounts down when it ends.
+both!(cleaning_up_takes_mounts_of_old_drivers_down);
+fn cleaning_up_takes_mounts_of_old_drivers_down() {
+    for driver in ["overlay1", "aufs"] {
+        let (store, _) = with_base(driver, "fuse");
+        let places = ["one", "two"].map(|id| {
+            store.ok(&["layer", "create-rw", "--parent", "base", id]);
+            store.mount(&["--backend", "fuse", id]);
+            store.mount(&[id])
+        });
+        put(places[0].join("written"), "x");
+        store.ok(&["store", "cleanup"]);
+        assert!(!places.iter().any(|merged| is_mounted(merged)));
+        assert_eq!(text(store.diff("one").join("written")), "x");
+        store.check_no_leftovers();
+        store.ok(&["store", "cleanup"]);
+        for id in ["one", "two", "base"] {
+            store.ok(&["layer", "remove", id]);
+        }
+    }
+}
+
 both!(what_cannot_be_is_refused_alike);
 fn what_cannot_be_is_refused_alike() {
     for (driver, _) in ALL {

@@ -78,13 +78,13 @@ fn shown(store: &TestStore, id: &str) -> Snapshot {
 fn new_store(driver: &'static str) -> TestStore {
     let sandbox = Sandbox::new();
     let (root, run_root) = (sandbox.root().join("root"), sandbox.root().join("run"));
-    TestStore { sandbox, root, run_root, driver, arguments: Vec::new() }
+    TestStore { sandbox, root, run_root, driver, mounts_home: false, arguments: Vec::new() }
 }
 
 fn command(from: &TestStore, to: &TestStore, words: &[&str]) -> Command {
     let mut command = Command::new(env::lamina());
     command.args(["store", "migrate", "--to-driver", to.driver]).args(words);
-    command.arg("--runroot").arg(&to.run_root).arg(&from.root).arg(&to.root);
+    command.arg("--runroot").arg(&from.run_root).arg(&from.root).arg(&to.root);
     command
 }
 

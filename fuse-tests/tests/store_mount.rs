@@ -147,7 +147,9 @@ fn counts_are_believed_only_as_far_as_the_mount_table_agrees() {
     }
     // Another program mounted it.
     let merged = store.mount(&["--backend", "kernel", "top"]);
-    fs::remove_file(store.run_root.join("overlay/lamina-mounts/top")).unwrap();
+    for counts in ["overlay/lamina-mounts/top", "overlay-layers/mountpoints.json"] {
+        fs::remove_file(store.run_root.join(counts)).unwrap();
+    }
     store.mount(&["top"]);
     store.unmount("top");
     assert!(is_mounted(&merged), "the mount of somebody else was taken down");

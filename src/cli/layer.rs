@@ -24,7 +24,7 @@ enum LayerCommand {
     /// Make the writable layer of a container
     CreateRw(CreateArgs),
     /// Remove a layer with its content
-    Remove(OneLayer),
+    Remove(RemoveArgs),
     /// Succeed if there is such a layer; fail with code 1 and no word if not
     Exists(OneLayer),
     /// Print the directories of a layer
@@ -114,6 +114,15 @@ struct CreateArgs {
 }
 
 #[derive(clap::Args, Debug)]
+struct RemoveArgs {
+    #[command(flatten)]
+    layer: OneLayer,
+    /// Also one that an image or a container of an engine has; its record stays, and is broken
+    #[arg(long)]
+    force: bool,
+}
+
+#[derive(clap::Args, Debug)]
 struct OneLayer {
     #[command(flatten)]
     store: StoreArgs,
@@ -145,7 +154,11 @@ pub fn run(args: LayerCommandArgs) -> Result<(), Failure> {
         LayerCommand::Rebuild(args) => diff::run_layer_rebuild(args),
         LayerCommand::DiffSize(args) => diff::run_layer_diff_size(args),
         LayerCommand::Remove(args) => {
-            let (store, id) = args.open()?;
+            if args.force {
+                let (store, id) = (args.layer.store.open()?, parse(&args.layer.id)?);
+                return store.remove_named(&id).map_err(failure);
+            }
+            let (store, id) = args.layer.open()?;
             store.remove(&id).map_err(failure)
         }
         LayerCommand::Exists(args) => {

@@ -136,6 +136,8 @@ enum StoreCommand {
     Check(CheckArgs),
     /// Give back what killed processes left
     Gc(GcArgs),
+    /// Unmount the home that mounting layers left, and remove what killed programs unpacked to
+    Cleanup(StoreArgs),
     /// Tell what the space is used for
     Df(StoreArgs),
     /// Bring all layers of a store into another, of whatever driver, and compare them
@@ -217,6 +219,7 @@ pub fn run(args: StoreCommandArgs) -> std::result::Result<(), Failure> {
             let done = args.store.open()?.collect(args.orphans).map_err(failure)?;
             print(&findings(&done, args.store.json))
         }
+        StoreCommand::Cleanup(args) => args.driver()?.cleanup().map_err(failure),
         StoreCommand::Df(args) => df(&args),
         StoreCommand::Migrate(args) => migrate::run(&args),
         StoreCommand::List(args) => {

@@ -17,12 +17,11 @@ use serde::{Deserialize, Serialize};
 use crate::archive::Digest;
 use crate::error::{Context, Errno, Error, Result};
 use crate::options::show_path;
+use crate::store::engine::IMAGES;
 use crate::store::layout::{make_dirs, replace_small};
 use crate::sys::name::{self, At};
 use crate::sys::{data, open};
 
-/// Directory of the records in the root of a store.
-const RECORDS: &str = "lamina-images";
 const SUFFIX: &str = ".json";
 
 /// An image as the store remembers it.
@@ -56,7 +55,7 @@ impl Records {
     /// # Errors
     /// Those of mkdir(2) and open(2).
     pub fn open(root: &Path) -> Result<Self> {
-        let path = root.join(RECORDS);
+        let path = root.join(IMAGES);
         make_dirs(&path, 0o700)?;
         let flags = rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::CLOEXEC;
         let dir = rustix::fs::open(&path, flags, rustix::fs::Mode::empty())

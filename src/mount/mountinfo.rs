@@ -20,6 +20,8 @@ pub struct MountEntry {
     pub parent: u64,
     /// Major and minor device number, as in `st_dev`.
     pub device: (u32, u32),
+    /// Which directory of its filesystem is mounted.
+    pub root: PathBuf,
     /// Where it is mounted, seen from this process's root.
     pub mount_point: PathBuf,
     /// Filesystem type, such as `fuse.lamina`.
@@ -76,13 +78,13 @@ fn parse_line(line: &[u8]) -> Option<MountEntry> {
     let colon = device.iter().position(|&byte| byte == b':')?;
     let major = u32::try_from(number(device.get(..colon)?)?).ok()?;
     let minor = u32::try_from(number(device.get(colon + 1..)?)?).ok()?;
-    let _root = fields.next()?;
+    let root = unescape(fields.next()?).into();
     let mount_point = unescape(fields.next()?).into();
     let _options = fields.next()?;
     fields.find(|field| *field == b"-")?;
     let fs_type = unescape(fields.next()?);
     let source = unescape(fields.next()?);
-    Some(MountEntry { id, parent, device: (major, minor), mount_point, fs_type, source })
+    Some(MountEntry { id, parent, device: (major, minor), root, mount_point, fs_type, source })
 }
 
 fn number(digits: &[u8]) -> Option<u64> {

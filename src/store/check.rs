@@ -334,7 +334,7 @@ impl Store {
         for (id, count) in self.mount_counts()? {
             let mounted = match self.find(&id)? {
                 Some(found) => {
-                    let merged = self.merged_path(&found, &id);
+                    let merged = self.mountpoint(&found, &id)?;
                     let has_mount =
                         mountinfo::find_top(&entries, &merged).is_some() && !seen.contains(&merged);
                     has_mount || flat::find(&found.dir).at("read", || id.to_string())?.is_some()
@@ -518,6 +518,24 @@ fn look_at_staging(home: &Home, all: &mut Vec<Found>) -> Result<()> {
 pub(super) fn recover_staging(home: &Home) -> Result<()> {
     let Some((_, names)) = staging_names(home)? else { return Ok(()) };
     names.iter().try_for_each(|name| remove_staging(home, name))
+}
+
+/// Does the same, and fails if any are left.
+///
+/// # Errors
+/// `Busy` if one has an owner, or none that can be told; those of removing.
+pub(super) fn prune_staging(home: &Home) -> Result<()> {
+    recover_staging(home)?;
+    match staging_names(home)?.and_then(|(_, names)| names.into_iter().next()) {
+        Some(name) => {
+            let path = show_path(&home.join(&[STAGING, &name]));
+            Err(Error::Busy {
+                what: format!("{path}: a layer is being unpacked there; try again when it is done")
+                    .into(),
+            })
+        }
+        None => Ok(()),
+    }
 }
 
 fn remove_staging(home: &Home, name: &[u8]) -> Result<()> {

@@ -45,8 +45,7 @@ impl Store {
                 "lies in an image store; its owners are changed there",
             ));
         }
-        let counts = self.mount_counts()?;
-        if counts.contains_key(id) {
+        if self.present(&self.mountpoint(&found, id)?, &found, id)?.is_some() {
             return Err(Error::Busy { what: format!("{id}: is mounted; unmount it first").into() });
         }
         let merged = self.mount(id, &MountRequest::default())?;

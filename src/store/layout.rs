@@ -387,16 +387,28 @@ pub fn has(dir: BorrowedFd<'_>, name: &[u8]) -> std::result::Result<bool, Errno>
 /// # Errors
 /// Those of openat(2) and read(2); `EFBIG` if it is not small.
 pub fn read_small(dir: BorrowedFd<'_>, name: &[u8]) -> std::result::Result<Option<Vec<u8>>, Errno> {
+    read_file(dir, name, SMALL_MAX)
+}
+
+/// Reads a file whole that has at most `max` bytes; `None` if it is absent.
+///
+/// # Errors
+/// Those of openat(2) and read(2); `EFBIG` if it is larger.
+pub fn read_file(
+    dir: BorrowedFd<'_>,
+    name: &[u8],
+    max: u64,
+) -> std::result::Result<Option<Vec<u8>>, Errno> {
     let file = match sys::open::reader(dir, name) {
         Ok(file) => std::fs::File::from(file),
         Err(Errno::NOENT) => return Ok(None),
         Err(errno) => return Err(errno),
     };
     let mut text = Vec::new();
-    file.take(SMALL_MAX + 1)
+    file.take(max.saturating_add(1))
         .read_to_end(&mut text)
         .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
-    if u64::try_from(text.len()).unwrap_or(u64::MAX) > SMALL_MAX {
+    if u64::try_from(text.len()).unwrap_or(u64::MAX) > max {
         return Err(Errno::FBIG);
     }
     Ok(Some(text))
@@ -412,13 +424,22 @@ pub fn write_small(
     text: &[u8],
     mode: u32,
 ) -> std::result::Result<(), Errno> {
+    sys::data::sync(write_new(dir, name, text, mode)?.as_fd(), false)
+}
+
+fn write_new(
+    dir: BorrowedFd<'_>,
+    name: &[u8],
+    text: &[u8],
+    mode: u32,
+) -> std::result::Result<OwnedFd, Errno> {
     let file = sys::open::create(dir, name, mode)?;
     let mut done = 0;
     while let Some(rest) = text.get(done..).filter(|rest| !rest.is_empty()) {
         let offset = u64::try_from(done).unwrap_or(u64::MAX);
         done += sys::data::write_at(file.as_fd(), rest, offset)?;
     }
-    sys::data::sync(file.as_fd(), false)
+    Ok(file)
 }
 
 /// Puts a small file in place of whatever has the name: written aside, synced, renamed.
@@ -433,11 +454,35 @@ pub fn replace_small(
     text: &[u8],
     mode: u32,
 ) -> std::result::Result<(), Errno> {
+    replace(dir, name, |aside| write_small(dir, aside, text, mode))?;
+    sys::data::sync(dir, false)
+}
+
+/// Like [`replace_small`], for what need not outlive a boot: nothing is synced.
+///
+/// # Errors
+/// Those of openat(2), write(2) and renameat(2).
+/// # Crash
+/// As [`replace_small`].
+pub fn put_small(
+    dir: BorrowedFd<'_>,
+    name: &[u8],
+    text: &[u8],
+    mode: u32,
+) -> std::result::Result<(), Errno> {
+    replace(dir, name, |aside| write_new(dir, aside, text, mode).map(drop))
+}
+
+fn replace(
+    dir: BorrowedFd<'_>,
+    name: &[u8],
+    write: impl Fn(&[u8]) -> std::result::Result<(), Errno>,
+) -> std::result::Result<(), Errno> {
     let mut aside = name.to_vec();
     aside.push(b'.');
     aside.extend_from_slice(LinkId::random().bytes());
     let put = || {
-        write_small(dir, &aside, text, mode)?;
+        write(&aside)?;
         sys::name::rename(
             At::new(dir, &aside),
             At::new(dir, name),
@@ -449,8 +494,7 @@ pub fn replace_small(
         if let Err(errno) = sys::name::unlink(At::new(dir, &aside)) {
             tracing::debug!(%errno, "a file written aside stays");
         }
-    })?;
-    sys::data::sync(dir, false)
+    })
 }
 
 /// Makes a directory and those above it, where they are missing.

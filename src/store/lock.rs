@@ -3,11 +3,15 @@
 //! 1. The lock of one layer: flock(2) on its directory, exclusive while it is mounted, unmounted,
 //!    removed or its files are repaired; shared while a child of it is published. Who only reads
 //!    takes none.
-//! 2. The lock of the store, held for as long as names in the home change: renames of whole layers
+//! 2. `storage.lock` in the root, exclusive while a store is set up or its home mounted or unmounted,
+//!    shared while a layer is mounted in the home, which engines must not unmount meanwhile.
+//! 3. The lock of the store, held for as long as names in the home change: renames of whole layers
 //!    and symlinks, never a tree. With containers/storage it is `overlay-layers/layers.lock` beside
 //!    the home, which podman and buildah take for their changes; Docker has none, so it is flock(2)
 //!    on `l`, or on the home itself where that is missing.
-//! 3. Locks of single files in `tempdirs` and of mount counts, which are last.
+//! 4. The lock of the counts of mounts, `overlay-layers/mountpoints.lock` in the run root, while a
+//!    layer is mounted or unmounted; engines take it for the same, after the third.
+//! 5. Locks of single files in `tempdirs` and of mount counts, which are last.
 //!
 //! All end with the process. A file that is locked by fcntl(2) also says who wrote last: 64
 //! characters that nobody else has written, by which others learn that they must look anew.
@@ -24,8 +28,10 @@ use crate::sys;
 use crate::sys::lockfile::{Sharing, lock_dir, lock_file};
 
 /// Directory of the metadata of layers beside the home, and the lock in it.
-const LAYERS: &str = "overlay-layers";
+pub const LAYERS: &str = "overlay-layers";
 const LAYERS_LOCK: &str = "layers.lock";
+/// Lock of the counts of mounts, in the directory of that name in the run root.
+const MOUNTS_LOCK: &str = "mountpoints.lock";
 /// Lock in the root that containers/storage takes while it sets a store up.
 const STORAGE_LOCK: &str = "storage.lock";
 /// Length of what the last writer leaves in a lock file.
@@ -63,7 +69,7 @@ impl Held {
 /// # Errors
 /// Those of open(2), fcntl(2) and flock(2).
 /// # Locks
-/// Second in the order; not to be held over work that takes long.
+/// Third in the order; not to be held over work that takes long.
 pub fn store(home: &Home) -> Result<Held> {
     if home.variant() != Variant::Containers {
         let dir = if home.variant().has_links() {
@@ -76,22 +82,34 @@ pub fn store(home: &Home) -> Result<Held> {
     }
     let dir = root_of(home).join(LAYERS);
     make_dirs(&dir, 0o700)?;
-    let file = open_and_lock(&dir.join(LAYERS_LOCK))?;
+    let file = open_and_lock(&dir.join(LAYERS_LOCK), Sharing::Exclusive)?;
     Ok(Held { file, tells: true })
 }
 
-/// Takes the lock under which a store is set up; with Docker there is none.
+/// Takes the lock under which a store is set up, and the home mounted and unmounted; with Docker there
+/// is none. Shared, the home stays as it is.
 ///
 /// # Errors
 /// Those of open(2) and fcntl(2).
 /// # Locks
-/// Before all others, and only while no other is held.
-pub fn setup(home: &Home) -> Result<Option<Held>> {
+/// After that of a layer, before all others.
+pub fn setup(home: &Home, sharing: Sharing) -> Result<Option<Held>> {
     if home.variant() != Variant::Containers {
         return Ok(None);
     }
-    let file = open_and_lock(&root_of(home).join(STORAGE_LOCK))?;
+    let file = open_and_lock(&root_of(home).join(STORAGE_LOCK), sharing)?;
     Ok(Some(Held { file, tells: true }))
+}
+
+/// Takes the lock of the counts of mounts, which lies in `dir`, waiting for it.
+///
+/// # Errors
+/// Those of mkdir(2), open(2) and fcntl(2).
+/// # Locks
+/// Fourth in the order.
+pub fn mounts(dir: &Path) -> Result<Held> {
+    make_dirs(dir, 0o700)?;
+    Ok(Held { file: open_and_lock(&dir.join(MOUNTS_LOCK), Sharing::Exclusive)?, tells: true })
 }
 
 /// Returns the directory that holds the home.
@@ -99,11 +117,11 @@ pub fn root_of(home: &Home) -> &Path {
     home.path().parent().unwrap_or(home.path())
 }
 
-fn open_and_lock(path: &Path) -> Result<OwnedFd> {
+fn open_and_lock(path: &Path, sharing: Sharing) -> Result<OwnedFd> {
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     let file =
         openat(CWD, path, flags, Mode::from_raw_mode(0o644)).at("open", || show_path(path))?;
-    lock_file(&file, Sharing::Exclusive).at("fcntl", || show_path(path))?;
+    lock_file(&file, sharing).at("fcntl", || show_path(path))?;
     Ok(file)
 }
 

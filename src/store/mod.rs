@@ -15,6 +15,7 @@ pub mod config;
 pub mod create;
 pub mod differ;
 pub mod driver;
+pub mod engine;
 pub mod flat;
 pub mod idmap;
 pub mod layout;
@@ -22,13 +23,17 @@ pub mod link;
 pub mod lock;
 pub mod lower;
 pub mod migrate;
+mod mountpoint;
 pub mod mounts;
 pub mod options;
 pub mod overlay1;
 mod point;
+mod private;
 pub mod probe;
 pub mod remove;
+mod serve;
 pub mod stage;
+mod trials;
 pub mod usage;
 
 use std::collections::HashSet;
@@ -43,8 +48,10 @@ pub use options::DriverOptions;
 pub use probe::{Backend, Choice, Probe};
 
 use crate::error::{Context, Error, Result};
+use crate::mount::mountinfo;
 use crate::options::show_path;
 use crate::sys;
+use crate::sys::lockfile::Sharing;
 use layout::{
     DIFF, EMPTY, LOWER, LOWER_LAYERS, MERGED, PROGRAM_FLAG, WORK, diff_name, find_dir, make_dirs,
     read_small,
@@ -165,7 +172,7 @@ impl Store {
         // Nothing is made for options that cannot be used.
         DriverOptions::parse(&config.options)?;
         let home = Home::create(&config.root, config.variant)?;
-        let held = lock::setup(&home)?;
+        let held = lock::setup(&home, Sharing::Exclusive)?;
         let store = Self::with_home(home, config)?;
         drop(held);
         Ok(store)
@@ -191,7 +198,11 @@ impl Store {
             // One that is not there yet has no layers.
             homes.extend(Home::open(root, config.variant)?);
         }
-        let run_home = config.run_root.join(config.variant.name());
+        // The mount table has paths without symlinks.
+        let run_root = std::fs::canonicalize(&config.run_root)
+            .or_else(|_missing| std::path::absolute(&config.run_root))
+            .map_err(|error| layout::io_error("realpath", &config.run_root, error))?;
+        let run_home = run_root.join(config.variant.name());
         Ok(Self { homes, writable, run_home, options })
     }
 
@@ -371,19 +382,46 @@ impl Store {
         Ok(Metadata {
             upper: path(DIFF),
             work: path(WORK),
-            merged: self.merged_path(&found, id),
+            merged: self.mountpoint(&found, id)?,
             lowers: lowers.iter().map(|lower| lower.home.join(&[lower.id.bytes(), DIFF])).collect(),
         })
     }
 
-    /// Returns where a layer is mounted: beside its content, or in the run home if that cannot be
-    /// written.
-    pub fn merged_path(&self, found: &Found<'_>, id: &LayerId) -> PathBuf {
-        if found.is_own {
-            found.home.join(&[id.bytes(), MERGED])
-        } else {
-            self.run_home.join(id.as_str()).join("merged")
+    /// Returns where a layer is mounted, or would be.
+    ///
+    /// An engine that ends unmounts the home with all that is in it, unless a layer is mounted that
+    /// its records name. So those that they do not name are mounted in the run home, but with
+    /// `skip_mount_home`, which engines are told as well.
+    ///
+    /// # Errors
+    /// Those of reading the mount table and the records.
+    pub fn mountpoint(&self, found: &Found<'_>, id: &LayerId) -> Result<PathBuf> {
+        let beside = self.merged_path(found, id);
+        if !found.is_own || found.home.variant() == Variant::Docker {
+            return Ok(beside);
         }
+        let table = mountinfo::load()?;
+        let apart = self.merged_apart(id);
+        for path in [&beside, &apart] {
+            if mountinfo::find_top(&table, path).is_some() {
+                return Ok(path.clone());
+            }
+        }
+        let has_copy = || flat::find(&found.dir).at("read", || found.home.show(id));
+        if self.options.skip_mount_home || self.is_known(id)? || has_copy()?.is_some() {
+            return Ok(beside);
+        }
+        Ok(apart)
+    }
+
+    fn merged_apart(&self, id: &LayerId) -> PathBuf {
+        self.run_home.join(id.as_str()).join("merged")
+    }
+
+    /// Returns where a layer is mounted by engines: beside its content, or in the run home if that
+    /// cannot be written.
+    pub fn merged_path(&self, found: &Found<'_>, id: &LayerId) -> PathBuf {
+        if found.is_own { found.home.join(&[id.bytes(), MERGED]) } else { self.merged_apart(id) }
     }
 
     /// Opens the content of a layer and of all beneath it.

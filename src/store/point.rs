@@ -6,11 +6,12 @@
 use std::path::Path;
 
 use super::layout::LayerId;
+use super::mountpoint::{mounted, take_down};
 use super::mounts::{
-    Count, MountRequest, drop_count, foreign, map_options, mounted, open_counts, read_count,
-    take_down, write_count,
+    Count, MountRequest, drop_count, foreign, open_counts, read_count, write_count,
 };
 use super::probe::Backend;
+use super::serve::map_options;
 use crate::error::{Error, Result};
 use crate::mount::kernel;
 use crate::mount::mountinfo;
@@ -38,7 +39,7 @@ impl Point<'_> {
         let counts = open_counts(self.run_home)?;
         let count = match mounted(self.merged)? {
             Some(entry) => {
-                let known = read_count(&counts, self.id)?.unwrap_or_else(|| foreign(&entry));
+                let known = read_count(&counts, self.id)?.unwrap_or_else(|| foreign(&entry, 0));
                 Count { count: known.count + 1, ..known }
             }
             None => Count { count: 1, backend: mount()?, read_only },
@@ -52,19 +53,32 @@ impl Point<'_> {
     /// Those of unmounting, and of writing the count.
     pub(super) fn leave(&self) -> Result<bool> {
         let counts = open_counts(self.run_home)?;
-        let entry = mounted(self.merged)?;
         match read_count(&counts, self.id)? {
-            Some(known) if known.count > 1 && entry.is_some() => {
+            Some(known) if known.count > 1 && self.is_mounted()? => {
                 write_count(&counts, self.id, &Count { count: known.count - 1, ..known })?;
-                return Ok(false);
+                Ok(false)
             }
-            _ => (),
+            _ => self.clear().map(|()| true),
         }
-        if let Some(entry) = entry {
+    }
+
+    /// Takes the mount down, however often it is counted.
+    ///
+    /// # Errors
+    /// Those of unmounting, and of removing the count.
+    pub(super) fn clear(&self) -> Result<()> {
+        if let Some(entry) = mounted(self.merged)? {
             take_down(self.merged, &entry)?;
         }
-        drop_count(&counts, self.id)?;
-        Ok(true)
+        drop_count(&open_counts(self.run_home)?, self.id)
+    }
+
+    /// Returns whether it is mounted.
+    ///
+    /// # Errors
+    /// Those of reading the mount table.
+    pub(super) fn is_mounted(&self) -> Result<bool> {
+        Ok(mountinfo::find_top(&mountinfo::load()?, self.merged).is_some())
     }
 
     /// Fails if it is mounted.
@@ -72,7 +86,7 @@ impl Point<'_> {
     /// # Errors
     /// `Busy`, and those of reading the mount table.
     pub(super) fn refuse_mounted(&self) -> Result<()> {
-        if mountinfo::find_top(&mountinfo::load()?, self.merged).is_none() {
+        if !self.is_mounted()? {
             return Ok(());
         }
         let id = self.id;

@@ -18,11 +18,25 @@ impl Store {
     /// Removes a layer with its content.
     ///
     /// # Errors
-    /// `NoSuchLayer`; `Busy` if it is mounted or another layer was made on it; `Invalid` in a store
-    /// that is only read.
+    /// `NoSuchLayer`; `Busy` if it is mounted, another layer was made on it, or an image or container
+    /// has it; `Invalid` in a store that is only read.
     /// # Locks
     /// The layer's, and the store's for the rename.
     pub fn remove(&self, id: &LayerId) -> Result<()> {
+        self.remove_layer(id, false)
+    }
+
+    /// Removes a layer with its content, although an image or a container may have it.
+    ///
+    /// # Errors
+    /// As [`Store::remove`].
+    /// # Locks
+    /// As [`Store::remove`].
+    pub fn remove_named(&self, id: &LayerId) -> Result<()> {
+        self.remove_layer(id, true)
+    }
+
+    fn remove_layer(&self, id: &LayerId, even_named: bool) -> Result<()> {
         let found = self.get_layer(id)?;
         if !found.is_writable {
             return Err(Error::invalid(
@@ -35,7 +49,7 @@ impl Store {
         }
         let locked = lock::layer(found.home, id, Sharing::Exclusive)?
             .ok_or_else(|| Error::NoSuchLayer { id: id.to_string().into() })?;
-        let merged = self.merged_path(&found, id);
+        let merged = self.mountpoint(&found, id)?;
         let has_copy = flat::find(&locked.dir).at("read", || found.home.show(id))?.is_some();
         if has_copy || mountinfo::find_top(&mountinfo::load()?, &merged).is_some() {
             return Err(Error::Busy {
@@ -45,8 +59,12 @@ impl Store {
         }
         self.refuse_with_children(found.home, id, &locked.dir)?;
         let temp = TempDir::new(found.home)?;
-        release_additional(&locked.dir, || found.home.show(id))?;
         let held = lock::store(found.home)?;
+        if !even_named {
+            // Under the lock: an engine makes a layer and its record while it holds it.
+            self.refuse_if_named(id)?;
+        }
+        release_additional(&locked.dir, || found.home.show(id))?;
         stage::retire(&temp, id)?;
         held.record_write()?;
         drop((held, locked));

@@ -1,15 +1,12 @@
 //! What the space of a store is used for, and giving back what nobody needs.
 
-use std::collections::BTreeSet;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
+use super::Store;
 use super::check::{Finding, Kind};
-use super::layout::{
-    DIFF, Home, LINK_DIR, LayerId, STAGING, TEMPS, Variant, WORK, find_dir, io_error,
-};
-use super::{Store, lock};
+use super::layout::{DIFF, Home, LINK_DIR, LayerId, STAGING, TEMPS, WORK, find_dir};
 use crate::error::{Context, Error, Result};
 use crate::options::show_path;
 use crate::sys;
@@ -32,12 +29,6 @@ pub struct Item {
     pub known: Option<bool>,
 }
 
-/// One record of `layers.json`, as far as it matters here.
-#[derive(Deserialize)]
-struct Record {
-    id: String,
-}
-
 impl Store {
     /// Returns what takes space in the home and the image store; their sum is what du(1) says.
     ///
@@ -46,6 +37,7 @@ impl Store {
     pub fn usage(&self) -> Result<Vec<Item>> {
         let mut all = Vec::new();
         let known = self.known_layers()?;
+        let of_images = self.image_layers()?;
         for home in self.writable_homes() {
             let mut names = Vec::new();
             sys::name::list(home.dir(), |name, _, _| {
@@ -59,7 +51,9 @@ impl Store {
             for name in names {
                 let Some(mut item) = measure(home, &name)? else { continue };
                 if item.kind == "layer" {
-                    item.known = known.as_ref().map(|known| known.contains(&item.name));
+                    item.known = known
+                        .as_ref()
+                        .map(|known| known.contains(&item.name) || of_images.contains(&item.name));
                 } else if item.kind == "other" {
                     top += item.bytes;
                     continue;
@@ -76,42 +70,6 @@ impl Store {
             });
         }
         Ok(all)
-    }
-
-    /// Returns the layers that the metadata of containers/storage name; `None` without such.
-    ///
-    /// # Errors
-    /// `Corrupt` for metadata that cannot be read: then nothing can be said of any layer.
-    pub fn known_layers(&self) -> Result<Option<BTreeSet<String>>> {
-        if self.home().variant() == Variant::Docker {
-            return Ok(None);
-        }
-        let dir = lock::root_of(self.home()).join("overlay-layers");
-        let run = self.run_home.parent().map(|run| run.join("overlay-layers"));
-        let files = [
-            Some(dir.join("layers.json")),
-            Some(dir.join("volatile-layers.json")),
-            run.map(|run| run.join("volatile-layers.json")),
-        ];
-        let mut known = None;
-        for path in files.into_iter().flatten() {
-            let text = match std::fs::read_to_string(&path) {
-                Ok(text) => text,
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
-                Err(error) => return Err(io_error("read", &path, error)),
-            };
-            if text.trim().is_empty() {
-                continue;
-            }
-            let records: Vec<Record> = serde_json::from_str(&text).map_err(|error| {
-                let what = format!("is no list of layers ({error}); repair it with podman").into();
-                Error::Corrupt { what, at: show_path(&path).into() }
-            })?;
-            known
-                .get_or_insert_with(BTreeSet::new)
-                .extend(records.into_iter().map(|record| record.id));
-        }
-        Ok(known)
     }
 
     /// Gives back what nobody needs, and returns what that was: temporary directories, incomplete
@@ -133,11 +91,12 @@ impl Store {
                  layers by lamina layer remove",
             )
         })?;
+        let of_images = self.image_layers()?;
         // Children before their parents: each pass removes what has none any more.
         loop {
             let mut removed = false;
             for id in self.list()? {
-                if known.contains(id.as_str()) {
+                if known.contains(id.as_str()) || of_images.contains(id.as_str()) {
                     continue;
                 }
                 match self.remove(&id) {
