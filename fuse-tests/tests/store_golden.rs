@@ -75,7 +75,7 @@ fn store(driver: &'static str, marks: &str, script: &str) -> TestStore {
     std::fs::create_dir(&root).unwrap();
     let space = if env::is_machine_root() { "trusted" } else { "user" };
     sh(&root, &format!("set -e; SPACE={space}; {FILL}{marks}{script}"));
-    TestStore { sandbox, root, run_root, driver, arguments: Vec::new() }
+    TestStore { sandbox, root, run_root, driver, mounts_home: false, arguments: Vec::new() }
 }
 
 const TOP: &str = "./a2 ./d ./d/c ./e ./m ./n ./o ./o/y ";

@@ -520,22 +520,18 @@ pub(super) fn recover_staging(home: &Home) -> Result<()> {
     names.iter().try_for_each(|name| remove_staging(home, name))
 }
 
-/// Does the same, and fails if any are left.
+/// Removes the directories of `staging` whose owners are gone, and fails if any is left.
 ///
 /// # Errors
 /// `Busy` if one has an owner, or none that can be told; those of removing.
 pub(super) fn prune_staging(home: &Home) -> Result<()> {
     recover_staging(home)?;
-    match staging_names(home)?.and_then(|(_, names)| names.into_iter().next()) {
-        Some(name) => {
-            let path = show_path(&home.join(&[STAGING, &name]));
-            Err(Error::Busy {
-                what: format!("{path}: a layer is being unpacked there; try again when it is done")
-                    .into(),
-            })
-        }
-        None => Ok(()),
-    }
+    let Some((_, names)) = staging_names(home)? else { return Ok(()) };
+    let Some(name) = names.first() else { return Ok(()) };
+    let path = show_path(&home.join(&[STAGING, name]));
+    Err(Error::Busy {
+        what: format!("{path}: a layer is being unpacked there; try again when it is done").into(),
+    })
 }
 
 fn remove_staging(home: &Home, name: &[u8]) -> Result<()> {
