@@ -45,6 +45,11 @@ impl Peer {
         Peer { name: name.into(), kind }
     }
 
+    /// Tells whether a program serves it.
+    pub fn has_server(&self) -> bool {
+        matches!(self.kind, Kind::Program { .. })
+    }
+
     /// Tells whether it needs no mount.
     pub fn is_native(&self) -> bool {
         self.kind == Kind::Native

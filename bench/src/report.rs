@@ -6,6 +6,7 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
+use crate::control::Counts;
 use crate::peer::Peer;
 use crate::scenario::{Sample, Scenario};
 
@@ -19,9 +20,11 @@ pub struct Report {
     failures: Vec<String>,
 }
 
+#[derive(Default)]
 struct Row {
     name: String,
     samples: BTreeMap<String, Vec<Sample>>,
+    requests: BTreeMap<String, Counts>,
 }
 
 /// What a table shows of a sample.
@@ -37,12 +40,7 @@ impl Report {
     /// Takes the samples of one run.
     pub fn add(&mut self, scenario: &Scenario, peer: &Peer, samples: Vec<Sample>) {
         for (name, sample) in scenario.names().into_iter().zip(samples) {
-            let known = self.rows.iter().position(|row| row.name == name);
-            let at = known.unwrap_or_else(|| {
-                self.rows.push(Row { name: name.clone(), samples: BTreeMap::new() });
-                self.rows.len() - 1
-            });
-            let Some(row) = self.rows.get_mut(at) else { continue };
+            let row = row(&mut self.rows, &name);
             let first = row.samples.values().flatten().next();
             if let Some(other) = first.filter(|other| other.check != sample.check) {
                 let text =
@@ -51,6 +49,13 @@ impl Report {
                 self.failures.push(format!("wrong result: {text}"));
             }
             row.samples.entry(peer.name.clone()).or_default().push(sample);
+        }
+    }
+
+    /// Takes the requests of one run.
+    pub fn count(&mut self, scenario: &Scenario, peer: &Peer, samples: Vec<Sample>) {
+        for (name, sample) in scenario.names().iter().zip(samples) {
+            row(&mut self.rows, name).requests.insert(peer.name.clone(), sample.requests);
         }
     }
 
@@ -113,7 +118,7 @@ impl Report {
         });
         text += "\nRequests to the server.\n\n";
         self.table(&mut text, |row, peer| {
-            let requests = &row.samples.get(peer)?.last()?.requests;
+            let requests = row.requests.get(peer)?;
             if requests.is_empty() {
                 return None;
             }
@@ -211,6 +216,15 @@ impl Report {
         }
         svg + "</svg>\n"
     }
+}
+
+/// The row of a step, made where it is missing.
+fn row<'a>(rows: &'a mut Vec<Row>, name: &str) -> &'a mut Row {
+    let at = rows.iter().position(|row| row.name == name).unwrap_or_else(|| {
+        rows.push(Row { name: name.into(), ..Row::default() });
+        rows.len() - 1
+    });
+    &mut rows[at]
 }
 
 impl Row {

@@ -61,11 +61,12 @@ pub const ALLOWED: &[Allowed] = &[
         },
     },
     Allowed {
-        reason: "renaming one name of a file to another of its names does nothing; in a user namespace the kernel takes the two \
-             names of a copied-up file for two files, and gives up",
+        reason: "renaming one name of a file to another of its names, or exchanging the two, does nothing; in a user namespace the \
+             kernel takes the two names of a copied-up file for two files, and gives up",
         applies: |op, ours, kernel| {
             let apart = !env::is_initial_namespace();
-            apart && op.verb == Verb::rename && (ours, kernel) == ("ok", "ESTALE")
+            let is_rename = [Verb::rename, Verb::exchange].contains(&op.verb);
+            apart && is_rename && (ours, kernel) == ("ok", "ESTALE")
         },
     },
 ];
@@ -136,6 +137,19 @@ pub struct Lesser {
 }
 
 impl Config {
+    /// What the names of the kernel's marks begin with.
+    fn prefix(&self) -> &'static str {
+        if self.options[1] == "userxattr" { "user.overlay." } else { env::overlay_prefix() }
+    }
+
+    /// A line of a layer, its mark by the name that the kernel reads.
+    fn mark<'a>(&self, line: &'a str) -> std::borrow::Cow<'a, str> {
+        match line.strip_prefix("opaque ") {
+            Some(path) => format!("xattr {path} {}opaque y", self.prefix()).into(),
+            None => line.into(),
+        }
+    }
+
     fn may_remount(&self) -> bool {
         self.index || !self.links
     }
@@ -354,8 +368,8 @@ pub fn run_batch(cases: &[Case], config: &Config) -> Result<(), Failure> {
         for (layer, lines) in layers.iter_mut().zip(&case.layers) {
             let root = layer.join(directory(index));
             std::fs::create_dir(&root).unwrap();
-            try_fill(&root, &lines.join("\n"))
-                .map_err(|text| Failure { case: Some(index), text })?;
+            let lines = lines.iter().map(|line| config.mark(line)).collect::<Vec<_>>().join("\n");
+            try_fill(&root, &lines).map_err(|text| Failure { case: Some(index), text })?;
         }
     }
     let _packed = config.image.map(|image| Packed::new(&sandbox, &layers, image));
@@ -420,7 +434,8 @@ pub fn run_batch(cases: &[Case], config: &Config) -> Result<(), Failure> {
         // A whiteout in a directory with a redirect hides what lies elsewhere.
         let is_plain = matches!(config.renames, Renames::Refused | Renames::Copied);
         if let Some((upper, work)) = ours.upper.as_ref().filter(|_| is_plain) {
-            check_upper(&sandbox, upper, work).map_err(|text| Failure { case: None, text })?;
+            check_upper(&sandbox, upper, work, config)
+                .map_err(|text| Failure { case: None, text })?;
         }
         let crossed = |spec: &Spec, other: &Spec| spec.clone().on_upper_of(other).mount();
         let (a, b) = (crossed(&ours, &kernel), crossed(&kernel, &ours));
@@ -432,10 +447,18 @@ pub fn run_batch(cases: &[Case], config: &Config) -> Result<(), Failure> {
 
 /// What must hold in an upper layer that is not mounted: a whiteout only where it hides something (so none in an opaque
 /// directory), no names that the kernel would show, nothing left in the work directory.
-fn check_upper(sandbox: &Sandbox, upper: &Path, work: &Path) -> Result<(), String> {
+fn check_upper(
+    sandbox: &Sandbox,
+    upper: &Path,
+    work: &Path,
+    config: &Config,
+) -> Result<(), String> {
     let options = Options { private_xattrs: true, check_ino: false, ..Options::default() };
     let tree = tree::snapshot_with(upper, options);
     let mut lowers = sandbox.side(Kind::Kernel, "lowers").read_only();
+    if !config.options[1].is_empty() {
+        lowers = lowers.option(config.options[1]);
+    }
     if lowers.lowers.len() == 1 {
         // The kernel refuses a single layer.
         let empty = sandbox.root().join("empty");
@@ -443,7 +466,7 @@ fn check_upper(sandbox: &Sandbox, upper: &Path, work: &Path) -> Result<(), Strin
         lowers.lowers.push(empty);
     }
     let lowers = lowers.mount();
-    let opaque = format!("xattr {}opaque", env::overlay_prefix());
+    let opaque = format!("xattr {}opaque", config.prefix());
     let mut problems = String::new();
     for (path, entry) in &tree.entries {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
@@ -600,15 +623,21 @@ impl Run<'_> {
 }
 
 /// In a user namespace, or from a filesystem without a UUID or file handles, the kernel cannot tell where a file was copied up from. When a lower file has got a second name, its two
-/// names then have different inode numbers until the next mount, so one file looks like two. Removed from `tree` is what `other`
-/// does not see.
+/// names then have different inode numbers until the next mount, so one file looks like two, one of which may have more names. Removed
+/// from `tree` is what `other` does not see.
 fn forgive_links(tree: &mut Snapshot, other: &Snapshot, knows_origins: bool) {
     if knows_origins {
         return;
     }
+    let firsts: BTreeMap<PathBuf, String> =
+        tree.entries.iter().map(|(path, entry)| (path.clone(), entry.get(LINK).into())).collect();
+    let first_of = |path: &str| firsts.get(Path::new(path)).map_or("", String::as_str);
     for (path, entry) in &mut tree.entries {
-        if other.get(path).is_some_and(|other| other.get(LINK).is_empty()) {
+        let Some(seen) = other.get(path).map(|other| other.get(LINK)) else { continue };
+        if seen.is_empty() {
             entry.clear(LINK);
+        } else if !entry.get(LINK).is_empty() && first_of(seen) == entry.get(LINK) {
+            entry.set(LINK, seen);
         }
     }
 }

@@ -316,6 +316,24 @@ fn setuid_in_an_xattr_goes_with_a_write() {
     );
 }
 
+// The bit that says so is in an xattr, which the kernel does not see.
+#[test]
+fn a_symlink_in_a_setgid_directory_is_the_groups() {
+    needs_root!();
+    let mut sandbox = Sandbox::new();
+    sandbox.layer("dir d 2775\nowner d 1000 2000\ndir e 755\nowner e 1000 2000");
+    let mount = sandbox.spec(Kind::Lamina).option("xattr_permissions=2").mount();
+    sh(mount.path(), "ln -s x d/l; ln -s x e/l; touch d/f");
+    assert_eq!(
+        show(mount.path(), &["d/l", "e/l", "d/f"]),
+        [
+            "d/l 0:2000 777 symbolic link",
+            "e/l 0:0 777 symbolic link",
+            "d/f 0:2000 644 regular file"
+        ]
+    );
+}
+
 // An engine within an engine: its own marks are data of the mount, and come back as they were.
 #[test]
 fn marks_of_an_engine_inside_are_its_own() {

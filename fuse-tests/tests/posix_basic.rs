@@ -597,6 +597,23 @@ fn setgid_directories() {
     });
 }
 
+// What is set for objects to come says nothing of the directory's own mode.
+both!(a_default_acl_keeps_setgid);
+fn a_default_acl_keeps_setgid() {
+    same(|dir, t| {
+        t.sh(dir, "chown 1234:77 d e; chmod 2775 d e");
+        for which in ["-d", ""] {
+            t.sh(
+                dir,
+                &format!(
+                    "setpriv --reuid 1234 --regid 1234 --clear-groups \
+                     setfacl {which} -m u:55:rx d e 2>&1; stat -c '%n %a %u %g' d e"
+                ),
+            );
+        }
+    });
+}
+
 both!(umask_of_the_caller);
 fn umask_of_the_caller() {
     same(|dir, t| {

@@ -237,8 +237,15 @@ impl Union {
         if to.layer.is_leftover(name) {
             return Err(Errno::INVAL.into());
         }
-        let is_ours = owner.to_store() == (Some(self.uid), Some(self.gid))
-            && (upper.carrier.is_none() || matches!(what, What::Symlink(_)));
+        let is_plain = match upper.carrier {
+            None => true,
+            // The directory's group would not come by itself: its setgid bit is kept in an xattr.
+            Some(_) => {
+                matches!(what, What::Symlink(_))
+                    && u32::from(to.stat()?.stx_mode) & libc::S_ISGID == 0
+            }
+        };
+        let is_ours = is_plain && owner.to_store() == (Some(self.uid), Some(self.gid));
         let new = New { umask: caller.umask, owner, dir, to, name, mode, what };
         let is_nested = matches!(what, What::Whiteout);
         let is_ours = is_ours && !is_nested;

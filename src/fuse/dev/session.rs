@@ -367,11 +367,12 @@ impl Session {
     ) -> Answer<()> {
         let flags = XattrFlags::from_bits_retain(flags);
         self.dispatch.setxattr(header.node, name, value, flags)?;
+        // The kernel says it of default ACLs as well, which nobody's permissions are in.
         let kill = match kills_setgid {
+            _ if name != b"system.posix_acl_access" => None,
             Some(kills) => kills.then(|| writer(header)),
             // Kernels that do not say: those without SETXATTR_EXT, before Linux 5.12.
-            None if name == b"system.posix_acl_access" => self.unprivileged(header),
-            None => None,
+            None => self.unprivileged(header),
         };
         kill.map_or(Ok(()), |writer| self.dispatch.drop_foreign_setgid(header.node, writer))
     }
