@@ -431,3 +431,22 @@ fn a_name_goes_of_several_that_others_have_made() {
     assert_eq!(text(c.m("a")), "content");
     assert_eq!(names(c.m("")), ["a", "d"]);
 }
+
+// What a server forgets at the making was made good by a mode that knew nothing of what a directory hands down.
+#[test]
+fn setgid_is_inherited_where_a_server_forgets_sticky() {
+    needs_root!();
+    let server = Server::Bindfs(&["--xattr-none"]);
+    if let Some(reason) = server.missing() {
+        skip!("{reason}");
+    }
+    let mut l = Lesser::new(server, "dir d 2777");
+    sh(l.m("d"), "umask 0; mkdir -m 1755 sub; mkdir e; chmod 2700 e; mkdir -m 1711 e/sub");
+    // mkdir(1) sets a mode by a call of its own; mkdir(2) does not.
+    rustix::fs::mkdir(l.m("d/made"), rustix::fs::Mode::from_raw_mode(0o1750)).unwrap();
+    for (path, mode) in [("sub", 0o3755), ("e", 0o2700), ("e/sub", 0o3711), ("made", 0o3750)] {
+        let path = l.m(&format!("d/{path}"));
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, mode, "{}", path.display());
+    }
+    l.check_remount();
+}

@@ -170,3 +170,35 @@ fn protected_objects_are_refused_as_by_the_kernel() {
         ),
     );
 }
+
+/// `sync` and `noatime` go along with a copy, of data or of attributes alone, and nothing else does.
+#[test]
+fn flags_that_are_copied_up() {
+    needs_root!();
+    needs_kernel_overlay!();
+    for option in ["", "metacopy=on"] {
+        let mut sandbox = Sandbox::new();
+        let layer = sandbox.layer("");
+        let prepare = "mkdir sync both
+            echo x | tee sync/f both/f none noatime nodump >/dev/null
+            chattr +S sync; chattr +AS both both/f; chattr +A noatime sync/f; chattr +d nodump";
+        if !run(&layer, prepare) {
+            skip!("no flags here");
+        }
+        let change = "echo y >>sync/f; chmod 600 noatime both/f; touch both none nodump
+            lsattr -d sync sync/f both both/f none noatime nodump";
+        let [ours, kernels] =
+            [(Kind::Lamina, "ours"), (Kind::Kernel, "kernels")].map(|(kind, name)| {
+                let mut spec = sandbox.side(kind, name);
+                spec.options.extend((!option.is_empty()).then(|| option.to_owned()));
+                let upper = spec.upper.clone().unwrap().0;
+                let mount = spec.mount();
+                let shown = outcomes(mount.path(), change);
+                mount.unmount();
+                (shown, outcomes(&upper, "lsattr -d sync sync/f both both/f none noatime nodump"))
+            });
+        assert_eq!(ours, kernels, "{option}");
+        let has = |flag| ours.1.matches(flag).count();
+        assert_eq!((has('S'), has('A')), (3, 4), "{}", ours.1);
+    }
+}

@@ -2,7 +2,7 @@
 //! `FS_IOC_FSSETXATTR` (ioctl_iflags(2), ioctl_xfs_fsgetxattr(2)).
 #![allow(unsafe_code, reason = "ioctl(2) has no safe form")]
 
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::io::Errno;
 use rustix::ioctl::{Getter, Setter, ioctl, opcode};
@@ -15,7 +15,12 @@ pub const APPEND: u32 = 0x20;
 /// `FS_IMMUTABLE_FL`: nothing changes.
 pub const IMMUTABLE: u32 = 0x10;
 
-/// The two in the flags of `struct fsxattr`.
+/// `FS_SYNC_FL`: each write is durable.
+pub const SYNC: u32 = 0x08;
+/// `FS_NOATIME_FL`: reading does not change the access time.
+pub const NOATIME: u32 = 0x80;
+
+/// The first two in the flags of `struct fsxattr`.
 const XFLAG_APPEND: u32 = 0x10;
 const XFLAG_IMMUTABLE: u32 = 0x08;
 
@@ -49,6 +54,30 @@ pub fn set(file: BorrowedFd<'_>, flags: u32) -> Result<(), Errno> {
 pub fn get_fsxattr(file: BorrowedFd<'_>) -> Result<FsXattr, Errno> {
     // SAFETY: the ioctl writes one struct fsxattr, which is 28 bytes and may lie anywhere.
     unsafe { ioctl(file, Getter::<GET_FSXATTR, FsXattr>::new()) }
+}
+
+/// Gives `to` those of the flags of `from` that a copy keeps: [`SYNC`] and [`NOATIME`]. Neither is an `O_PATH`
+/// handle. What has no flags has none of these, and is not given any.
+///
+/// # Errors
+/// Those of the ioctls but `ENOTTY`, `EINVAL` and `EOPNOTSUPP`.
+pub fn pass_on(
+    from: BorrowedFd<'_>,
+    to: impl FnOnce() -> Result<OwnedFd, Errno>,
+) -> Result<(), Errno> {
+    let unless_absent = |result| match result {
+        Err(Errno::NOTTY | Errno::INVAL | Errno::OPNOTSUPP) => Ok(None),
+        result => result.map(Some),
+    };
+    let kept = unless_absent(get(from))?.unwrap_or(0) & (SYNC | NOATIME);
+    if kept == 0 {
+        return Ok(());
+    }
+    let to = to()?;
+    match unless_absent(get(to.as_fd()))? {
+        Some(own) => set(to.as_fd(), own & !(SYNC | NOATIME) | kept),
+        None => Ok(()),
+    }
 }
 
 /// Sets `struct fsxattr`, raw.

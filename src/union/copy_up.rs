@@ -29,6 +29,7 @@ use crate::layer::{self, UPPER};
 use crate::marks;
 use crate::overrides::Override;
 use crate::sys;
+use crate::sys::inode_flags;
 use crate::sys::name::At;
 use crate::sys::stat::Statx;
 use crate::sys::xattr::{self, Target};
@@ -143,6 +144,12 @@ impl Union {
         let is_given_up = || self.interrupts.is_given_up();
         sys::data::copy(source.file.as_fd(), to, len, whole, &is_given_up)
             .at("copy_file_range", || "from a lower file to work")?;
+        // Not before: data would be written through to the disk bit by bit.
+        match &itself {
+            None => inode_flags::pass_on(from, || rustix::io::fcntl_dupfd_cloexec(to, 0)),
+            Some(itself) => pass_on_flags(itself.as_fd(), to),
+        }
+        .at("ioctl", || "the flags of a copy in work")?;
         let from = if source.lent { Target::Handle(from) } else { Target::Open(from) };
         let route = self.route(source.layer, upper);
         copy_attributes(&upper.work, route, from, Target::Open(to), stat)?;
@@ -385,6 +392,15 @@ impl Union {
         let work = upper.work.dir.handle()?;
         let made = Target::Name(At::new(work.as_fd(), &temp.name));
         self.set_origin(upper, (from.as_fd(), &stat), made)?;
+        match sys::open::directory(from.as_fd(), b".") {
+            Ok(from) => inode_flags::pass_on(from.as_fd(), || {
+                sys::open::directory(work.as_fd(), &temp.name)
+            }),
+            // We may not list it, nor need to.
+            Err(Errno::ACCESS) => Ok(()),
+            Err(errno) => Err(errno),
+        }
+        .at("ioctl", || "the flags of a copy in work")?;
         let route = self.route(source.layer.index, upper);
         copy_attributes(&upper.work, route, Target::Handle(from.as_fd()), made, &stat)?;
 
@@ -418,6 +434,18 @@ impl Union {
             Leaf::Handle(fd) => sys::open::reopen(fd, rustix::fs::OFlags::PATH),
             Leaf::Name(at) => sys::open::handle(at.dir, at.name),
         })
+    }
+}
+
+/// Gives a copy the flags of the file behind an `O_PATH` handle, unless we may not read it.
+pub(super) fn pass_on_flags(
+    from: BorrowedFd<'_>,
+    to: BorrowedFd<'_>,
+) -> std::result::Result<(), Errno> {
+    match sys::open::reopen(from, rustix::fs::OFlags::RDONLY) {
+        Ok(from) => inode_flags::pass_on(from.as_fd(), || rustix::io::fcntl_dupfd_cloexec(to, 0)),
+        Err(Errno::ACCESS) => Ok(()),
+        Err(errno) => Err(errno),
     }
 }
 

@@ -287,12 +287,14 @@ impl Union {
         };
         let stat = look()?;
         // Lost where a server makes the object first and gives it to its owner then.
-        let lost = mode & !u32::from(stat.stx_mode) & 0o7000;
+        let has = u32::from(stat.stx_mode) & 0o7777;
+        let lost = mode & !has & 0o7000;
         if lost == 0 || self.uid != 0 || matches!(what, What::Symlink(_)) {
             return Ok((file, stat));
         }
         to.call("chmod", name, |at| {
-            sys::name::chmod_handle(&sys::open::handle(at.dir, at.name)?, mode)
+            // It may have more than it was made with: setgid, of a directory that hands it down.
+            sys::name::chmod_handle(&sys::open::handle(at.dir, at.name)?, has | lost)
         })?;
         let stat = look()?;
         Ok((file, stat))

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use rustix::fs::RenameFlags;
 
 use self::plan::{Case, LowerParts, Side, Step, plan_rename};
+use self::publish::Publish;
 use super::attr::FileType;
 use super::copy_up::Extent;
 use super::create::check_name;
@@ -213,7 +214,7 @@ impl Union {
         } else {
             None
         };
-        self.publish_rename(upper, &plan, &old, &new)?;
+        Publish { union: self, upper, plan, old: &old, new: &new }.run()?;
         if case.below_target && target.is_none() && !case.whiteout {
             upper.work.uncover(new.upper, new_name);
         }

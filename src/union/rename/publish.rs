@@ -18,15 +18,20 @@ use crate::union::copy_up::copy_attributes;
 use crate::union::readdir::shows_nothing;
 use crate::union::{Union, Upper};
 
-impl Union {
-    /// Publishes a rename that is planned: marks first, which change nothing yet, then the one rename(2).
-    pub(super) fn publish_rename(
-        &self,
-        upper: &Upper,
-        plan: &Plan,
-        old: &End<'_>,
-        new: &End<'_>,
-    ) -> Result<()> {
+/// A rename that is planned and prepared.
+#[derive(Clone, Copy)]
+pub(super) struct Publish<'a> {
+    pub(super) union: &'a Union,
+    pub(super) upper: &'a Upper,
+    pub(super) plan: Plan,
+    pub(super) old: &'a End<'a>,
+    pub(super) new: &'a End<'a>,
+}
+
+impl Publish<'_> {
+    /// Publishes it: marks first, which change nothing yet, then the one rename(2).
+    pub(super) fn run(&self) -> Result<()> {
+        let Self { upper, plan, old, new, .. } = *self;
         // An opaque mark changes nothing yet: what is marked has no lower parts here.
         if plan.opaque_source {
             old.upper.call("setxattr", old.name, |at| upper.work.set_opaque(at))?;
@@ -38,9 +43,9 @@ impl Union {
         if plan.is_swap() && !can.exchange
             || plan.flags.contains(RenameFlags::WHITEOUT) && !can.rename_whiteout
         {
-            return self.rename_by_covers(upper, plan, old, new);
+            return self.by_covers();
         }
-        self.rename_or_clear(upper, plan, old, new)?;
+        self.rename_or_clear()?;
         if plan.drop_whiteout {
             // Done already as far as anybody can see; a whiteout that stays hides nothing.
             if let Err(error) = old.upper.call("unlinkat", old.name, sys::name::unlink) {
@@ -51,22 +56,17 @@ impl Union {
     }
 
     /// Renames with a cover under the old name, in place of the whiteout under the new one, or both
-    /// (see [`super::cover`]). The one rename(2) publishes all of it.
-    fn rename_by_covers(
-        &self,
-        upper: &Upper,
-        plan: &Plan,
-        old: &End<'_>,
-        new: &End<'_>,
-    ) -> Result<()> {
+    /// (see [`cover`](crate::union::cover)). The one rename(2) publishes all of it.
+    fn by_covers(&self) -> Result<()> {
+        let Self { upper, plan, old, new, .. } = *self;
         let work = &upper.work;
-        let plain = Plan { flags: RenameFlags::empty(), ..*plan };
+        let plain = Self { plan: Plan { flags: RenameFlags::empty(), ..plan }, ..*self };
         if plan.is_swap() {
             work.make_way(new.upper, new.name)?;
         }
         let covered = if plan.leaves_whiteout { work.cover(old.upper, old.name) } else { Ok(()) };
         let renamed = covered.and_then(|()| {
-            self.rename_or_clear(upper, &plain, old, new).inspect_err(|_| {
+            plain.rename_or_clear().inspect_err(|_| {
                 if plan.leaves_whiteout {
                     work.uncover(old.upper, old.name);
                 }
@@ -87,13 +87,8 @@ impl Union {
         Ok(())
     }
 
-    fn rename_or_clear(
-        &self,
-        upper: &Upper,
-        plan: &Plan,
-        old: &End<'_>,
-        new: &End<'_>,
-    ) -> Result<()> {
+    fn rename_or_clear(&self) -> Result<()> {
+        let Self { plan, old, new, .. } = *self;
         match rename_upper(old, new, plan.flags) {
             Err(error)
                 if plan.clear_target
@@ -101,7 +96,7 @@ impl Union {
                     && matches!(error.errno(), Errno::NOTEMPTY | Errno::EXIST | Errno::PERM)
                     && holds_only_marks(new)? =>
             {
-                self.rename_over_whiteouts(upper, plan, old, new)
+                self.over_whiteouts()
             }
             done => done,
         }
@@ -109,13 +104,8 @@ impl Union {
 
     /// Renames a directory over one that is empty but for whiteouts. An empty one that looks the
     /// same takes that one's place first, and gives it back should the rename fail.
-    fn rename_over_whiteouts(
-        &self,
-        upper: &Upper,
-        plan: &Plan,
-        old: &End<'_>,
-        new: &End<'_>,
-    ) -> Result<()> {
+    fn over_whiteouts(&self) -> Result<()> {
+        let Self { upper, plan, old, new, .. } = *self;
         if !upper.work.can.exchange {
             upper.work.clear(new.upper, new.name)?;
             rename_upper(old, new, plan.flags)?;
@@ -124,7 +114,7 @@ impl Union {
         }
         let target = new.upper.call("openat", new.name, |at| sys::open::handle(at.dir, at.name))?;
         let stat = sys::stat::of(&target)
-            .and_then(|stat| self.seen_in_upper(Target::Handle(target.as_fd()), stat))
+            .and_then(|stat| self.union.seen_in_upper(Target::Handle(target.as_fd()), stat))
             .at("statx", || new.upper.describe(new.name))?;
         let empty = upper.work.make_directory(0o700)?;
         if plan.opaque_source || plan.redirect_source {
@@ -132,7 +122,7 @@ impl Union {
         }
         let work = upper.work.dir.handle()?;
         let dressed = Target::Name(At::new(work.as_fd(), &empty.name));
-        let route = self.route(UPPER, upper);
+        let route = self.union.route(UPPER, upper);
         copy_attributes(&upper.work, route, Target::Handle(target.as_fd()), dressed, &stat)?;
         upper.work.exchange(&empty, new.upper, new.name)?;
         rename_upper(old, new, plan.flags).inspect_err(|_| {
