@@ -279,6 +279,47 @@ fn mounts_are_counted_over_many_processes() {
     });
 }
 
+// After a change of owners the newest content is empty, and what was changed lies in the older one.
+both!(changes_are_told_of_all_contents_of_a_layer);
+fn changes_are_told_of_all_contents_of_a_layer() {
+    for driver in ["overlay", "overlay2"] {
+        let (store, _) = with_base(driver, "fuse");
+        store.ok(&["layer", "create-rw", "--parent", "base", "top"]);
+        let merged = store.mount(&["--backend", "fuse", "top"]);
+        sh(&merged, "echo new > n; rm gone");
+        store.unmount("top");
+        let to = ["--to-uidmap", "0:1000:500", "--to-gidmap", "0:1000:500"];
+        store.ok(&[&["layer", "update-id-map"], &to[..], &["top"]].concat());
+        assert_eq!(names(store.diff("top")), [""; 0]);
+        let told = changes(&store, &["top"]);
+        for line in ["A /n\n", "D /gone\n", "C /d/a\n"] {
+            assert!(told.contains(line), "{driver}: {line}: {told}");
+        }
+    }
+}
+
+// Docker's driver takes all mounts down when it ends.
+both!(cleaning_up_takes_mounts_of_old_drivers_down);
+fn cleaning_up_takes_mounts_of_old_drivers_down() {
+    for driver in ["overlay1", "aufs"] {
+        let (store, _) = with_base(driver, "fuse");
+        let places = ["one", "two"].map(|id| {
+            store.ok(&["layer", "create-rw", "--parent", "base", id]);
+            store.mount(&["--backend", "fuse", id]);
+            store.mount(&[id])
+        });
+        put(places[0].join("written"), "x");
+        store.ok(&["store", "cleanup"]);
+        assert!(!places.iter().any(|merged| is_mounted(merged)));
+        assert_eq!(text(store.diff("one").join("written")), "x");
+        store.check_no_leftovers();
+        store.ok(&["store", "cleanup"]);
+        for id in ["one", "two", "base"] {
+            store.ok(&["layer", "remove", id]);
+        }
+    }
+}
+
 both!(what_cannot_be_is_refused_alike);
 fn what_cannot_be_is_refused_alike() {
     for (driver, _) in ALL {

@@ -3,9 +3,10 @@
 use std::fs::{self, File, Permissions};
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
 
-use fuse_tests::both;
 use fuse_tests::case::{said, text};
 use fuse_tests::store::{TestStore, lock_classically, stat_of};
+use fuse_tests::trace::no_strace;
+use fuse_tests::{both, needs_root, skip};
 
 // Other programs read the same directories: every name, text and mode counts.
 both!(the_layout_is_that_of_containers_storage);
@@ -287,4 +288,34 @@ fn layers_come_from_archives_and_go_to_them() {
     store.fails(&["layer", "diff", "--id", "torn"]);
     store.check_no_leftovers();
     std::fs::remove_file(file).unwrap();
+}
+
+/// How often a command calls each of these.
+fn syncs(store: &TestStore, words: &[&str]) -> [usize; 2] {
+    let log = store.sandbox.root().join("syncs");
+    let command = store.command(words);
+    let mut strace = std::process::Command::new("strace");
+    strace.args(["-f", "-qq", "-e", "trace=fsync,fdatasync,syncfs", "-o"]).arg(&log);
+    let status = strace.arg(command.get_program()).args(command.get_args()).status().unwrap();
+    assert!(status.success(), "{words:?}");
+    let log = text(&log);
+    ["syncfs(", "sync("].map(|call| log.lines().filter(|line| line.contains(call)).count())
+}
+
+// `sync=filesystem`: all that was written into the parents is on disk before their child is there.
+#[test]
+fn the_filesystem_is_synced_when_it_is_asked_for() {
+    needs_root!();
+    if let Some(reason) = no_strace() {
+        skip!("{reason}");
+    }
+    let mut store = TestStore::new();
+    store.layer("base", None, "");
+    let [whole, files] = syncs(&store, &["layer", "create", "--parent", "base", "a"]);
+    assert!(whole == 0 && files > 2, "{whole} calls of syncfs, {files} of fsync");
+    store.arguments = vec!["--storage-opt".into(), "overlay.sync=filesystem".into()];
+    let [whole, files] = syncs(&store, &["layer", "create", "--parent", "base", "b"]);
+    assert!(whole == 1 && files > 2, "{whole} calls of syncfs, {files} of fsync");
+    store.arguments = vec!["--storage-opt".into(), "overlay.sync=none".into()];
+    assert_eq!(syncs(&store, &["layer", "create-rw", "--parent", "b", "c"])[0], 0);
 }

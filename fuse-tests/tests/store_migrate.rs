@@ -84,7 +84,7 @@ fn new_store(driver: &'static str) -> TestStore {
 fn command(from: &TestStore, to: &TestStore, words: &[&str]) -> Command {
     let mut command = Command::new(env::lamina());
     command.args(["store", "migrate", "--to-driver", to.driver]).args(words);
-    command.arg("--runroot").arg(&to.run_root).arg(&from.root).arg(&to.root);
+    command.arg("--runroot").arg(&from.run_root).arg(&from.root).arg(&to.root);
     command
 }
 

@@ -432,7 +432,8 @@ fn link(dir: &Arc<Dir>, name: &[u8], to_dir: &Arc<Dir>, to: &[u8]) -> Result<()>
     to_dir.call("linkat", to, |to| sys::name::link(At::new(from.as_fd(), name), to))
 }
 
-fn times(stat: &Statx) -> Timestamps {
+/// Returns the access and modification times of an object, to give them to another.
+pub(crate) fn times(stat: &Statx) -> Timestamps {
     let spec =
         |seconds, nanoseconds: u32| Timespec { tv_sec: seconds, tv_nsec: nanoseconds.into() };
     Timestamps {

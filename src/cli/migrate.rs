@@ -10,11 +10,10 @@ use super::apply::bar;
 use super::store::failure;
 use super::{Failure, print};
 use crate::error::{Error, Result};
-use crate::mount::mountinfo;
 use crate::options::show_path;
 use crate::store::layout::io_error;
 use crate::store::migrate::{bring, plan};
-use crate::store::{StoreConfig, Variant, driver};
+use crate::store::{Store, StoreConfig, Variant, driver};
 
 /// Shown below the help.
 pub(super) const NOTES: &str = "\
@@ -40,9 +39,10 @@ pub(super) struct MigrateArgs {
     /// Remove the layers of the old store when all of them were brought and found to be the same
     #[arg(long)]
     remove: bool,
-    /// Directory for running state
-    #[arg(long, value_name = "DIR", default_value = "/run/lamina")]
-    runroot: PathBuf,
+    /// Directory for running state of the old store, where its layers may be mounted [default: runroot
+    /// of storage.conf, or Docker's]
+    #[arg(long, value_name = "DIR")]
+    runroot: Option<PathBuf>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -70,7 +70,12 @@ fn migrate(args: &MigrateArgs) -> Result<(usize, u64)> {
             Some(name) => Variant::parse(name)?,
             None => driver::find(root)?,
         };
-        let (root, run_root) = (root.to_owned(), args.runroot.clone());
+        let run_root = match (&args.runroot, variant) {
+            (Some(path), _) => path.clone(),
+            (None, Variant::Containers) => Store::default_config()?.run_root,
+            (None, _) => "/run/docker".into(),
+        };
+        let root = root.to_owned();
         let options = Vec::new();
         Ok::<_, Error>(StoreConfig { root, run_root, image_store: None, variant, options })
     };
@@ -80,14 +85,12 @@ fn migrate(args: &MigrateArgs) -> Result<(usize, u64)> {
         let path = config.root.join(config.variant.home_name());
         std::fs::canonicalize(&path).map_err(|error| io_error("realpath", &path, error))
     };
-    let (from_home, to_home) = (home(&from)?, home(&to)?);
-    if from_home == to_home {
+    if home(&from)? == home(&to)? {
         return Err(Error::invalid(
             show_path(&args.to),
             "is the old store itself; name another root, or another driver by --to-driver",
         ));
     }
-    refuse_mounts(&[from_home, to_home])?;
     let steps = plan(old.as_ref())?;
     let bytes = steps.iter().map(|step| step.bytes).sum();
     let bar = if std::io::stderr().is_terminal() { bar(bytes) } else { ProgressBar::hidden() };
@@ -101,22 +104,4 @@ fn migrate(args: &MigrateArgs) -> Result<(usize, u64)> {
         }
     }
     Ok((steps.len(), bytes))
-}
-
-/// Fails if a layer of either store is mounted.
-fn refuse_mounts(homes: &[PathBuf]) -> Result<()> {
-    for entry in mountinfo::load()? {
-        let is_beneath =
-            |home: &PathBuf| entry.mount_point.starts_with(home) && entry.mount_point != *home;
-        if homes.iter().any(is_beneath) {
-            return Err(Error::Busy {
-                what: format!(
-                    "{}: is mounted; unmount it first, nobody may use a store that is migrated",
-                    show_path(&entry.mount_point)
-                )
-                .into(),
-            });
-        }
-    }
-    Ok(())
 }

@@ -219,7 +219,7 @@ pub fn run(args: StoreCommandArgs) -> std::result::Result<(), Failure> {
             let done = args.store.open()?.collect(args.orphans).map_err(failure)?;
             print(&findings(&done, args.store.json))
         }
-        StoreCommand::Cleanup(args) => args.open()?.cleanup().map_err(failure),
+        StoreCommand::Cleanup(args) => args.driver()?.cleanup().map_err(failure),
         StoreCommand::Df(args) => df(&args),
         StoreCommand::Migrate(args) => migrate::run(&args),
         StoreCommand::List(args) => {

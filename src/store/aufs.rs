@@ -223,6 +223,15 @@ impl Aufs {
         temp.remove()
     }
 
+    fn unmount_by(&self, id: &LayerId, leave: impl Fn(&Point<'_>) -> Result<bool>) -> Result<()> {
+        if self.ancestors(id)?.is_empty() {
+            return Ok(());
+        }
+        let _locked = self.lock(id, Sharing::Exclusive)?;
+        let point = Point { id, merged: &self.path(MNT, id), run_home: &self.run_home };
+        if leave(&point)? { self.drop_work(id) } else { Ok(()) }
+    }
+
     fn mount_by(
         &self,
         id: &LayerId,
@@ -428,12 +437,17 @@ impl Driver for Aufs {
     }
 
     fn unmount(&self, id: &LayerId) -> Result<()> {
-        if self.ancestors(id)?.is_empty() {
-            return Ok(());
-        }
-        let _locked = self.lock(id, Sharing::Exclusive)?;
-        let merged = self.path(MNT, id);
-        let point = Point { id, merged: &merged, run_home: &self.run_home };
-        if point.leave()? { self.drop_work(id) } else { Ok(()) }
+        self.unmount_by(id, |point| point.leave())
+    }
+
+    fn is_mounted(&self, id: &LayerId) -> Result<bool> {
+        self.ancestors(id)?;
+        Point { id, merged: &self.path(MNT, id), run_home: &self.run_home }.is_mounted()
+    }
+
+    /// Takes all mounts down.
+    fn cleanup(&self) -> Result<()> {
+        let all = |point: &Point<'_>| point.clear().map(|()| true);
+        self.list()?.iter().try_for_each(|id| self.unmount_by(id, all))
     }
 }

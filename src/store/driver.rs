@@ -12,9 +12,10 @@ use super::aufs::Aufs;
 use super::layout::{Home, LayerId, Variant};
 use super::mounts::MountRequest;
 use super::overlay1::{self, Overlay1};
-use super::{Content, CreateOptions, Store, StoreConfig, Whiteouts};
+use super::{Content, CreateOptions, Store, StoreConfig, Whiteouts, flat};
 use crate::archive::view::Stack;
-use crate::error::{Errno, Error, Result};
+use crate::error::{Context, Errno, Error, Result};
+use crate::mount::mountinfo;
 use crate::options::show_path;
 use crate::sys;
 
@@ -88,6 +89,18 @@ pub trait Driver: fmt::Debug {
     /// # Errors
     /// `NoSuchLayer`, and those of unmounting.
     fn unmount(&self, id: &LayerId) -> Result<()>;
+
+    /// Returns whether a layer is mounted, or a copy stands in place of a mount.
+    ///
+    /// # Errors
+    /// `NoSuchLayer`, and those of looking.
+    fn is_mounted(&self, id: &LayerId) -> Result<bool>;
+
+    /// Undoes what mounting layers left, for who is about to give the store up.
+    ///
+    /// # Errors
+    /// `Busy` where an engine may have layers mounted as well; those of unmounting.
+    fn cleanup(&self) -> Result<()>;
 }
 
 /// Writes the content of a new layer.
@@ -308,5 +321,16 @@ impl Driver for Store {
 
     fn unmount(&self, id: &LayerId) -> Result<()> {
         Self::unmount(self, id)
+    }
+
+    fn is_mounted(&self, id: &LayerId) -> Result<bool> {
+        let found = self.get_layer(id)?;
+        let has_copy = flat::find(&found.dir).at("read", || found.home.show(id))?.is_some();
+        let merged = self.mountpoint(&found, id)?;
+        Ok(has_copy || mountinfo::find_top(&mountinfo::load()?, &merged).is_some())
+    }
+
+    fn cleanup(&self) -> Result<()> {
+        Self::cleanup(self)
     }
 }

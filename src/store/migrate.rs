@@ -34,10 +34,16 @@ pub struct Step {
 /// Returns the layers of a store, each behind what it lies on.
 ///
 /// # Errors
-/// `Corrupt` for a layer that is not whole, or on itself; those of reading.
+/// `Busy` if one is mounted; `Corrupt` for a layer that is not whole, or on itself; those of reading.
 pub fn plan(from: &dyn Driver) -> Result<Vec<Step>> {
     let mut todo = Vec::new();
     for id in from.list()? {
+        if from.is_mounted(&id)? {
+            return Err(Error::Busy {
+                what: format!("{id}: is mounted; unmount it first (lamina layer unmount {id})")
+                    .into(),
+            });
+        }
         let parent = from.parent(&id)?;
         let mut bytes = 0;
         for content in from.parts(&id)?.own {

@@ -259,6 +259,19 @@ impl Overlay1 {
         temp.remove()
     }
 
+    fn unmount_by(&self, id: &LayerId, leave: impl Fn(&Point<'_>) -> Result<bool>) -> Result<()> {
+        let locked = lock::layer(&self.home, id, Sharing::Exclusive)?.ok_or_else(|| no_such(id))?;
+        let merged = self.home.join(&[id.bytes(), MERGED]);
+        if !leave(&Point { id, merged: &merged, run_home: &self.run_home })? {
+            return Ok(());
+        }
+        // Copies of the mount that live on in other namespaces end with the directory.
+        match sys::name::rmdir(At::new(locked.dir.as_fd(), MERGED)) {
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(errno) => Err(Error::sys("unlinkat", show_path(&merged), errno)),
+        }
+    }
+
     fn mount_by(
         &self,
         id: &LayerId,
@@ -428,16 +441,18 @@ impl Driver for Overlay1 {
     }
 
     fn unmount(&self, id: &LayerId) -> Result<()> {
-        let locked = lock::layer(&self.home, id, Sharing::Exclusive)?.ok_or_else(|| no_such(id))?;
+        self.unmount_by(id, |point| point.leave())
+    }
+
+    fn is_mounted(&self, id: &LayerId) -> Result<bool> {
+        self.layer(id)?;
         let merged = self.home.join(&[id.bytes(), MERGED]);
-        let point = Point { id, merged: &merged, run_home: &self.run_home };
-        if !point.leave()? {
-            return Ok(());
-        }
-        // Copies of the mount that live on in other namespaces end with the directory.
-        match sys::name::rmdir(At::new(locked.dir.as_fd(), MERGED)) {
-            Ok(()) | Err(Errno::NOENT) => Ok(()),
-            Err(errno) => Err(Error::sys("unlinkat", show_path(&merged), errno)),
-        }
+        Point { id, merged: &merged, run_home: &self.run_home }.is_mounted()
+    }
+
+    /// Takes all mounts down.
+    fn cleanup(&self) -> Result<()> {
+        let all = |point: &Point<'_>| point.clear().map(|()| true);
+        self.list()?.iter().try_for_each(|id| self.unmount_by(id, all))
     }
 }

@@ -53,19 +53,32 @@ impl Point<'_> {
     /// Those of unmounting, and of writing the count.
     pub(super) fn leave(&self) -> Result<bool> {
         let counts = open_counts(self.run_home)?;
-        let entry = mounted(self.merged)?;
         match read_count(&counts, self.id)? {
-            Some(known) if known.count > 1 && entry.is_some() => {
+            Some(known) if known.count > 1 && self.is_mounted()? => {
                 write_count(&counts, self.id, &Count { count: known.count - 1, ..known })?;
-                return Ok(false);
+                Ok(false)
             }
-            _ => (),
+            _ => self.clear().map(|()| true),
         }
-        if let Some(entry) = entry {
+    }
+
+    /// Takes the mount down, however often it is counted.
+    ///
+    /// # Errors
+    /// Those of unmounting, and of removing the count.
+    pub(super) fn clear(&self) -> Result<()> {
+        if let Some(entry) = mounted(self.merged)? {
             take_down(self.merged, &entry)?;
         }
-        drop_count(&counts, self.id)?;
-        Ok(true)
+        drop_count(&open_counts(self.run_home)?, self.id)
+    }
+
+    /// Returns whether it is mounted.
+    ///
+    /// # Errors
+    /// Those of reading the mount table.
+    pub(super) fn is_mounted(&self) -> Result<bool> {
+        Ok(mountinfo::find_top(&mountinfo::load()?, self.merged).is_some())
     }
 
     /// Fails if it is mounted.
@@ -73,7 +86,7 @@ impl Point<'_> {
     /// # Errors
     /// `Busy`, and those of reading the mount table.
     pub(super) fn refuse_mounted(&self) -> Result<()> {
-        if mountinfo::find_top(&mountinfo::load()?, self.merged).is_none() {
+        if !self.is_mounted()? {
             return Ok(());
         }
         let id = self.id;
