@@ -300,6 +300,28 @@ fn what_lies_on_the_way_of_a_redirect_counts() {
     }
 }
 
+// A name that is refused when it is looked up is listed all the same, though nothing else is.
+#[test]
+fn what_cannot_be_looked_up_is_listed() {
+    needs_root!();
+    let mut c = Case::new(1);
+    put(c.l(0, "sub/old/inner"), "inner");
+    for dir in ["one", "two"] {
+        put(c.u(&format!("{dir}/own")), dir);
+        setx(c.u(dir), "trusted.overlay.redirect", "/sub/old");
+    }
+    c.mount();
+    assert_eq!(text(c.m("one/inner")) + &text(c.m("two/inner")), "innerinner");
+    refused(fs::metadata(c.m("sub/old")), Errno::STALE);
+    assert_eq!(
+        fs::read_dir(c.m("sub"))
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name())
+            .collect::<Vec<_>>(),
+        ["old"]
+    );
+}
+
 // Two directories that go on in the same one are two all the same; the kernel refuses the second.
 #[test]
 fn two_redirects_to_one_directory_do_not_mix() {

@@ -267,8 +267,14 @@ impl Union {
         let at_end = rest.peek().is_none();
         for (number, child) in rest {
             let offset = number + 3;
-            let found = match self.find_child(dir, &child) {
-                Ok(Some(found)) => found,
+            let looked = self.find_child(dir, &child).and_then(|found| {
+                let Some(found) = found else { return Ok(None) };
+                let may_be_alias = found.is_alias();
+                let (entered, attr) = self.enter(&node, child.name, found)?;
+                Ok(Some((entered, attr, may_be_alias)))
+            });
+            let (entered, attr, may_be_alias) = match looked {
+                Ok(Some(looked)) => looked,
                 Ok(None) => continue,
                 // One child that cannot be looked at does not hide the others.
                 Err(error) => {
@@ -281,8 +287,6 @@ impl Union {
                     continue;
                 }
             };
-            let may_be_alias = found.is_alias();
-            let (entered, attr) = self.enter(&node, child.name, found)?;
             let entry = Entry::given(&entered, attr);
             let (ino, kind) = (entry.attr.ino, entry.attr.kind());
             let listed = DirEntry { name: child.name, ino, kind, offset };
