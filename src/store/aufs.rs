@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FileType, RenameFlags};
 
 use super::create::{RootStat, make_dir};
-use super::driver::{self, Driver, Fill, Filling, Parts, no_such};
+use super::driver::{self, Driver, Fill, Filling, Parts, has_child, no_such};
 use super::layout::{Home, LayerId, TEMPS, Variant, find_dir, has, read_small, write_small};
 use super::mounts::MountRequest;
 use super::point::{self, Point};
@@ -392,10 +392,7 @@ impl Driver for Aufs {
         Point { id, merged: &merged, run_home: &self.run_home }.refuse_mounted()?;
         for child in self.list()? {
             if self.find(&child)?.is_some_and(|beneath| beneath.contains(id)) {
-                return Err(Error::Busy {
-                    what: format!("{id}: the layer {child} was made on it; remove that first")
-                        .into(),
-                });
+                return Err(has_child(id, &child));
             }
         }
         let temp = TempDir::new(&self.home)?;

@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{RenameFlags, XattrFlags};
 
+use super::driver::no_such;
 use super::layout::{
     ADDITIONAL, COMMITTED, DIFF, EMPTY, Home, LINK, LINK_DIR, LOWER, LOWER_LAYERS, LayerId, LinkId,
     MERGED, Variant, WORK, has, read_small, write_small,
@@ -268,8 +269,8 @@ impl StagedLayer<'_> {
         }
         let _parent = match &self.parent {
             Some((home, parent)) => {
-                let locked = lock::layer(home, parent, Sharing::Shared)?
-                    .ok_or_else(|| Error::NoSuchLayer { id: parent.to_string().into() })?;
+                let locked =
+                    lock::layer(home, parent, Sharing::Shared)?.ok_or_else(|| no_such(parent))?;
                 commit(home, &locked.dir).at("write", || home.show(parent))?;
                 Some(locked)
             }
@@ -334,7 +335,7 @@ fn root_stat(found: &Found<'_>, parent: &LayerId) -> Result<RootStat> {
     let at = || found.home.show(parent);
     let all = contents(found.home, parent, &found.dir)?;
     let Some(diff) = all.first() else {
-        return Err(Error::NoSuchLayer { id: parent.to_string().into() });
+        return Err(no_such(parent));
     };
     let value = sys::xattr::get(Target::Open(diff.dir.as_fd()), OVERRIDE).at("getxattr", at)?;
     if let Some(stat) = value.as_deref().and_then(parse_override) {

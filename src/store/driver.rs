@@ -244,6 +244,13 @@ pub(super) fn no_such(id: &LayerId) -> Error {
     Error::NoSuchLayer { id: id.to_string().into() }
 }
 
+/// Returns the error for a layer that another one needs.
+pub(super) fn has_child(id: &LayerId, child: &LayerId) -> Error {
+    Error::Busy {
+        what: format!("{id}: the layer {child} was made on it; remove that first").into(),
+    }
+}
+
 /// Opens a directory of a layer; `None` if it is missing.
 pub(super) fn content(dir: &OwnedFd, name: &[u8], path: PathBuf) -> Result<Option<Content>> {
     use std::os::fd::AsFd;

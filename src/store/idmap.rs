@@ -10,6 +10,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{CWD, Mode, OFlags, RenameFlags, openat};
 
+use super::driver::no_such;
 use super::layout::{DIFF, LayerId, WORK, diff_name, has};
 use super::mounts::MountRequest;
 use super::{Store, lock};
@@ -55,8 +56,7 @@ impl Store {
             .and_then(|root| change_owners(&root, from, to, &|| show_path(&merged)));
         let unmounted = self.unmount(id);
         changed.and(unmounted)?;
-        let locked = lock::layer(found.home, id, Sharing::Exclusive)?
-            .ok_or_else(|| Error::NoSuchLayer { id: id.to_string().into() })?;
+        let locked = lock::layer(found.home, id, Sharing::Exclusive)?.ok_or_else(|| no_such(id))?;
         rotate(&locked.dir, to).at("renameat", || found.home.show(id))
     }
 }

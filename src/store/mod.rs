@@ -42,6 +42,7 @@ use std::path::{Path, PathBuf};
 
 pub use create::{CreateOptions, StagedLayer};
 pub use driver::{Driver, Filling, Parts};
+use driver::{has_child, no_such};
 pub use layout::{Home, LayerId, Variant};
 pub use mounts::MountRequest;
 pub use options::DriverOptions;
@@ -250,7 +251,7 @@ impl Store {
     /// # Errors
     /// `NoSuchLayer`, and those of openat2(2).
     pub fn get_layer(&self, id: &LayerId) -> Result<Found<'_>> {
-        self.find(id)?.ok_or_else(|| Error::NoSuchLayer { id: id.to_string().into() })
+        self.find(id)?.ok_or_else(|| no_such(id))
     }
 
     /// Returns whether there is such a layer.
@@ -443,10 +444,7 @@ impl Store {
     pub fn lower_contents(&self, found: &Found<'_>, id: &LayerId) -> Result<Vec<Content>> {
         let mut all = Vec::new();
         for lower in self.lowers(found, id)? {
-            let layer = lower
-                .home
-                .layer(&lower.id)?
-                .ok_or_else(|| Error::NoSuchLayer { id: lower.id.to_string().into() })?;
+            let layer = lower.home.layer(&lower.id)?.ok_or_else(|| no_such(&lower.id))?;
             all.extend(contents(lower.home, &lower.id, &layer)?);
         }
         Ok(all)
@@ -490,10 +488,7 @@ impl Store {
                         .is_some_and(|text| first(&text).as_ref() == Some(&by_id)),
                 };
                 if is_child && looked_at.insert(child.clone()) {
-                    return Err(Error::Busy {
-                        what: format!("{id}: the layer {child} was made on it; remove that first")
-                            .into(),
-                    });
+                    return Err(has_child(id, &child));
                 }
             }
         }

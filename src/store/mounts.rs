@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use serde::{Deserialize, Serialize};
 
+use super::driver::no_such;
 use super::layout::{
     COMMITTED, LOWER, LayerId, MERGED, Variant, has, io_error, make_dirs, put_small, read_small,
 };
@@ -243,8 +244,7 @@ impl Store {
     }
 
     fn lock_layer(&self, found: &Found<'_>, id: &LayerId) -> Result<LockedLayer> {
-        lock::layer(found.home, id, Sharing::Exclusive)?
-            .ok_or_else(|| Error::NoSuchLayer { id: id.to_string().into() })
+        lock::layer(found.home, id, Sharing::Exclusive)?.ok_or_else(|| no_such(id))
     }
 
     fn counts(&self) -> Result<OwnedFd> {

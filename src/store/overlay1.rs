@@ -15,7 +15,7 @@ use std::path::PathBuf;
 use rustix::fs::{CWD, Mode, OFlags, RenameFlags, openat};
 
 use super::create::{RootStat, make_dir};
-use super::driver::{self, Driver, Fill, Filling, Parts, no_such};
+use super::driver::{self, Driver, Fill, Filling, Parts, has_child, no_such};
 use super::layout::{Home, LayerId, MERGED, Variant, WORK, find_dir, has, read_small, write_small};
 use super::mounts::MountRequest;
 use super::point::{self, Point};
@@ -396,10 +396,7 @@ impl Driver for Overlay1 {
         for child in self.list()? {
             let Some(layer) = self.find(&child)? else { continue };
             if self.lower_id(&child, &layer)?.as_ref() == Some(id) {
-                return Err(Error::Busy {
-                    what: format!("{id}: the layer {child} was made on it; remove that first")
-                        .into(),
-                });
+                return Err(has_child(id, &child));
             }
         }
         let temp = TempDir::new(&self.home)?;

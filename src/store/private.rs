@@ -8,8 +8,7 @@
 //! `CAP_SYS_ADMIN`, or where something is mounted in the home already, which it would hide. It stays
 //! until [`Store::cleanup`]: engines rely on it as well.
 //!
-//! A crash leaves the home
-//! mounted, or not.
+//! A crash leaves the home mounted, or not.
 
 use std::path::Path;
 

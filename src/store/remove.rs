@@ -6,6 +6,7 @@
 use std::os::fd::AsFd;
 
 use super::additional::notify_release;
+use super::driver::no_such;
 use super::layout::{ADDITIONAL, LayerId, read_small};
 use super::stage::TempDir;
 use super::{Store, flat, lock, stage};
@@ -47,8 +48,7 @@ impl Store {
                 ),
             ));
         }
-        let locked = lock::layer(found.home, id, Sharing::Exclusive)?
-            .ok_or_else(|| Error::NoSuchLayer { id: id.to_string().into() })?;
+        let locked = lock::layer(found.home, id, Sharing::Exclusive)?.ok_or_else(|| no_such(id))?;
         let merged = self.mountpoint(&found, id)?;
         let has_copy = flat::find(&locked.dir).at("read", || found.home.show(id))?.is_some();
         if has_copy || mountinfo::find_top(&mountinfo::load()?, &merged).is_some() {

@@ -7,6 +7,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
+use super::driver::no_such;
 use super::flat::Wanted;
 use super::layout::{Home, LayerId, PROGRAM_FLAG, Variant, WORK, find_dir, replace_small};
 use super::mounts::MountRequest;
@@ -52,7 +53,7 @@ impl Store {
     ) -> Result<Plan> {
         let mut own = contents(found.home, id, &found.dir)?.into_iter();
         let Some(diff) = own.next() else {
-            return Err(Error::NoSuchLayer { id: id.to_string().into() });
+            return Err(no_such(id));
         };
         let mut lowers: Vec<Content> = own.collect();
         lowers.extend(self.lower_contents(found, id)?);
