@@ -12,9 +12,16 @@ use laminafs::archive::input::unpack;
 use laminafs::archive::pax::Records;
 use laminafs::archive::read::Reader;
 use laminafs::archive::sparse::{self, LineReader};
-use laminafs::archive::{ApplyOptions, Digest, Limits, Whiteouts, apply, manifest, path};
+use laminafs::archive::view::Stack;
+use laminafs::archive::{
+    ApplyOptions, Digest, Limits, Whiteouts, apply, buildkit, manifest, path, tar_split,
+};
 use laminafs::fuse::{ServeOptions, replay};
+use laminafs::mount::mountinfo;
 use laminafs::options::{IoMode, MountOptions, Transport};
+
+use laminafs::overrides::Override;
+use laminafs::store::lower;
 
 use crate::unmounted::Place;
 
@@ -27,6 +34,7 @@ pub const TARGETS: &[Target] = &[
     ("reader", reader),
     ("apply", apply_archive),
     ("bundle", bundle),
+    ("record", record),
     ("decoder", decoder),
     ("requests", requests),
     ("options", options),
@@ -50,6 +58,35 @@ pub fn parsers(data: &[u8]) {
     let _ = path::leads_out(data, data);
     let _ = Digest::parse(&String::from_utf8_lossy(data));
     let _ = manifest::with_layers(data, &[]);
+    let _ = Override::parse(data);
+    let _ = mountinfo::parse(data);
+    let _ = lower::parse_lower(data, "lower");
+    let _ = lower::parse_lower_layers(data, "lower-layers");
+    if let Ok(mounts) = serde_json::from_slice::<Vec<buildkit::Mount>>(data) {
+        for at in 0..=mounts.len() {
+            let (lower, upper) = mounts.split_at(at);
+            let _ = buildkit::layers(lower, upper);
+        }
+    }
+}
+
+/// A tar-split record, for a layer with a file, a symlink and a pipe.
+pub fn record(data: &[u8]) {
+    let place = Place::new();
+    let layer = place.0.join("layer");
+    std::fs::create_dir_all(layer.join("d")).unwrap();
+    std::fs::write(layer.join("d/f"), "content").unwrap();
+    std::os::unix::fs::symlink("f", layer.join("d/link")).unwrap();
+    rustix::fs::mknodat(
+        rustix::fs::CWD,
+        layer.join("d/pipe"),
+        rustix::fs::FileType::Fifo,
+        rustix::fs::Mode::RUSR,
+        0,
+    )
+    .unwrap();
+    let stack = Stack::new([(OwnedFd::from(File::open(&layer).unwrap()), layer)]).unwrap();
+    let _ = tar_split::rebuild(&stack, data, std::io::sink());
 }
 
 /// An archive, compressed or not, read to its end.

@@ -1,6 +1,7 @@
 //! Archives of other programs become layers: the same tree as GNU tar unpacks, whiteouts in the form asked for, and what
 //! kernel overlay shows of them.
 
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -346,6 +347,37 @@ fn somebody_without_privilege_gets_what_he_may_have() {
     assert!(is_whiteout(&dir.join("mine/layer/d/g")));
 }
 
+/// Xattrs are set before the mode, which may forbid it.
+#[test]
+fn somebody_without_privilege_gets_xattrs_of_what_cannot_be_written() {
+    needs_root!();
+    let dir = Dir::new();
+    sh(&dir.path, "mkdir mine && chown 1000:1000 mine && chmod 755 .");
+    let archive = dir.join("a.tar");
+    let pax = Item::pax(&[("SCHILY.xattr.user.x", b"kept")]);
+    let items = [
+        pax.clone(),
+        Item::dir("d").mode(0o555).owner(1000, 1000),
+        pax.clone(),
+        Item::file("d/f", "x").mode(0o444).owner(1000, 1000),
+        pax,
+        Item::file("none", "x").mode(0).owner(1000, 1000),
+    ];
+    std::fs::write(&archive, Tar::of(items)).unwrap();
+    sh(&dir.path, &format!("chmod 644 a.tar; install -m 755 {} lamina", env::lamina().display()));
+    for (layer, more) in [("plain", "--ignore-chown-errors"), ("mask", "--force-mask 0500")] {
+        let command = format!("./lamina layer apply {more} --to mine/{layer} a.tar");
+        let out = fuse_tests::case::as_user(1000, &dir.path, &command);
+        assert!(out.status.success(), "{}", fuse_tests::case::said(&out));
+        for (name, wanted) in [("d", 0o555), ("d/f", 0o444), ("none", 0)] {
+            let path = dir.join("mine").join(layer).join(name);
+            assert_eq!(mode(&path), if layer == "mask" { 0o500 } else { wanted }, "{name}");
+            let kept = fuse_tests::case::getx(&path, "user.x");
+            assert_eq!(kept.as_deref(), Some(&b"kept"[..]), "{layer} {name}");
+        }
+    }
+}
+
 #[test]
 fn links_and_duplicates() {
     let dir = Dir::new();
@@ -395,49 +427,83 @@ fn a_taken_name_is_left_alone() {
     assert_eq!(fuse_tests::case::names(&dir.path), ["a.tar", "layer"]);
 }
 
-/// Killed while it works, it leaves no layer.
+/// Killed at each of the calls that it makes, it leaves no layer or a whole one.
 #[test]
-fn killed_at_any_moment_it_leaves_no_layer() {
+fn killed_at_any_call_it_leaves_no_layer() {
     if Command::new("strace").arg("-V").output().is_err() {
         skip!("needs strace");
     }
     let dir = Dir::new();
     let archive = dir.join("a.tar");
     let items = [
+        Item::pax(&[("SCHILY.xattr.user.x", b"y")]),
         Item::dir("d"),
         Item::file("d/f", "x"),
+        Item::file("d/.wh.gone", ""),
+        Item::file("d/.wh..wh..opq", ""),
         Item::symlink("l", "d"),
         Item::hard_link("h", "d/f"),
+        Item::new(b'6', "p"),
+        Item::pax(&[("GNU.sparse.size", b"100"), ("GNU.sparse.map", b"0,1")]),
+        Item::file("s", "x"),
+        Item::file("l", "in place of the symlink"),
     ];
     std::fs::write(&archive, Tar::of(items)).unwrap();
-    let mut ran_through = false;
-    for call in
-        ["mkdirat", "openat", "pwrite64", "fchmod", "utimensat", "symlinkat", "linkat", "renameat2"]
-    {
-        for n in 1..60 {
-            let layer = dir.join("layer");
-            let inject = format!("inject={call}:signal=KILL:when={n}");
-            let out = Command::new("strace")
-                .args(["-f", "-qq", "-o", "/dev/null", "-e", &inject])
-                .arg(env::lamina())
-                .args(["layer", "apply", "--whiteouts", "files", "--ignore-chown-errors", "--to"])
-                .arg(&layer)
-                .arg(&archive)
-                .output()
-                .unwrap();
+    let layer = dir.join("layer");
+    let traced = |more: &[&str]| {
+        Command::new("strace")
+            .args(["-f", "-qq"])
+            .args(more)
+            .arg(env::lamina())
+            .args(["layer", "apply", "--sync", "--ignore-chown-errors", "--to"])
+            .arg(&layer)
+            .arg(&archive)
+            .output()
+            .unwrap()
+    };
+    let log = dir.join("calls");
+    assert!(traced(&["-o", log.to_str().unwrap()]).status.success());
+    // Of the layer and of whiteouts the archive gives no time.
+    let seen = || {
+        let mut seen = snapshot(&layer);
+        for (path, entry) in &mut seen.entries {
+            if [Path::new("."), Path::new("d/gone")].contains(&path.as_path()) {
+                entry.clear("mtime");
+            }
+        }
+        seen
+    };
+    let whole = seen();
+    assert!(whole.names().len() >= 7, "{:?}", whole.names());
+    std::fs::remove_dir_all(&layer).unwrap();
+    // A line is a process, a call and its arguments.
+    let calls: BTreeSet<String> = std::fs::read_to_string(&log)
+        .unwrap()
+        .lines()
+        .filter_map(|line| Some(line.split_once(' ')?.1.trim_start().split_once('(')?.0.to_owned()))
+        .filter(|call| call.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_'))
+        .collect();
+    for call in ["mkdirat", "mknodat", "setxattr", "utimensat", "renameat2", "syncfs", "unlinkat"] {
+        assert!(calls.contains(call), "{call} in {calls:?}");
+    }
+    let mut killed = 0;
+    for call in calls {
+        for n in 1.. {
+            let out =
+                traced(&["-o", "/dev/null", "-e", &format!("inject={call}:signal=KILL:when={n}")]);
             if out.status.success() {
-                ran_through = true;
-                assert_eq!(snapshot(&layer).names(), ["d", "d/f", "h", "l"]);
-                std::fs::remove_dir_all(&layer).unwrap();
                 break;
             }
+            killed += 1;
             if layer.exists() {
-                // The call that was hit may have been the last one.
-                assert_eq!(snapshot(&layer).names(), ["d", "d/f", "h", "l"], "{call} {n}");
+                // The call came after the one that gave the layer its name.
+                tree::assert_same(&format!("{call} {n}"), &whole, &seen());
                 std::fs::remove_dir_all(&layer).unwrap();
             }
             sh(&dir.path, "rm -rf .lamina-stage-*");
+            assert!(n < 1000, "{call} never lets it through");
         }
+        std::fs::remove_dir_all(&layer).unwrap();
     }
-    assert!(ran_through);
+    assert!(killed > 100, "{killed}");
 }

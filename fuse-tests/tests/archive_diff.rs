@@ -296,7 +296,9 @@ fn a_layer_with_forced_modes_gives_the_true_ones() {
     std::fs::create_dir(&work).unwrap();
     sh(
         &work,
-        "mkdir d; printf x >d/f; chown 7:8 d/f; chmod 4711 d/f; mknod c c 9 3; chmod 620 c; tar -cf ../a.tar .",
+        "mkdir d; printf x >d/f; chown 7:8 d/f; chmod 4711 d/f; mknod c c 9 3; chmod 620 c; \
+         printf x >cap; setfattr -n security.capability -v 0x0100000200200000000000000000000000000000 cap; \
+         tar --xattrs --xattrs-include='*' -cf ../a.tar .",
     );
     let layer = s.root().join("layer");
     run("layer apply --force-mask shared --to", &[&layer, &s.root().join("a.tar")]);
@@ -304,7 +306,45 @@ fn a_layer_with_forced_modes_gives_the_true_ones() {
     std::fs::write(s.root().join("b.tar"), archive).unwrap();
     let listed = sh(s.root(), "tar --numeric-owner -tvf b.tar");
     assert!(listed.contains("-rws--x--x 7/8 "), "{listed}");
+    let told = sh(s.root(), "grep -a -o 'SCHILY.xattr.[a-z._]*' b.tar");
+    assert_eq!(told.trim(), "SCHILY.xattr.security.capability");
+    // Where the owner says nothing, so does the capability: it is kept as mounts read it.
+    let kept = sh(&layer, "getfattr -d -m - -e hex cap");
+    assert!(kept.contains("user.containers.override_security.capability=0x01000002"), "{kept}");
     assert!(listed.contains("crw--w---- 0/0 ") && listed.contains(" 9,3 "), "{listed}");
+}
+
+/// An upper with overrides is told of by what its xattrs say, in archives, lists and comparisons alike.
+#[test]
+fn an_upper_with_overrides_gives_what_the_mount_shows() {
+    needs_root!();
+    needs_kernel_overlay!();
+    let mut s = Sandbox::new();
+    s.layer(BASE);
+    let mount = s.spec(Kind::Lamina).option("xattr_permissions=2").mount();
+    sh(
+        mount.path(),
+        &format!(
+            "set -e\n{CHANGES}\nchown 7:8 changed; chmod 4711 changed; mkdir owned; chown 5:6 owned; chmod 2750 owned\n\
+             mknod char c 1 3; chown 3:4 char; chmod 620 char; mknod block b 8 1; ln -s moved/a sym\n\
+             echo more >>moved/a"
+        ),
+    );
+    let mut wanted = merged_view(&s, &mount);
+    // No archive has it.
+    wanted.entries.get_mut(Path::new(".")).unwrap().set("mode", "0755");
+    mount.unmount();
+    let (base, upper) = layers(&s);
+    assert!(fuse_tests::case::getx(&upper, "user.containers.override_stat").is_some());
+    let archive = s.root().join("a.tar");
+    run("layer diff -O", &[&archive, Path::new("--lower"), &base, &upper]);
+    assert!(!std::fs::read(&archive).unwrap().windows(13).any(|text| text == b"override_stat"));
+    shows(&s, &archive, &wanted);
+    let changes = lines("layer changes --lower", &[&base, &upper]);
+    let has = |line: &str| changes.iter().any(|found| found == line);
+    assert!(has("C /changed") && has("A /char") && has("C /moved/a"), "{changes:?}");
+    // Copied up only to hold a change: its owner and mode are those beneath.
+    assert!(!has("C /moved"), "{changes:?}");
 }
 
 #[test]

@@ -11,6 +11,7 @@ use fuse_tests::env::{self, Base};
 use fuse_tests::skip;
 use fuse_tests::tarball::{Item, Tar};
 use fuse_tests::tree::{self, Options, snapshot_with};
+use laminafs::archive::{ApplyOptions, Limits, Whiteouts};
 
 /// What must come of an archive.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -346,20 +347,41 @@ fn somebody_swaps_a_directory_for_a_symlink_meanwhile() {
     assert_eq!(text(trap.dir.join("beside/victim")), "untouched");
 }
 
+/// Applies by the library, with bounds that a test can reach.
+fn refusal(archive: &[u8], whiteouts: Whiteouts, limits: Limits) -> String {
+    let trap = Trap::new();
+    std::fs::create_dir(trap.layer()).unwrap();
+    let root = std::os::fd::OwnedFd::from(std::fs::File::open(trap.layer()).unwrap());
+    let options =
+        ApplyOptions { limits, whiteouts, ignore_chown_errors: true, ..ApplyOptions::default() };
+    laminafs::archive::apply(root, trap.layer(), archive, &options).unwrap_err().to_string()
+}
+
 #[test]
 fn directories_that_fill_the_memory() {
     let value = [b'v'; 1000];
     let dirs = (0..3000).flat_map(|n| {
         [Item::pax(&[("SCHILY.xattr.user.a", &value[..])]), Item::dir(format!("d{n}"))]
     });
-    let archive = Tar::of(dirs);
-    let trap = Trap::new();
-    std::fs::create_dir(trap.layer()).unwrap();
-    let root = std::os::fd::OwnedFd::from(std::fs::File::open(trap.layer()).unwrap());
-    let options = laminafs::archive::ApplyOptions {
-        limits: laminafs::archive::Limits { meta_max: 2000, ..Default::default() },
-        ..Default::default()
-    };
-    let error = laminafs::archive::apply(root, trap.layer(), &archive[..], &options).unwrap_err();
-    assert!(error.to_string().contains("more memory for directories"), "{error}");
+    let limits = Limits { meta_max: 2000, ..Limits::default() };
+    let error = refusal(&Tar::of(dirs), Whiteouts::Overlay, limits);
+    assert!(error.contains("more memory for directories"), "{error}");
+}
+
+/// A whole tree keeps in mind what came, with all that lies above it: each of these has 500 directories.
+#[test]
+fn deep_paths_that_fill_the_memory() {
+    let files = (0..20).map(|n| Item::file(format!("{n}/{}f", "d/".repeat(500)), "x"));
+    let limits = Limits { meta_max: 2000, ..Limits::default() };
+    let error = refusal(&Tar::of(files), Whiteouts::Flat, limits);
+    assert!(error.contains("more memory for directories"), "{error}");
+}
+
+#[test]
+fn deep_paths_that_fill_the_disk() {
+    let files = (0..5).map(|n| Item::file(format!("{n}/{}f", "d/".repeat(500)), "x"));
+    let archive = Tar::of(files);
+    let limits = Limits { entries_max: 2000, ..Limits::default() };
+    let error = refusal(&archive, Whiteouts::Files, limits);
+    assert!(error.contains("needs more directories than the bound allows"), "{error}");
 }

@@ -201,6 +201,29 @@ fn images_go_out_to_skopeo_umoci_and_podman() {
         tree::assert_same(source, &wanted, &bench.podman_tree("localhost/copied:1"));
         bench.run("podman rmi -f localhost/copied:1");
     }
+    for how in ["gzip", "zstd"] {
+        let name = format!("out-{how}");
+        let export = ["--compression", how, "localhost/again:latest", &name];
+        bench.lamina_with("image export", &export);
+        bench.run(&format!("grep -q 'layer.v1.tar+{how}' {name}/blobs/sha256/*"));
+        bench.run(&format!(
+            "skopeo --policy policy.json copy -q oci:{name}:localhost/again:latest \
+             containers-storage:localhost/copied:1"
+        ));
+        tree::assert_same(how, &wanted, &bench.podman_tree("localhost/copied:1"));
+        bench.run("podman rmi -f localhost/copied:1");
+        // The same layers, so the same image.
+        let told = bench
+            .lamina_with("image export", &["localhost/again:latest", &format!("{name}-plain")]);
+        bench.lamina_with("image import", &["--name", how, &name]);
+        let listed = bench.lamina("image list");
+        assert!(listed.contains(told.trim()), "{listed}");
+    }
+    let docker =
+        ["--compression", "gzip", "--format", "docker", "localhost/again:latest", "no.tar"];
+    let out = bench.try_lamina("image export", &docker);
+    assert_eq!(out.status.code(), Some(2));
+    assert!(!bench.dir.join("no.tar").exists());
     bench.run("podman load -q -i out-docker.tar");
     tree::assert_same("podman load", &wanted, &bench.podman_tree("localhost/again:latest"));
     bench.run("cp -r out plain; sed -i 's,localhost/again:latest,x,' plain/index.json; umoci unpack --image plain:x bundle");

@@ -11,7 +11,8 @@
 //! OCI image-spec layer.md, "Applying Changesets". Differs: a symlink or file that stands where an
 //! entry needs a directory is an error, never followed and never replaced.
 
-use std::collections::{BTreeMap, HashSet};
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
@@ -28,6 +29,7 @@ use super::target::{self, Found, Target};
 use crate::error::{Context, Errno, Error, Result};
 use crate::layer::Dir;
 use crate::marks;
+use crate::overrides::{self, Form};
 use crate::sys::{data, name, open};
 
 /// How a layer keeps what hides names of the layers beneath it.
@@ -156,12 +158,14 @@ pub(super) struct Applying<'a> {
     /// Mode, owner and times of directories, by clean path; the last entry of a path counts.
     directories: BTreeMap<Vec<u8>, Entry>,
     /// What this archive put there; kept for flat trees only.
-    pub(super) unpacked: HashSet<Vec<u8>>,
+    pub(super) unpacked: BTreeSet<Vec<u8>>,
     buffer: Vec<u8>,
-    /// Bytes of memory that `directories` took, with what was replaced since.
+    /// Bytes of memory that `directories` and `unpacked` took, with what was replaced since.
     kept: u64,
     size: u64,
     count: u64,
+    /// Directories that no entry describes, or not yet.
+    parents: u64,
     left_out: u64,
 }
 
@@ -175,11 +179,12 @@ impl<'a> Applying<'a> {
             options,
             target: Target::new(root, shown)?,
             directories: BTreeMap::new(),
-            unpacked: HashSet::new(),
+            unpacked: BTreeSet::new(),
             buffer: vec![0; BUFFER],
             kept: 0,
             size: 0,
             count: 0,
+            parents: 0,
             left_out: 0,
         })
     }
@@ -218,7 +223,7 @@ impl<'a> Applying<'a> {
             return self.whiteout(dir, name, &entry);
         }
         if self.options.whiteouts == Whiteouts::Flat {
-            self.unpacked.insert(plain.clone());
+            self.remember(&plain, &entry)?;
         }
         let parent = self.directory(dir, &entry)?;
         match entry.kind {
@@ -242,14 +247,30 @@ impl<'a> Applying<'a> {
     /// Keeps what a directory is to be like until all that it holds is there.
     fn describe_later(&mut self, path: Vec<u8>, entry: Entry) -> Result<()> {
         let xattrs: usize = entry.xattrs.iter().map(|(name, value)| name.len() + value.len()).sum();
-        self.kept += (2 * path.len() + xattrs + size_of::<Entry>()) as u64;
+        self.keep(2 * path.len() + xattrs + size_of::<Entry>(), &entry)?;
+        self.directories.insert(path, entry);
+        Ok(())
+    }
+
+    /// Keeps in mind that the archive has something at a path.
+    fn remember(&mut self, path: &[u8], entry: &Entry) -> Result<()> {
+        if self.unpacked.contains(path) {
+            return Ok(());
+        }
+        self.keep(path.len() + size_of::<Vec<u8>>(), entry)?;
+        self.unpacked.insert(path.to_vec());
+        Ok(())
+    }
+
+    /// Counts bytes of memory.
+    fn keep(&mut self, bytes: usize, entry: &Entry) -> Result<()> {
+        self.kept = self.kept.saturating_add(bytes as u64);
         if self.kept > self.options.limits.meta_max.saturating_mul(KEPT_TIMES) {
             return Err(broken(
                 &entry.path,
                 "needs more memory for directories than the bound allows",
             ));
         }
-        self.directories.insert(path, entry);
         Ok(())
     }
 
@@ -259,9 +280,7 @@ impl<'a> Applying<'a> {
             let ancestors = path.iter().enumerate().filter(|(_, byte)| **byte == b'/');
             let ends = ancestors.map(|(at, _)| at).chain([path.len()]);
             for above in ends.filter_map(|end| path.get(..end)) {
-                if !self.unpacked.contains(above) {
-                    self.unpacked.insert(above.to_vec());
-                }
+                self.remember(above, entry)?;
             }
         }
         loop {
@@ -279,6 +298,10 @@ impl<'a> Applying<'a> {
                     return Err(broken(&entry.path, "lies beneath what is no directory"));
                 }
             };
+            self.parents += 1;
+            if self.count.saturating_add(self.parents) > self.options.limits.entries_max {
+                return Err(broken(&entry.path, "needs more directories than the bound allows"));
+            }
             self.make_parent(&dir, component(path, start))?;
         }
     }
@@ -321,17 +344,19 @@ impl<'a> Applying<'a> {
     fn clear(&mut self, parent: &Arc<Dir>, path: &[u8]) -> Result<()> {
         self.target.remove(parent, path::split(path).1)?;
         let beneath = [path, b"/"].concat();
-        let gone = self.directories.range(beneath.clone()..);
-        let gone: Vec<_> = gone
-            .map(|(path, _)| path)
-            .take_while(|path| path.starts_with(&beneath))
-            .cloned()
-            .collect();
-        for path in &gone {
+        // What lies beneath comes in one piece: neither is walked as a whole.
+        let is_beneath = |path: &&Vec<u8>| path.starts_with(&beneath);
+        let described = self.directories.range(beneath.clone()..).map(|(path, _)| path);
+        let described: Vec<_> = described.take_while(is_beneath).cloned().collect();
+        let unpacked = self.unpacked.range(beneath.clone()..);
+        let unpacked: Vec<_> = unpacked.take_while(is_beneath).cloned().collect();
+        for path in &described {
             self.directories.remove(path);
         }
+        for path in &unpacked {
+            self.unpacked.remove(path);
+        }
         self.directories.remove(path);
-        self.unpacked.retain(|known| !known.starts_with(&beneath));
         Ok(())
     }
 
@@ -474,29 +499,27 @@ impl<'a> Applying<'a> {
         self.describe(&Place::Name(parent, path::split(path).1), entry, &told)
     }
 
-    /// Gives an object its owner, mode, times and xattrs, in this order.
+    /// Gives an object its owner, xattrs, mode and times: in this order, as a mode may forbid xattrs,
+    /// and a new owner takes rights away.
     pub(super) fn describe(&mut self, place: &Place<'_>, entry: &Entry, kind: &str) -> Result<()> {
         let is_link = entry.kind == Kind::Symlink;
         match self.options.force_mask {
-            Some(mask) if !is_link => {
-                place.chmod(mask)?;
-                place.set_times(entry)?;
+            Some(mask) => {
                 self.set_xattrs(place, entry)?;
-                metadata::set_override(place, entry.uid, entry.gid, entry.mode, kind)
-            }
-            Some(_) => {
-                place.set_times(entry)?;
-                self.set_xattrs(place, entry)
+                if !is_link {
+                    metadata::set_override(place, entry.uid, entry.gid, entry.mode, kind)?;
+                    place.chmod(mask)?;
+                }
             }
             None => {
                 self.chown(place, entry.uid, entry.gid, &entry.path)?;
+                self.set_xattrs(place, entry)?;
                 if !is_link {
                     place.chmod(entry.mode)?;
                 }
-                place.set_times(entry)?;
-                self.set_xattrs(place, entry)
             }
         }
+        place.set_times(entry)
     }
 
     pub(super) fn chown(
@@ -532,6 +555,15 @@ impl<'a> Applying<'a> {
         }
     }
 
+    /// Returns the name of an xattr where others keep the truth; `None` if it cannot be kept.
+    fn kept_name<'n>(&self, name: Cow<'n, [u8]>) -> Option<Cow<'n, [u8]>> {
+        if self.options.force_mask.is_none() {
+            return Some(name);
+        }
+        let kept = overrides::stored_name(Some(Form::Containers), &name)?.into_owned();
+        Some(Cow::Owned(kept))
+    }
+
     fn set_xattrs(&mut self, place: &Place<'_>, entry: &Entry) -> Result<()> {
         for (name, value) in &entry.xattrs {
             // Labels belong to the machine that a layer is used on.
@@ -539,7 +571,8 @@ impl<'a> Applying<'a> {
                 continue;
             }
             // A name that would be a mark in a layer is stored as an overlay shows it: escaped.
-            let Some(stored) = marks::stored_name(name) else {
+            let stored = marks::stored_name(name).and_then(|name| self.kept_name(name));
+            let Some(stored) = stored else {
                 self.left_out += 1;
                 continue;
             };
@@ -562,8 +595,8 @@ impl<'a> Applying<'a> {
             let root = Arc::clone(self.target.root());
             let place = Place::Dir(&root);
             if let Some(mask) = self.options.force_mask {
-                place.chmod(mask)?;
                 metadata::set_override(&place, 0, 0, 0o755, "dir")?;
+                place.chmod(mask)?;
             } else if let Some(mode) = self.options.root_mode {
                 self.chown(&place, 0, 0, b"/")?;
                 place.chmod(mode)?;

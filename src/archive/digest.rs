@@ -90,6 +90,11 @@ impl<T> Digester<T> {
         (Digest(self.hash.finalize().into()), self.size)
     }
 
+    /// Returns what it stood before, and the digest of what went through.
+    pub fn into_parts(self) -> (T, Digest) {
+        (self.inner, Digest(self.hash.finalize().into()))
+    }
+
     /// Returns what it stood before.
     pub fn inner(&mut self) -> &mut T {
         &mut self.inner

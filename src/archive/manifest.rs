@@ -7,6 +7,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::bundle::Bundle;
+use super::compress::{Packed, Packing};
 use super::digest::Digest;
 use crate::error::{Error, Result};
 
@@ -241,12 +242,15 @@ pub fn with_layers(config: &[u8], diffs: &[Digest]) -> Result<Vec<u8>> {
     Ok(config.to_string().into_bytes())
 }
 
-/// Returns the manifest of an image whose layers are plain archives.
-pub fn oci_manifest(config: &[u8], layers: &[(Digest, u64)]) -> Vec<u8> {
-    let layers: Vec<Value> = layers
-        .iter()
-        .map(|(digest, size)| descriptor("application/vnd.oci.image.layer.v1.tar", digest, *size))
-        .collect();
+/// Returns the manifest of an image whose layers were all packed in one way.
+pub fn oci_manifest(config: &[u8], layers: &[Packed], packing: Packing) -> Vec<u8> {
+    let media_type = match packing {
+        Packing::Plain => "application/vnd.oci.image.layer.v1.tar",
+        Packing::Gzip => "application/vnd.oci.image.layer.v1.tar+gzip",
+        Packing::Zstd => "application/vnd.oci.image.layer.v1.tar+zstd",
+    };
+    let layers: Vec<Value> =
+        layers.iter().map(|layer| descriptor(media_type, &layer.blob, layer.size)).collect();
     let config = descriptor(
         "application/vnd.oci.image.config.v1+json",
         &Digest::of(config),
@@ -276,9 +280,9 @@ pub fn oci_index(manifest: &[u8], name: Option<&str>) -> Vec<u8> {
 }
 
 /// Returns `manifest.json` of a `docker save` archive with one image.
-pub fn docker_manifest(config: &Digest, names: &[String], layers: &[(Digest, u64)]) -> Vec<u8> {
+pub fn docker_manifest(config: &Digest, names: &[String], layers: &[Packed]) -> Vec<u8> {
     let layers: Vec<String> =
-        layers.iter().map(|(digest, _)| format!("{}.tar", digest.hex())).collect();
+        layers.iter().map(|layer| format!("{}.tar", layer.blob.hex())).collect();
     json!([{ "Config": format!("{}.json", config.hex()), "RepoTags": names, "Layers": layers }])
         .to_string()
         .into_bytes()

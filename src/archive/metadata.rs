@@ -6,10 +6,11 @@ use std::sync::Arc;
 use rustix::fs::{Timespec, Timestamps, XattrFlags};
 
 use super::header::Kind;
-use super::pax::{Time, decimal};
+use super::pax::Time;
 use super::read::Entry;
 use crate::error::{Context, Result};
 use crate::layer::Dir;
+use crate::overrides::Override;
 use crate::sys::{name, xattr};
 
 /// Keeps owner, mode and type of an object that could not be given them.
@@ -123,21 +124,6 @@ pub fn set_override(place: &Place<'_>, uid: u64, gid: u64, mode: u32, kind: &str
     place.set_xattr(OVERRIDE_XATTR, format!("{uid}:{gid}:{:04o}:{kind}", mode & 0o7777).as_bytes())
 }
 
-/// The xattrs that a layer's root may carry such a record in.
-const OVERRIDE_XATTRS: [&[u8]; 3] =
-    [b"security.fuseoverlayfs.override_stat", OVERRIDE_XATTR, b"user.fuseoverlayfs.override_stat"];
-
-/// Tells whether a layer keeps owners and modes in xattrs: its root does.
-///
-/// # Errors
-/// Those of getxattr(2) but absence.
-pub fn has_override(root: &Arc<Dir>) -> Result<bool> {
-    root.with("listxattr", |dir| {
-        let list = xattr::list(xattr::Target::Handle(dir))?;
-        Ok(crate::marks::lists_any(&list, &OVERRIDE_XATTRS))
-    })
-}
-
 /// Moves what an override xattr says into the entry that carries it.
 ///
 /// # Errors
@@ -147,16 +133,7 @@ pub fn take_override(entry: &mut Entry) -> std::result::Result<(), &'static str>
         return Ok(());
     };
     let (_, value) = entry.xattrs.swap_remove(at);
-    let mut fields = value.split(|byte| *byte == b':');
-    let mut field = || fields.next().unwrap_or_default();
-    let (uid, gid, mode) = (decimal(field()), decimal(field()), octal(field()));
-    let (Some(uid), Some(gid), Some(mode)) = (uid, gid, mode) else {
-        return Err("has an override xattr that is malformed");
-    };
-    (entry.uid, entry.gid, entry.mode) = (uid, gid, mode & 0o7777);
+    let said = Override::parse(&value).ok_or("has an override xattr that is malformed")?;
+    (entry.uid, entry.gid, entry.mode) = (said.uid.into(), said.gid.into(), said.mode);
     Ok(())
-}
-
-fn octal(digits: &[u8]) -> Option<u32> {
-    u32::from_str_radix(std::str::from_utf8(digits).ok()?, 8).ok()
 }

@@ -5,6 +5,7 @@
 pub mod apply;
 pub mod buildkit;
 pub mod bundle;
+pub mod compress;
 pub mod digest;
 pub mod flat;
 pub mod header;

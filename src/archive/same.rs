@@ -5,11 +5,11 @@ use std::os::fd::AsFd;
 use rustix::fs::FileType;
 
 use super::view::{Leaf, Object, kind};
-use crate::error::{Context, Result};
-use crate::marks;
+use crate::error::{Context, Errno, Result};
 use crate::sys::stat::{Statx, device};
 use crate::sys::xattr::{self, Target};
-use crate::sys::{data, name};
+use crate::sys::{data, name, open};
+use crate::{layer, marks, overrides};
 
 /// Whose idea of sameness.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,7 +111,13 @@ fn exact_time(stat: &Statx) -> (i64, u32) {
 /// # Errors
 /// Those of readlinkat(2).
 pub fn link_target(leaf: &Leaf) -> Result<Vec<u8>> {
-    leaf.dir.call("readlinkat", &leaf.name, name::readlink)
+    leaf.dir.call("readlinkat", &leaf.name, |at| match name::readlink(at) {
+        // A file that stands for one.
+        Err(Errno::INVAL) if leaf.dir.layer.form.is_some() => {
+            layer::link_of_file(open::reader(at.dir, at.name)?.as_fd())
+        }
+        target => target,
+    })
 }
 
 const CHUNK: usize = 64 * 1024;
@@ -142,11 +148,16 @@ fn content(upper: &Leaf, lower: &Leaf) -> Result<bool> {
 /// containers/storage writes capabilities, IMA hashes and user xattrs into layers; BuildKit
 /// capabilities alone.
 pub fn xattrs(object: &Object, rules: Rules) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
+    let form = object.form();
     let read = |target: Target<'_>| {
         let list = xattr::list(target)?;
         let mut found = Vec::new();
         for stored in list.split(|byte| *byte == 0).filter(|stored| !stored.is_empty()) {
-            let Some(name) = marks::visible_name(stored) else { continue };
+            let meant = match form {
+                Some(_) => overrides::visible_name(form, stored),
+                None => Some(stored),
+            };
+            let Some(name) = meant.and_then(marks::visible_name) else { continue };
             let is_content = name.as_ref() == b"security.capability"
                 || (matches!(rules, Rules::Exact | Rules::Attributes)
                     && name.as_ref() != b"security.selinux")

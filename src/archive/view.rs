@@ -17,8 +17,9 @@ use super::path;
 use super::target::is_directory;
 use crate::error::{Errno, Error, Result};
 use crate::layer::cache::HandleCache;
-use crate::layer::{Dir, Index};
+use crate::layer::{Dir, Index, form_of};
 use crate::marks::{self, Opaque};
+use crate::overrides::Form;
 use crate::sys::stat::{self, Statx};
 use crate::sys::xattr::{self, Target};
 use crate::sys::{self, open};
@@ -88,6 +89,29 @@ impl Stack {
             roots.push(Dir::root(index, handle, path, None, &handles)?);
         }
         Ok(Self { roots: roots.into() })
+    }
+
+    /// Returns the same with owner, mode and type of each object as its layer means them, which is
+    /// not what the inodes say where the layer's root carries an xattr that overrides them.
+    ///
+    /// # Errors
+    /// Those of listxattr(2) and dup(2).
+    pub fn as_meant(self) -> Result<Self> {
+        let handles = Arc::new(HandleCache::new(HANDLES));
+        let meant = |root: &Arc<Dir>| {
+            let form = root.with("listxattr", |dir| form_of(Target::Handle(dir)))?;
+            if form.is_none() {
+                return Ok(Arc::clone(root));
+            }
+            let layer = &root.layer;
+            let copy = root.handle()?.try_clone().map_err(|error| {
+                let errno = Errno::from_io_error(&error).unwrap_or(Errno::IO);
+                Error::sys("dup", layer.path.display().to_string(), errno)
+            })?;
+            Dir::root(layer.index, copy, layer.path.clone(), form, &handles)
+        };
+        let roots: Result<Vec<_>> = self.roots.iter().map(meant).collect();
+        Ok(Self { roots: roots?.into() })
     }
 
     /// Returns the root of the tree; `None` without layers.
@@ -281,6 +305,14 @@ impl Object {
         match self {
             Self::Dir(_, stat) => stat,
             Self::Leaf(leaf) => &leaf.stat,
+        }
+    }
+
+    /// Returns by which xattr its layer overrides what inodes say, if that is asked for.
+    pub fn form(&self) -> Option<Form> {
+        match self {
+            Self::Dir(dir, _) => dir.top().layer.form,
+            Self::Leaf(leaf) => leaf.dir.layer.form,
         }
     }
 }

@@ -14,7 +14,6 @@ use rustix::fs::FileType;
 
 use super::header::{Header, Kind, fits};
 use super::ids::Ids;
-use super::metadata::{self, OVERRIDE_XATTR};
 use super::path;
 use super::pax::{self, Time};
 use super::read::Entry;
@@ -33,8 +32,6 @@ pub struct WriteOptions {
     pub ids: Option<Ids>,
     /// Keep the parts of a second.
     pub subseconds: bool,
-    /// Owners, modes and types are in xattrs, not in the layer's inodes.
-    pub overridden: bool,
 }
 
 /// Writes changes as an archive.
@@ -96,8 +93,8 @@ impl<W: Write> Writer<W> {
             link: Vec::new(),
             kind: Kind::File,
             mode: u32::from(stat.stx_mode) & 0o7777,
-            uid: self.unmap(stat.stx_uid, false, path)?,
-            gid: self.unmap(stat.stx_gid, true, path)?,
+            uid: self.unmap(object, stat.stx_uid, false, path)?,
+            gid: self.unmap(object, stat.stx_gid, true, path)?,
             size: 0,
             mtime: self.time(stat),
             atime: None,
@@ -123,38 +120,14 @@ impl<W: Write> Writer<W> {
                 without_namespace(value);
             }
         }
-        if self.options.overridden {
-            self.overridden(&mut entry, path)?;
-        }
         Ok(Some(entry))
     }
 
-    /// Puts in what the layer keeps in an xattr, in place of what the inode has.
-    fn overridden(&self, entry: &mut Entry, path: &[u8]) -> Result<()> {
-        let value = entry.xattrs.iter().find(|(name, _)| name == OVERRIDE_XATTR);
-        let Some(told) = value.map(|(_, value)| value.clone()) else { return Ok(()) };
-        let broken = |what: &'static str| super::read::broken(path, what);
-        metadata::take_override(entry).map_err(broken)?;
-        let mut fields = told.split(|byte| *byte == b':').skip(3);
-        let mut parts = fields.next().unwrap_or_default().split(|byte| *byte == b'-');
-        let real = parts.next().unwrap_or_default();
-        let mut number = || parts.next().and_then(pax::decimal);
-        match real {
-            b"pipe" => entry.kind = Kind::Fifo,
-            b"char" | b"block" => {
-                let (Some(major), Some(minor)) = (number(), number()) else {
-                    return Err(broken("has an override xattr that is malformed"));
-                };
-                entry.kind = if real == b"char" { Kind::Char } else { Kind::Block };
-                entry.device = (major, minor);
-            }
-            _ => {}
-        }
-        Ok(())
-    }
-
-    fn unmap(&self, id: u32, is_group: bool, path: &[u8]) -> Result<u64> {
-        let Some(ids) = &self.options.ids else { return Ok(id.into()) };
+    fn unmap(&self, object: &Object, id: u32, is_group: bool, path: &[u8]) -> Result<u64> {
+        // Xattrs that override owners have the container's ids.
+        let Some(ids) = self.options.ids.as_ref().filter(|_| object.form().is_none()) else {
+            return Ok(id.into());
+        };
         let found = if is_group { ids.gid_from_disk(id) } else { ids.uid_from_disk(id) };
         found.map(u64::from).ok_or_else(|| {
             super::read::broken(path, "belongs to somebody who has no id in the container")

@@ -18,7 +18,7 @@ use crate::archive::same::Rules;
 use crate::archive::view::Stack;
 use crate::archive::walk::{self, Differ, Sink};
 use crate::archive::write::{Line, List, Size, WriteOptions, Writer};
-use crate::archive::{Digest, Limits, metadata, naive, tar_split};
+use crate::archive::{Digest, Limits, naive, tar_split};
 use crate::error::{Errno, Error, Result};
 use crate::store::{LayerId, Parts};
 
@@ -58,7 +58,12 @@ impl LayerArgs {
             return open_stack(self.layer.iter().chain(&self.lower).cloned()).map_err(Failure::run);
         };
         let id = LayerId::parse(id).map_err(Failure::usage)?;
-        self.store.driver()?.parts(&id).and_then(Parts::stack).map_err(failure)
+        self.store
+            .driver()?
+            .parts(&id)
+            .and_then(Parts::stack)
+            .and_then(Stack::as_meant)
+            .map_err(failure)
     }
 
     /// Opens what is to be told of: the layer, or two whole trees where it does not say by itself what
@@ -71,11 +76,11 @@ impl LayerArgs {
         let open = || {
             let parts = store.parts(&id)?;
             let is_one_layer = parts.is_one_layer();
-            let stack = parts.stack()?;
+            let stack = parts.stack()?.as_meant()?;
             let beneath = match &over {
-                Some(over) => store.parts(over)?.stack()?,
+                Some(over) => store.parts(over)?.stack()?.as_meant()?,
                 None if is_one_layer => return Ok(Source::Layer(stack, Differ::Containers)),
-                None => store.parts(&id)?.beneath()?,
+                None => store.parts(&id)?.beneath()?.as_meant()?,
             };
             Ok(Source::Trees(Some(beneath), stack, Rules::Containers))
         };
@@ -176,11 +181,6 @@ impl Source {
                 }
             }
         }
-    }
-
-    fn is_overridden(&self) -> Result<bool> {
-        let (Self::Layer(stack, _) | Self::Trees(_, stack, _)) = self;
-        stack.top().map_or(Ok(false), metadata::has_override)
     }
 
     fn is_buildkit(&self) -> bool {
@@ -288,15 +288,11 @@ fn mounts_source(lower: Option<&str>, upper: &str) -> std::result::Result<Source
 fn open_stack(paths: impl IntoIterator<Item = PathBuf>) -> Result<Stack> {
     let opened: Result<Vec<_>> =
         paths.into_iter().map(|path| Ok((open_directory(&path)?, path))).collect();
-    Stack::new(opened?)
+    Stack::new(opened?)?.as_meant()
 }
 
 fn write(source: &Source, args: &WriteArgs) -> Result<()> {
-    let options = WriteOptions {
-        ids: args.ids.ids(),
-        subseconds: args.subseconds,
-        overridden: source.is_overridden()?,
-    };
+    let options = WriteOptions { ids: args.ids.ids(), subseconds: args.subseconds };
     let output = open_output(args.output.as_deref())?;
     let mut writer = Writer::new(BufWriter::with_capacity(256 * 1024, output), options);
     source.tell(&mut writer)?;

@@ -12,6 +12,7 @@ use super::store::{StoreArgs, failure};
 use super::{Failure, print};
 use crate::archive::ApplyOptions;
 use crate::archive::bundle::Bundle;
+use crate::archive::compress::Packing;
 use crate::error::{Context, Error, Result};
 use crate::image::export::{Format, export};
 use crate::image::import::{ImportOptions, import};
@@ -58,6 +59,16 @@ enum Shape {
     Docker,
 }
 
+#[derive(clap::ValueEnum, Clone, Copy, Debug)]
+enum Compression {
+    /// Not at all
+    None,
+    /// gzip, which everybody reads
+    Gzip,
+    /// zstd
+    Zstd,
+}
+
 #[derive(clap::Args, Debug)]
 struct ExportArgs {
     #[command(flatten)]
@@ -65,6 +76,9 @@ struct ExportArgs {
     /// What is written
     #[arg(long, value_name = "FORMAT", default_value = "oci")]
     format: Shape,
+    /// How the layers of an OCI layout are compressed
+    #[arg(long, value_name = "HOW", default_value = "none")]
+    compression: Compression,
     /// Name or id of the image
     image: String,
     /// Where it is written; must not exist
@@ -170,10 +184,15 @@ fn run_export(args: &ExportArgs) -> std::result::Result<(), Failure> {
         Shape::OciTar => Format::OciTar,
         Shape::Docker => Format::Docker,
     };
+    let packing = match args.compression {
+        Compression::None => Packing::Plain,
+        Compression::Gzip => Packing::Gzip,
+        Compression::Zstd => Packing::Zstd,
+    };
     let done = || -> Result<_> {
         let (parent, name) = split(&args.to)?;
         let parent = open_directory(parent)?;
-        export(&store, &record, format, parent, &args.to, name.as_bytes())
+        export(&store, &record, format, packing, parent, &args.to, name.as_bytes())
     };
     let id = done().map_err(|error: Error| failure(error))?;
     if args.store.json {

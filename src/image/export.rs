@@ -11,7 +11,8 @@ use std::path::{Path, PathBuf};
 use rustix::fs::RenameFlags;
 
 use super::Record;
-use crate::archive::digest::Digester;
+use crate::archive::Digest;
+use crate::archive::compress::{Packed, Packer, Packing};
 use crate::archive::manifest;
 use crate::archive::naive;
 use crate::archive::same::Rules;
@@ -19,7 +20,6 @@ use crate::archive::stage::Stage;
 use crate::archive::view::Stack;
 use crate::archive::walk::{self, Differ};
 use crate::archive::write::{WriteOptions, Writer};
-use crate::archive::{Digest, metadata};
 use crate::error::{Context, Error, Result};
 use crate::store::{LayerId, Store};
 use crate::sys::name::{self, At};
@@ -39,15 +39,19 @@ pub enum Format {
 /// Writes an image to `name` in `parent`, and returns its new id.
 ///
 /// # Errors
-/// `EEXIST` if the name is taken; those of reading the layers and of writing.
+/// `EINVAL` for packed layers in a `docker save` archive, where they are plain; `EEXIST` if the name is taken; those of reading the layers and of writing.
 pub fn export(
     store: &Store,
     record: &Record,
     format: Format,
+    packing: Packing,
     parent: OwnedFd,
     target: &Path,
     name: &[u8],
 ) -> Result<Digest> {
+    if format == Format::Docker && packing != Packing::Plain {
+        return Err(Error::invalid("--compression", "is for --format oci and oci-tar"));
+    }
     let place = parent.try_clone().map_err(|error| io_error(&error, target))?;
     let stage = Stage::new(parent, target)?;
     let root = stage.open()?;
@@ -66,9 +70,10 @@ pub fn export(
     let mut layers = Vec::new();
     for id in &record.layers {
         let suffix = if format == Format::Docker { ".tar" } else { "" };
-        layers.push(layer(store, &LayerId::parse(id)?, &Writing { root: &blobs, target }, suffix)?);
+        let blobs = Writing { root: &blobs, target };
+        layers.push(layer(store, &LayerId::parse(id)?, packing, &blobs, suffix)?);
     }
-    let diffs: Vec<Digest> = layers.iter().map(|(digest, _)| *digest).collect();
+    let diffs: Vec<Digest> = layers.iter().map(|layer| layer.diff).collect();
     let config = manifest::with_layers(record.config.as_bytes(), &diffs)?;
     let id = Digest::of(&config);
     if format == Format::Docker {
@@ -78,7 +83,7 @@ pub fn export(
     } else {
         let inner = Writing { root: &blobs, target };
         inner.file(id.hex().as_bytes(), &config)?;
-        let manifest = manifest::oci_manifest(&config, &layers);
+        let manifest = manifest::oci_manifest(&config, &layers, packing);
         inner.file(Digest::of(&manifest).hex().as_bytes(), &manifest)?;
         let name = record.names.first().map(String::as_str);
         files.file(b"index.json", &manifest::oci_index(&manifest, name))?;
@@ -132,31 +137,33 @@ impl Writing<'_> {
 }
 
 /// Writes the archive of one layer under its digest.
-fn layer(store: &Store, id: &LayerId, blobs: &Writing<'_>, suffix: &str) -> Result<(Digest, u64)> {
+fn layer(
+    store: &Store,
+    id: &LayerId,
+    packing: Packing,
+    blobs: &Writing<'_>,
+    suffix: &str,
+) -> Result<Packed> {
     const TEMPORARY: &[u8] = b"layer";
     let parts = store.parts(id)?;
     let is_one_layer = parts.is_one_layer();
-    let stack = parts.stack()?;
-    let overridden = stack.top().map_or(Ok(false), metadata::has_override)?;
+    let stack = parts.stack()?.as_meant()?;
     let output = BufWriter::with_capacity(256 * 1024, blobs.create(TEMPORARY)?);
-    let options = WriteOptions { overridden, ..WriteOptions::default() };
-    let mut writer = Writer::new(Digester::new(output), options);
+    let mut writer = Writer::new(Packer::new(output, packing)?, WriteOptions::default());
     if is_one_layer {
         walk::changes(&stack, Differ::Containers, &mut writer)?;
     } else if let Some(root) = stack.root() {
-        let beneath = store.parts(id)?.beneath()?.root();
+        let beneath = store.parts(id)?.beneath()?.as_meant()?.root();
         naive::changes(beneath.as_ref(), &root, Rules::Containers, &mut writer)?;
     }
-    let mut output = writer.finish()?;
-    output.flush().map_err(|error| io_error(&error, blobs.target))?;
-    let (digest, size) = output.finish();
+    let packed = writer.finish()?.finish()?;
     let dir = blobs.root.as_fd();
-    let name = format!("{}{suffix}", digest.hex());
+    let name = format!("{}{suffix}", packed.blob.hex());
     // Two layers may change the same, as those that change nothing do.
     name::rename(At::new(dir, TEMPORARY), At::new(dir, name.as_bytes()), RenameFlags::empty())
         .at("renameat", || show(blobs.target))?;
     data::sync(dir, false).at("fsync", || show(blobs.target))?;
-    Ok((digest, size))
+    Ok(packed)
 }
 
 fn show(path: &Path) -> String {

@@ -10,7 +10,7 @@ pub mod leftover;
 mod seen;
 
 pub use dir::{Dir, Layer, Place};
-pub use seen::{form_of, overridden, seen};
+pub use seen::{form_of, link_of_file, overridden, seen};
 
 /// Position of a layer in the stack: 0 is the upper, 1 the topmost lower.
 pub type Index = u16;

@@ -1,7 +1,10 @@
 //! Attributes as a layer means them, where its inodes say something else.
 
+use std::os::fd::BorrowedFd;
+
 use crate::error::Errno;
 use crate::overrides::{Form, Override};
+use crate::sys::data;
 use crate::sys::stat::Statx;
 use crate::sys::xattr::{self, Target};
 
@@ -60,4 +63,19 @@ pub fn seen(form: Form, target: Target<'_>, mut stat: Statx) -> Result<Statx, Er
     (stat.stx_uid, stat.stx_gid) = (said.uid, said.gid);
     stat.stx_mode = u16::try_from(kind | said.mode).unwrap_or(stat.stx_mode);
     Ok(stat)
+}
+
+/// Bytes of the target of a symlink, with a NUL (`PATH_MAX`).
+const LINK_MAX: usize = 4096;
+
+/// Returns where the symlink points that a file stands for.
+///
+/// # Errors
+/// `EIO` for what no symlink can have; those of pread(2).
+pub fn link_of_file(file: BorrowedFd<'_>) -> Result<Vec<u8>, Errno> {
+    let mut content = vec![0; LINK_MAX];
+    let len = data::read_at(file, &mut content, 0)?;
+    content.truncate(len);
+    let fits = (1..LINK_MAX).contains(&len) && !content.contains(&0);
+    fits.then_some(content).ok_or(Errno::IO)
 }

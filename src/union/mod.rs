@@ -538,17 +538,10 @@ impl Union {
                 Leaf::Handle(fd) => sys::open::reopen(fd, rustix::fs::OFlags::RDONLY),
                 Leaf::Name(at) => sys::open::reader(at.dir, at.name),
             }?;
-            let mut content = vec![0; LINK_MAX];
-            let len = sys::data::read_at(file.as_fd(), &mut content, 0)?;
-            content.truncate(len);
-            let fits = (1..LINK_MAX).contains(&len) && !content.contains(&0);
-            fits.then_some(content).ok_or(Errno::IO)
+            layer::link_of_file(file.as_fd())
         })
     }
 }
-
-/// Bytes of the target of a symlink, with a NUL (`PATH_MAX`).
-const LINK_MAX: usize = 4096;
 
 /// Where the kernel marks an upper that may be incomplete, in `work`: a directory in a directory.
 const MARKER_DIR: &[u8] = b"incompat";
