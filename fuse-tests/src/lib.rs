@@ -2,6 +2,7 @@
 //! canonical snapshots of trees, and generated operation sequences run side by side on two mounts.
 
 pub mod case;
+pub mod cases;
 pub mod env;
 pub mod fixture;
 pub mod images;
@@ -9,6 +10,7 @@ pub mod ops;
 pub mod run;
 pub mod same;
 pub mod store;
+pub mod survey;
 pub mod tarball;
 pub mod targets;
 pub mod trace;

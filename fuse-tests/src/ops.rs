@@ -278,6 +278,8 @@ impl Target {
     /// # Panics
     /// If it is no directory.
     pub fn new(root: &Path, recent: i128) -> Target {
+        // Not first by an operation as another user, who may make no file there.
+        marks_same_size();
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = rustix::fs::open(root, flags, Mode::empty())
             .unwrap_or_else(|e| panic!("open {}: {e}", root.display()));

@@ -4,15 +4,15 @@
 //! Compared are the outcome of every operation, the tree every few operations and at the end, the tree after a remount, and
 //! the trees when each side mounts what the other one wrote.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use crate::cases::Case;
 use crate::env;
 use crate::fixture::{Kind, Mount, Sandbox, Spec, try_fill};
 use crate::images::{Image, Packed};
-use crate::ops::{Op, PATHS, Rng, Target, Verb};
+use crate::ops::{Op, PATHS, Target, Verb};
 use crate::tree::{self, Options, Snapshot};
 use crate::weak::{Server, Store};
 
@@ -173,159 +173,6 @@ impl Default for Config {
     }
 }
 
-/// A layer stack and operations.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Case {
-    /// Where it came from.
-    pub seed: u64,
-    /// Lines of each lower layer (see [`crate::fixture`]), bottom first.
-    pub layers: Vec<Vec<String>>,
-    /// What is done.
-    pub ops: Vec<Op>,
-}
-
-impl Case {
-    /// The case of a seed.
-    pub fn generate(seed: u64, config: &Config) -> Case {
-        let mut rng = Rng::new(seed);
-        let style = Style { links: config.links, marks: false };
-        let layers = generate_layers(&mut rng, 5, style);
-        let ops = (0..config.ops).map(|_| Op::generate(&mut rng)).collect();
-        let mut case = Case { seed, layers, ops };
-        let cannot = config.image.map_or(&[][..], Image::cannot);
-        case.ops.retain(|op| !cannot.contains(&op.verb));
-        if let Some(lesser) = &config.lesser {
-            case.ops.retain(|op| !lesser.cannot.contains(&op.verb));
-            let cannot_hold = |line: &String| {
-                lesser.cannot_hold.iter().any(|word| line.split(' ').next() == Some(*word))
-            };
-            for layer in &mut case.layers {
-                layer.retain(|line| !cannot_hold(line));
-            }
-        }
-        case
-    }
-
-    /// Reads a case from its printed form.
-    ///
-    /// # Errors
-    /// A line that is no operation.
-    pub fn parse(text: &str) -> Result<Case, String> {
-        let mut case = Case { seed: 0, layers: Vec::new(), ops: Vec::new() };
-        let mut in_ops = false;
-        for line in text.lines().map(str::trim).filter(|l| !l.is_empty()) {
-            if let Some(seed) = line.strip_prefix("# seed ") {
-                case.seed = seed.parse().map_err(|_| "seed")?;
-            } else if line == "# layer" {
-                case.layers.push(Vec::new());
-            } else if line == "# operations" {
-                in_ops = true;
-            } else if in_ops {
-                case.ops.push(line.parse()?);
-            } else if let Some(layer) = case.layers.last_mut() {
-                layer.push(line.into());
-            }
-        }
-        Ok(case)
-    }
-}
-
-impl fmt::Display for Case {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "# seed {}", self.seed)?;
-        for layer in &self.layers {
-            writeln!(f, "# layer")?;
-            for line in layer {
-                writeln!(f, "{line}")?;
-            }
-        }
-        writeln!(f, "# operations")?;
-        for op in &self.ops {
-            writeln!(f, "{op}")?;
-        }
-        Ok(())
-    }
-}
-
-/// What generated layers may hold.
-#[derive(Clone, Copy, Debug)]
-pub struct Style {
-    /// Hard links between files of a layer.
-    pub links: bool,
-    /// xattr whiteouts.
-    pub marks: bool,
-}
-
-/// Layers of up to `most` levels, bottom first.
-pub fn generate_layers(rng: &mut Rng, most: usize, style: Style) -> Vec<Vec<String>> {
-    let count = 1 + rng.below(most);
-    (0..count).map(|level| generate_layer(rng, level, style)).collect()
-}
-
-fn generate_layer(rng: &mut Rng, level: usize, style: Style) -> Vec<String> {
-    let mut lines: Vec<String> = Vec::new();
-    let mut dirs = vec![String::new()];
-    let mut files: Vec<String> = Vec::new();
-    let density = 25 + rng.below(50);
-    for path in PATHS {
-        let parent = path.rsplit_once('/').map_or("", |(parent, _)| parent);
-        if !dirs.iter().any(|dir| dir == parent) || !rng.chance(density) {
-            continue;
-        }
-        let has_children = PATHS.iter().any(|other| other.starts_with(&format!("{path}/")));
-        let kind = rng.below(100);
-        let mode = *rng.pick(&["644", "600", "755", "444", "777", "4755", "6777"]);
-        match kind {
-            _ if has_children && kind < 70 => {
-                let mode = *rng.pick(&["755", "700", "1777", "2775"]);
-                lines.push(format!("dir {path} {mode}"));
-                dirs.push((*path).to_owned());
-                if level > 0 && rng.chance(20) {
-                    lines.push(format!("opaque {path}"));
-                }
-            }
-            0..40 => {
-                let content =
-                    rng.pick(&["size:0", "size:5", "size:5000", "size:70000", "hole:70000"]);
-                lines.push(format!("file {path} {mode} {content}"));
-                files.push((*path).to_owned());
-            }
-            40..50 if style.links && !files.is_empty() => {
-                lines.push(format!("link {path} {}", rng.pick(&files)));
-            }
-            40..58 => {
-                let target = rng.pick(&["a", "b", "nowhere", "a/b"]);
-                lines.push(format!("symlink {path} {target}"));
-            }
-            58..64 => lines.push(format!("fifo {path} {mode}")),
-            64..68 => {
-                lines.push(format!("dir {path} 755"));
-            }
-            68..75 if style.marks && level > 0 && env::is_root() => {
-                lines.push(format!("xwhiteout {path}"));
-                continue;
-            }
-            _ if level > 0 => {
-                lines.push(format!("whiteout {path}"));
-                continue;
-            }
-            _ => continue,
-        }
-        if rng.chance(15) {
-            lines.push(format!("owner {path} 1000 {}", rng.pick(&[1000, 0, 2000])));
-        }
-        let plain = lines.last().is_some_and(|l| l.starts_with("file") || l.starts_with("dir"));
-        if plain && rng.chance(15) {
-            lines.push(format!("xattr {path} user.a lower{level}"));
-        }
-        if rng.chance(10) {
-            let time = rng.pick(&["-1", "-2147483649.999999999", "5000000000.5", "0"]);
-            lines.push(format!("mtime {path} {time}"));
-        }
-    }
-    lines
-}
-
 /// A difference.
 #[derive(Clone, Debug)]
 pub struct Failure {
@@ -375,7 +222,9 @@ pub fn run_batch(cases: &[Case], config: &Config) -> Result<(), Failure> {
         }
     }
     let _packed = config.image.map(|image| Packed::new(&sandbox, &layers, image));
+    // Symlinks and special files have no `user.` xattrs.
     let knows_origins = env::is_initial_namespace()
+        && config.options[1] != "userxattr"
         && config.image.is_none_or(|image| image.has_uuid() && env::gives_handles(&layers[0]));
     let index = if config.links { "index=on" } else { "index=off" };
     let ours = sandbox.side(config.ours, "ours");
@@ -509,24 +358,13 @@ impl Run<'_> {
     fn operations(&self, case: &Case, pair: &mut Pair) -> Result<Snapshot, String> {
         let mut targets = self.targets(pair);
         for (number, op) in case.ops.iter().enumerate() {
+            if self.is_left_out(op, pair) {
+                continue;
+            }
             match op.verb {
                 Verb::drop_caches if env::is_machine_root() => {
                     std::fs::write("/proc/sys/vm/drop_caches", "2").unwrap();
                 }
-                // Whiteouts that users make: the kernel refuses them, and no trees could be compared after.
-                Verb::mkwhiteout | Verb::rename_whiteout if self.config.ours == Kind::Lamina => {
-                    continue;
-                }
-                // The kernel that collects writes does not ask for a new time when a file is cut to the size it
-                // has, as truncate(2) lets it.
-                Verb::truncate if self.config.options[0].contains("writeback") => {
-                    let path = pair.paths().1.join(&self.dir).join(PATHS[op.path]);
-                    if std::fs::metadata(path).is_ok_and(|file| file.len() == op.size()) {
-                        continue;
-                    }
-                }
-                // Nor where holes are, before it has written: the file is data to its end.
-                Verb::hseek if self.config.options[0].contains("writeback") => continue,
                 Verb::remount if self.config.may_remount() => {
                     drop(targets);
                     pair.remount();
@@ -547,6 +385,24 @@ impl Run<'_> {
         }
         drop(targets);
         self.compare(pair, "at the end", None)
+    }
+
+    /// Whether an operation is meant to have another outcome, so that trees could not be compared after it.
+    fn is_left_out(&self, op: &Op, pair: &Pair) -> bool {
+        let object = || std::fs::metadata(pair.paths().1.join(&self.dir).join(PATHS[op.path])).ok();
+        let collects_writes = self.config.options[0].contains("writeback");
+        match op.verb {
+            // Whiteouts that users make: the kernel refuses them.
+            Verb::mkwhiteout | Verb::rename_whiteout => self.config.ours == Kind::Lamina,
+            // The kernel takes setgid away, as no filesystem beneath it does.
+            Verb::removeacl if op.as_user => object().is_some_and(|m| m.mode() & 0o2000 != 0),
+            // The kernel that collects writes does not ask for a new time when a file is cut to the size it
+            // has, as truncate(2) lets it.
+            Verb::truncate if collects_writes => object().is_some_and(|m| m.len() == op.size()),
+            // Nor where holes are: the file is data to its end.
+            Verb::hseek => collects_writes,
+            _ => false,
+        }
     }
 
     fn targets(&self, pair: &Pair) -> (Target, Target) {
@@ -649,9 +505,9 @@ impl Run<'_> {
     }
 }
 
-/// In a user namespace, or from a filesystem without a UUID or file handles, the kernel cannot tell where a file was copied up from. When a lower file has got a second name, its two
-/// names then have different inode numbers until the next mount, so one file looks like two, one of which may have more names. Removed
-/// from `tree` is what `other` does not see.
+/// In a user namespace, with `userxattr`, or from a filesystem without a UUID or file handles, the kernel cannot tell where a file
+/// was copied up from. When a lower file has got a second name, its two names then have different inode numbers until the next
+/// mount, so one file looks like two, one of which may have more names. Removed from `tree` is what `other` does not see.
 fn forgive_links(tree: &mut Snapshot, other: &Snapshot, knows_origins: bool) {
     if knows_origins {
         return;
@@ -671,150 +527,3 @@ fn forgive_links(tree: &mut Snapshot, other: &Snapshot, knows_origins: bool) {
 
 /// The field that names the first name of a file with several.
 const LINK: &str = "same file as";
-
-/// Runs a batch; a failure of ours that is a panic (a mount that fails, a lower layer that changed) is a failure too.
-fn run_caught(cases: &[Case], config: &Config) -> Result<(), Failure> {
-    catch_unwind(AssertUnwindSafe(|| run_batch(cases, config))).unwrap_or_else(|panic| {
-        let text = panic.downcast_ref::<String>().cloned();
-        let text = text.or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned()));
-        Err(Failure { case: None, text: text.unwrap_or_default() })
-    })
-}
-
-/// How many cases share a mount.
-const BATCH: usize = 50;
-
-/// Runs `count` cases from `seed` on. At the first batch with a difference it stops, unless `FUSE_TESTS_SURVEY` is set: then it
-/// goes on to the end and reports all kinds of differences.
-///
-/// # Panics
-/// At a difference, with a shrunk case of each kind in its printed form.
-pub fn run_many(seed: u64, count: usize, config: &Config) {
-    let seeds: Vec<u64> = (0..count as u64).map(|n| seed.wrapping_add(n)).collect();
-    let mut found = Findings::default();
-    for seeds in seeds.chunks(BATCH) {
-        let cases: Vec<Case> = seeds.iter().map(|s| Case::generate(*s, config)).collect();
-        if let Err(failure) = run_caught(&cases, config) {
-            found.add(&cases, &failure, config);
-            if std::env::var_os("FUSE_TESTS_SURVEY").is_none() {
-                break;
-            }
-        }
-    }
-    assert!(found.0.is_empty(), "{found}");
-}
-
-/// Runs one case.
-///
-/// # Panics
-/// At a difference.
-pub fn run_one(case: &Case, config: &Config) {
-    if let Err(failure) = run_caught(std::slice::from_ref(case), config) {
-        panic!("{}\n{case}", failure.text);
-    }
-}
-
-/// Every kind of difference with how many cases showed it, and one of them, shrunk.
-#[derive(Default)]
-struct Findings(BTreeMap<String, (usize, String)>);
-
-impl Findings {
-    fn add(&mut self, cases: &[Case], failure: &Failure, config: &Config) {
-        // A batch stops at its first failure, and a panic does not say which case it was: each is tried alone.
-        let mut alone = 0;
-        for case in cases {
-            if let Err(failure) = run_caught(std::slice::from_ref(case), config) {
-                alone += 1;
-                let kind = kind_of(&failure.text);
-                if let Some((count, _)) = self.0.get_mut(&kind) {
-                    *count += 1;
-                } else {
-                    let (case, text) = shrink(case.clone(), failure.text, config);
-                    self.0.insert(kind, (1, format!("{text}\n{CASE_FOLLOWS}\n{case}")));
-                }
-            }
-        }
-        if alone == 0 {
-            let seeds: Vec<u64> = cases.iter().map(|case| case.seed).collect();
-            let text = format!("{}\nno case shows it alone; the seeds: {seeds:?}", failure.text);
-            self.0.insert(kind_of(&failure.text), (1, text));
-        }
-    }
-}
-
-/// Stands before each shrunk case in a report.
-pub const CASE_FOLLOWS: &str =
-    "--- shrunk case, to be given to the test `replay` in FUSE_TESTS_REPLAY:";
-
-impl fmt::Display for Findings {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{} kinds of differences", self.0.len())?;
-        for (number, (kind, (count, text))) in self.0.iter().enumerate() {
-            writeln!(f, "=== kind {} ({count} cases): {kind}\n{text}", number + 1)?;
-        }
-        Ok(())
-    }
-}
-
-/// What makes two failures alike: the operation and its outcomes, or the fields in which trees differ.
-fn kind_of(text: &str) -> String {
-    let first = text.lines().next().unwrap_or_default();
-    if let Some((_, rest)) = first.split_once('`')
-        && let Some((op, outcomes)) = rest.split_once("`: ours gives ")
-        && let Some((ours, kernel)) = outcomes.split_once(", the kernel ")
-    {
-        let word = |text: &str| text.split(' ').next().unwrap_or_default().to_owned();
-        return format!("{}: {} for {}", word(op), word(ours), word(kernel));
-    }
-    if first.ends_with("(left ours, right the kernel's):") || first.ends_with("what they were:") {
-        let when = match first.split_once(" the trees").or(first.split_once(" both trees")) {
-            Some((when, _)) if !when.starts_with("after operation") => when,
-            _ => "at the end",
-        };
-        let fields: BTreeSet<&str> =
-            text.lines().skip(1).filter_map(|line| line.split(": ").nth(1)).collect();
-        return format!("{when}: {fields:?}");
-    }
-    let first = match first.strip_prefix("upper layer: ") {
-        Some(problem) => problem.rsplit(": ").next().unwrap_or_default(),
-        None => first,
-    };
-    first.chars().filter(|c| !c.is_ascii_digit()).collect()
-}
-
-/// Removes operations and layer lines as long as the case fails in the same way, by halves, quarters and so on.
-fn shrink(mut case: Case, mut text: String, config: &Config) -> (Case, String) {
-    let mut budget = 250;
-    let kind = kind_of(&text);
-    loop {
-        let before = case.clone();
-        let parts = case.layers.len() + 1;
-        for part in 0..parts {
-            let length = |case: &Case| case.layers.get(part).map_or(case.ops.len(), Vec::len);
-            let mut step = length(&case).div_ceil(2);
-            while step > 0 {
-                let mut at = 0;
-                while at < length(&case) && budget > 0 {
-                    let mut smaller = case.clone();
-                    let end = (at + step).min(length(&case));
-                    if part < case.layers.len() {
-                        smaller.layers[part].drain(at..end);
-                    } else {
-                        smaller.ops.drain(at..end);
-                    }
-                    budget -= 1;
-                    match run_caught(std::slice::from_ref(&smaller), config) {
-                        Err(failure) if kind_of(&failure.text) == kind => {
-                            (case, text) = (smaller, failure.text);
-                        }
-                        _ => at += step,
-                    }
-                }
-                step /= 2;
-            }
-        }
-        if case == before || budget == 0 {
-            return (case, text);
-        }
-    }
-}

@@ -9,7 +9,8 @@ use std::os::unix::fs::MetadataExt;
 use fuse_tests::case::{Case, OtherFs, append, getx, gone, ino, names, put, sh, text};
 use fuse_tests::fixture::{Kind, set_mtime};
 use fuse_tests::images::{Image, Packed};
-use fuse_tests::run::{self, Config, Renames};
+use fuse_tests::run::{Config, Renames};
+use fuse_tests::survey::run_many;
 use fuse_tests::tree::{self, Options, assert_same, snapshot_with};
 use fuse_tests::{needs_kernel_overlay, needs_root, skip};
 
@@ -21,12 +22,12 @@ fn sequences(test: u64, image: Image) {
     let seed = number("FUSE_TESTS_SEED", 1u64).wrapping_add(test << 32);
     let count = usize::try_from(number("FUSE_TESTS_SEQUENCES", 300).div_ceil(20)).unwrap();
     let plain = Config { image: Some(image), ..Config::default() };
-    run::run_many(seed, count, &plain);
+    run_many(seed, count, &plain);
     let copied = Config { renames: Renames::Copied, ..plain.clone() };
-    run::run_many(seed + 1000, count, &copied);
+    run_many(seed + 1000, count, &copied);
     if image.tells_uuid() {
         let links = Config { links: true, index: true, ..plain };
-        run::run_many(seed + 2000, count, &links);
+        run_many(seed + 2000, count, &links);
     }
 }
 

@@ -3,9 +3,11 @@
 //! `FUSE_TESTS_SEQUENCES` sets how many (default 300, the full run is 100000), `FUSE_TESTS_SEED` where they begin.
 //! A failure prints the shrunk case; put it into a file and run the test `replay` with `FUSE_TESTS_REPLAY=FILE`.
 
+use fuse_tests::cases::Case;
 use fuse_tests::fixture::Kind;
 use fuse_tests::ops::Verb;
-use fuse_tests::run::{self, Case, Config, Lesser, Renames};
+use fuse_tests::run::{Config, Lesser, Renames};
+use fuse_tests::survey;
 use fuse_tests::weak::Server;
 use fuse_tests::{env, needs_kernel_overlay, needs_root, ran_in_user_namespace, skip};
 
@@ -39,7 +41,7 @@ macro_rules! needs_both {
 #[test]
 fn sequences_as_root() {
     needs_both!(as_root);
-    run::run_many(seed(0), sequences(50), &Config::default());
+    survey::run_many(seed(0), sequences(50), &Config::default());
 }
 
 /// The kernel moves directories with lower parts by redirects; ours moves what they hold, or writes redirects too. Each reads
@@ -48,17 +50,17 @@ fn sequences_as_root() {
 fn sequences_with_directory_renames() {
     needs_both!(as_root);
     let config = Config { renames: Renames::Copied, ..Config::default() };
-    run::run_many(seed(5), sequences(20), &config);
+    survey::run_many(seed(5), sequences(20), &config);
     let config = Config { renames: Renames::Redirected, ..Config::default() };
-    run::run_many(seed(6), sequences(20), &config);
+    survey::run_many(seed(6), sequences(20), &config);
     let config = Config { renames: Renames::Lent, ..Config::default() };
-    run::run_many(seed(7), sequences(20), &config);
+    survey::run_many(seed(7), sequences(20), &config);
 }
 
 #[test]
 fn sequences_with_hard_links_in_lower_layers() {
     needs_both!(as_root);
-    run::run_many(seed(1), sequences(20), &Config { links: true, ..Config::default() });
+    survey::run_many(seed(1), sequences(20), &Config { links: true, ..Config::default() });
 }
 
 #[test]
@@ -68,7 +70,7 @@ fn sequences_with_an_index() {
         skip!("the kernel does not tell the UUID of the filesystem, by which it knows an index");
     }
     let config = Config { links: true, index: true, ..Config::default() };
-    run::run_many(seed(5), sequences(20), &config);
+    survey::run_many(seed(5), sequences(20), &config);
 }
 
 #[test]
@@ -77,7 +79,7 @@ fn sequences_in_a_user_namespace() {
         return;
     }
     needs_both!();
-    run::run_many(seed(2), sequences(30), &Config::default());
+    survey::run_many(seed(2), sequences(30), &Config::default());
 }
 
 /// Each changes how ours works, and nothing that is seen.
@@ -104,7 +106,7 @@ fn sequences_with_other_options() {
         {
             skip!("{reason}");
         }
-        run::run_many(seed(test), sequences(5), &Config { options, ..Config::default() });
+        survey::run_many(seed(test), sequences(5), &Config { options, ..Config::default() });
     }
 }
 
@@ -117,7 +119,7 @@ fn sequences_with_other_options_in_a_user_namespace() {
     let options =
         OPTIONS.into_iter().filter(|[own, _]| !["io=passthrough", "userxattr"].contains(own));
     for (test, options) in (30..).zip(options) {
-        run::run_many(seed(test), sequences(5), &Config { options, ..Config::default() });
+        survey::run_many(seed(test), sequences(5), &Config { options, ..Config::default() });
     }
 }
 
@@ -139,7 +141,7 @@ fn on_a_lesser_upper(test: u64, lesser: Lesser) {
         skip!("{reason}");
     }
     let config = Config { lesser: Some(lesser), ..Config::default() };
-    run::run_many(seed(test), sequences(20), &config);
+    survey::run_many(seed(test), sequences(20), &config);
 }
 
 const NO_FLAGS: Lesser = Lesser {
@@ -236,7 +238,7 @@ fn kernel_against_kernel_shows_no_difference() {
     needs_kernel_overlay!();
     for links in [false, true] {
         let config = Config { ours: Kind::Kernel, links, ..Config::default() };
-        run::run_many(seed(3), sequences(20), &config);
+        survey::run_many(seed(3), sequences(20), &config);
     }
 }
 
@@ -256,10 +258,10 @@ fn an_injected_fault_is_found_and_shrunk() {
     // Of this seed, whatever the others run with: some cases cannot be made smaller than two lines,
     // because the one that is left would mean something else.
     let seed = (4 << 32) + 1;
-    let failure = std::panic::catch_unwind(|| run::run_many(seed, 20, &config)).unwrap_err();
+    let failure = std::panic::catch_unwind(|| survey::run_many(seed, 20, &config)).unwrap_err();
     let text = failure.downcast_ref::<String>().unwrap();
     assert!(text.contains("mode: left \"0644\", right \"0777\""), "{text}");
-    let case = Case::parse(text.split_once(run::CASE_FOLLOWS).unwrap().1).unwrap();
+    let case = Case::parse(text.split_once(survey::CASE_FOLLOWS).unwrap().1).unwrap();
     let lines = case.ops.len() + case.layers.iter().map(Vec::len).sum::<usize>();
     assert_eq!(lines, 1, "one line that makes a symlink is enough: {text}");
 }
@@ -287,5 +289,5 @@ fn replay() {
     let links = std::env::var("FUSE_TESTS_LINKS").ok();
     let index = links.as_deref() == Some("index");
     let config = Config { links: links.is_some(), index, ..Config::default() };
-    run::run_one(&Case::parse(&text).unwrap(), &config);
+    survey::run_one(&Case::parse(&text).unwrap(), &config);
 }

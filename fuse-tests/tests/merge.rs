@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
+use fuse_tests::cases::{Style, generate_layers};
 use fuse_tests::fixture::{Kind, Sandbox, fill};
 use fuse_tests::ops::Rng;
-use fuse_tests::run::{Style, generate_layers};
 use fuse_tests::tree::{self, Snapshot};
 use fuse_tests::{env, ran_in_user_namespace, skip};
 

@@ -5,9 +5,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use fuse_tests::case::{Case, getx, gone, names, put, refused, setx, text};
+use fuse_tests::cases::{Style, generate_layers};
 use fuse_tests::fixture::{Kind, Sandbox};
 use fuse_tests::ops::{Op, Rng, Target, Verb};
-use fuse_tests::run::{Style, generate_layers};
 use fuse_tests::tree::{self, Options, Snapshot, assert_same, snapshot_with};
 use fuse_tests::{env, needs_kernel_overlay, needs_root};
 use rustix::io::Errno;

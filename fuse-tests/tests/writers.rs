@@ -12,10 +12,11 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use fuse_tests::case::umount;
+use fuse_tests::cases::{Style, generate_layers};
 use fuse_tests::env;
 use fuse_tests::fixture::{Kind, Mount, Sandbox, Spec, try_fill};
 use fuse_tests::ops::{Op, Rng, Target, Verb};
-use fuse_tests::run::{self, Style};
+use fuse_tests::run;
 use fuse_tests::tree::{self, Options, Snapshot};
 use fuse_tests::{needs_kernel_overlay, needs_root, skip};
 
@@ -131,7 +132,7 @@ fn tell(seed: u64, writers: [Writer; STAGES]) -> usize {
             let mut rng = Rng::new(seed.wrapping_add(n as u64));
             let dir = format!("s{n:02}");
             let style = Style { links: false, marks: false };
-            let mut layers = run::generate_layers(&mut rng, bottom.len(), style);
+            let mut layers = generate_layers(&mut rng, bottom.len(), style);
             if rival {
                 let is_fifo = |line: &String| line.starts_with("fifo ");
                 for lines in &mut layers {
