@@ -114,8 +114,6 @@ impl<W: Write> Write for Packer<W> {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Read;
-
     use super::*;
     use crate::archive::Limits;
     use crate::archive::input::unpack;
