@@ -6,6 +6,7 @@ pub mod cases;
 pub mod env;
 pub mod fixture;
 pub mod images;
+pub mod kill;
 pub mod ops;
 pub mod run;
 pub mod same;

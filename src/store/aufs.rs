@@ -5,6 +5,7 @@
 //! HOME/diff/ID      content, with whiteouts as .wh. files
 //! HOME/mnt/ID       mountpoint
 //! HOME/lamina-work/ID  work directory while it is mounted
+//! HOME/flat-ID      what is known of the copy at the mountpoint, while one stands there
 //! ```
 //!
 //! The union mounts such layers as they are, and writes what aufs would. A layer appears and goes by
@@ -13,19 +14,21 @@
 //! Locks are those of [`super::lock`], a layer's on its file in `layers`.
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use rustix::fs::{FileType, RenameFlags};
 
 use super::create::{RootStat, make_dir};
 use super::driver::{self, Driver, Fill, Filling, Parts, has_child, no_such};
+use super::flat::Place;
 use super::layout::{Home, LayerId, TEMPS, Variant, find_dir, has, read_small, write_small};
 use super::mounts::MountRequest;
 use super::point::{self, Point};
-use super::probe::Backend;
+use super::probe::{self, Backend, Wishes};
 use super::serve::Layers;
 use super::stage::{self, TempDir};
 use super::{Content, CreateOptions, StoreConfig, Whiteouts, fs_name, lock};
+use crate::archive::flat;
 use crate::error::{Context, Errno, Error, Result};
 use crate::marks;
 use crate::mount::kernel::LayerDir;
@@ -38,6 +41,8 @@ const LAYERS: &[u8] = b"layers";
 const DIFF: &[u8] = b"diff";
 const MNT: &[u8] = b"mnt";
 const WORK: &[u8] = b"lamina-work";
+/// Begins the name in the home of what is known of a copy that stands at a mountpoint.
+const FLAT: &[u8] = b"flat-";
 /// Ends the names of directories that Docker was removing.
 const REMOVING: &[u8] = b"-removing";
 /// Begins the name in a temporary directory of a layer's file, before its id.
@@ -223,13 +228,30 @@ impl Aufs {
         temp.remove()
     }
 
+    /// Calls `act` with the mountpoint of a layer.
+    fn with_point<T>(&self, id: &LayerId, act: impl FnOnce(&Point<'_>) -> Result<T>) -> Result<T> {
+        let mark = [FLAT, id.bytes()].concat();
+        let place = Place {
+            home: &self.home,
+            mark: At::new(self.home.dir(), &mark),
+            content: At::new(self.diffs.as_fd(), id.bytes()),
+            content_path: self.path(DIFF, id),
+            merged: At::new(self.mnts.as_fd(), id.bytes()),
+            merged_path: self.path(MNT, id),
+            work: None,
+            merged_mode: Some(0o755),
+            options: flat::Options { whiteout_files: true, ..flat::Options::default() },
+        };
+        let beneath = || Ok(self.contents(id, &self.ancestors(id)?)?.lowers);
+        act(&Point { id, place, run_home: &self.run_home, beneath: &beneath })
+    }
+
     fn unmount_by(&self, id: &LayerId, leave: impl Fn(&Point<'_>) -> Result<bool>) -> Result<()> {
         if self.ancestors(id)?.is_empty() {
             return Ok(());
         }
         let _locked = self.lock(id, Sharing::Exclusive)?;
-        let point = Point { id, merged: &self.path(MNT, id), run_home: &self.run_home };
-        if leave(&point)? { self.drop_work(id) } else { Ok(()) }
+        if self.with_point(id, leave)? { self.drop_work(id) } else { Ok(()) }
     }
 
     fn mount_by(
@@ -237,9 +259,11 @@ impl Aufs {
         id: &LayerId,
         ancestors: &[LayerId],
         request: &MountRequest,
-        merged: &Path,
+        place: &Place<'_>,
     ) -> Result<Backend> {
-        let backend = request.backend.clone().unwrap_or(Backend::Fuse);
+        let merged = &place.merged_path;
+        let wishes = Wishes { forced: request.backend.clone(), is_aufs: true, ..Wishes::default() };
+        let backend = probe::pick(&self.home, &self.run_home, &wishes)?;
         let parts = self.contents(id, ancestors)?;
         let read_only = point::is_read_only(request);
         let mut own = parts.own.into_iter();
@@ -272,8 +296,10 @@ impl Aufs {
                 let none = LayerDir { dir, path: work };
                 layers.mount_kernel(none, &options, request.maps.as_ref(), merged)?;
             }
-            Backend::Flat | Backend::Program(_) => {
-                let why = "does not serve the driver aufs; use fuse, or kernel with --read-only";
+            Backend::Flat => point::copy(place, id, request, layers)?,
+            Backend::Program(_) => {
+                let why =
+                    "does not serve the driver aufs; use fuse, flat, or kernel with --read-only";
                 return Err(point::unsupported(&backend, why));
             }
         }
@@ -388,8 +414,7 @@ impl Driver for Aufs {
 
     fn remove(&self, id: &LayerId) -> Result<()> {
         let locked = self.lock(id, Sharing::Exclusive)?;
-        let merged = self.path(MNT, id);
-        Point { id, merged: &merged, run_home: &self.run_home }.refuse_mounted()?;
+        self.with_point(id, |point| point.refuse_mounted())?;
         for child in self.list()? {
             if self.find(&child)?.is_some_and(|beneath| beneath.contains(id)) {
                 return Err(has_child(id, &child));
@@ -426,10 +451,11 @@ impl Driver for Aufs {
             Ok(()) | Err(Errno::EXIST) => (),
             Err(errno) => return Err(Error::sys("mkdirat", show_path(&merged), errno)),
         }
-        Point { id, merged: &merged, run_home: &self.run_home }
-            .enter(point::is_read_only(request), || {
-                self.mount_by(id, &ancestors, request, &merged)
-            })?;
+        self.with_point(id, |point| {
+            point.enter(point::is_read_only(request), || {
+                self.mount_by(id, &ancestors, request, &point.place)
+            })
+        })?;
         Ok(merged)
     }
 
@@ -439,7 +465,7 @@ impl Driver for Aufs {
 
     fn is_mounted(&self, id: &LayerId) -> Result<bool> {
         self.ancestors(id)?;
-        Point { id, merged: &self.path(MNT, id), run_home: &self.run_home }.is_mounted()
+        self.with_point(id, |point| point.is_mounted())
     }
 
     /// Takes all mounts down.

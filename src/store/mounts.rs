@@ -189,7 +189,7 @@ impl Store {
                 drop_count(&counts, id)
             }
             (None, _) => {
-                flat::drop_mark(&locked.dir).at("unlinkat", || found.home.show(id))?;
+                flat::forget(&locked.dir).at("unlinkat", || found.home.show(id))?;
                 drop_count(&counts, id)?;
                 share(shared.saturating_sub(own))
             }

@@ -16,10 +16,11 @@ use rustix::fs::{CWD, Mode, OFlags, RenameFlags, openat};
 
 use super::create::{RootStat, make_dir};
 use super::driver::{self, Driver, Fill, Filling, Parts, has_child, no_such};
+use super::flat::{MARK, Place};
 use super::layout::{Home, LayerId, MERGED, Variant, WORK, find_dir, has, read_small, write_small};
 use super::mounts::MountRequest;
 use super::point::{self, Point};
-use super::probe::Backend;
+use super::probe::{self, Backend, Wishes};
 use super::serve::Layers;
 use super::stage::{self, TempDir};
 use super::{Content, CreateOptions, StoreConfig, Whiteouts, fs_name, lock};
@@ -259,10 +260,33 @@ impl Overlay1 {
         temp.remove()
     }
 
+    /// Calls `act` with the mountpoint of a layer, whose directory is open.
+    fn with_point<T>(
+        &self,
+        id: &LayerId,
+        layer: &OwnedFd,
+        act: impl FnOnce(&Point<'_>) -> Result<T>,
+    ) -> Result<T> {
+        let at = |name: &'static [u8]| At::new(layer.as_fd(), name);
+        let place = Place {
+            home: &self.home,
+            mark: at(MARK),
+            content: at(UPPER),
+            content_path: self.home.join(&[id.bytes(), UPPER]),
+            merged: at(MERGED),
+            merged_path: self.home.join(&[id.bytes(), MERGED]),
+            work: Some(at(WORK)),
+            merged_mode: None,
+            options: flat::Options::default(),
+        };
+        let beneath = || Ok(self.parts_of(id, layer)?.lowers);
+        act(&Point { id, place, run_home: &self.run_home, beneath: &beneath })
+    }
+
     fn unmount_by(&self, id: &LayerId, leave: impl Fn(&Point<'_>) -> Result<bool>) -> Result<()> {
         let locked = lock::layer(&self.home, id, Sharing::Exclusive)?.ok_or_else(|| no_such(id))?;
         let merged = self.home.join(&[id.bytes(), MERGED]);
-        if !leave(&Point { id, merged: &merged, run_home: &self.run_home })? {
+        if !self.with_point(id, &locked.dir, leave)? {
             return Ok(());
         }
         // Copies of the mount that live on in other namespaces end with the directory.
@@ -272,14 +296,23 @@ impl Overlay1 {
         }
     }
 
+    /// Returns who serves the mount of a layer, an image or not.
+    fn backend(&self, request: &MountRequest, is_image: bool) -> Result<Backend> {
+        // One tree alone is no stack to the kernel.
+        let wishes =
+            Wishes { forced: request.backend.clone(), is_tree: is_image, ..Wishes::default() };
+        probe::pick(&self.home, &self.run_home, &wishes)
+    }
+
     fn mount_by(
         &self,
-        id: &LayerId,
         layer: &OwnedFd,
         backend: &Backend,
         request: &MountRequest,
-        merged: &std::path::Path,
+        place: &Place<'_>,
+        id: &LayerId,
     ) -> Result<()> {
+        let merged = &place.merged_path;
         let parts = self.parts_of(id, layer)?;
         let mut own = parts.own.into_iter();
         let Some(diff) = own.next() else { return Err(no_such(id)) };
@@ -297,9 +330,10 @@ impl Overlay1 {
             Backend::Fuse => {
                 layers.mount_served(backend, &work, &options, merged, self.home.path())
             }
-            Backend::Flat | Backend::Program(_) => Err(point::unsupported(
+            Backend::Flat => point::copy(place, id, request, layers),
+            Backend::Program(_) => Err(point::unsupported(
                 backend,
-                "does not serve the driver overlay1; use kernel or fuse",
+                "does not serve the driver overlay1; use kernel, fuse or flat",
             )),
         }
     }
@@ -391,8 +425,7 @@ impl Driver for Overlay1 {
 
     fn remove(&self, id: &LayerId) -> Result<()> {
         let locked = lock::layer(&self.home, id, Sharing::Exclusive)?.ok_or_else(|| no_such(id))?;
-        let merged = self.home.join(&[id.bytes(), MERGED]);
-        Point { id, merged: &merged, run_home: &self.run_home }.refuse_mounted()?;
+        self.with_point(id, &locked.dir, |point| point.refuse_mounted())?;
         for child in self.list()? {
             let Some(layer) = self.find(&child)? else { continue };
             if self.lower_id(&child, &layer)?.as_ref() == Some(id) {
@@ -419,20 +452,12 @@ impl Driver for Overlay1 {
             Ok(()) | Err(Errno::EXIST) => (),
             Err(errno) => return Err(Error::sys("mkdirat", show_path(&merged), errno)),
         }
-        let point = Point { id, merged: &merged, run_home: &self.run_home };
-        point.enter(point::is_read_only(request), || {
-            let by = |backend: Backend| {
-                self.mount_by(id, &locked.dir, &backend, request, &merged).map(|()| backend)
-            };
-            match &request.backend {
-                Some(backend) => by(backend.clone()),
-                // One tree alone is no stack to the kernel.
-                None if is_image => by(Backend::Fuse),
-                None => by(Backend::Kernel).or_else(|error| {
-                    tracing::info!("{error}; our own server mounts instead");
-                    by(Backend::Fuse)
-                }),
-            }
+        self.with_point(id, &locked.dir, |point| {
+            point.enter(point::is_read_only(request), || {
+                let backend = self.backend(request, is_image)?;
+                self.mount_by(&locked.dir, &backend, request, &point.place, id)?;
+                Ok(backend)
+            })
         })?;
         Ok(merged)
     }
@@ -442,9 +467,7 @@ impl Driver for Overlay1 {
     }
 
     fn is_mounted(&self, id: &LayerId) -> Result<bool> {
-        self.layer(id)?;
-        let merged = self.home.join(&[id.bytes(), MERGED]);
-        Point { id, merged: &merged, run_home: &self.run_home }.is_mounted()
+        self.with_point(id, &self.layer(id)?, |point| point.is_mounted())
     }
 
     /// Takes all mounts down.

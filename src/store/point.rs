@@ -5,28 +5,43 @@
 
 use std::path::Path;
 
+use super::Content;
+use super::flat::{Place, Wanted};
 use super::layout::LayerId;
-use super::mountpoint::{mounted, take_down};
+use super::mountpoint::{Present, mounted, take_down};
 use super::mounts::{
     Count, MountRequest, drop_count, foreign, open_counts, read_count, write_count,
 };
 use super::probe::Backend;
-use super::serve::map_options;
+use super::serve::{Layers, map_options, refuse_for_flat};
 use crate::error::{Error, Result};
 use crate::mount::kernel;
 use crate::mount::mountinfo;
 
-/// Where a layer is mounted.
+/// Where a layer is mounted, or a copy stands in place of a mount.
 pub(super) struct Point<'a> {
     /// The layer.
     pub(super) id: &'a LayerId,
-    /// Its mountpoint.
-    pub(super) merged: &'a Path,
+    /// Its mountpoint, and what a copy there concerns.
+    pub(super) place: Place<'a>,
     /// Directory of the counts, and what else need not outlive a boot.
     pub(super) run_home: &'a Path,
+    /// Opens what lies beneath the layer's content.
+    pub(super) beneath: &'a dyn Fn() -> Result<Vec<Content>>,
 }
 
 impl Point<'_> {
+    fn merged(&self) -> &Path {
+        &self.place.merged_path
+    }
+
+    fn present(&self) -> Result<Option<Present>> {
+        if let Some(entry) = mounted(self.merged())? {
+            return Ok(Some(Present::Mount(entry)));
+        }
+        Ok(self.place.find()?.map(Present::Flat))
+    }
+
     /// Mounts by `mount`, or counts once more that it is mounted.
     ///
     /// # Errors
@@ -37,12 +52,19 @@ impl Point<'_> {
         mount: impl FnOnce() -> Result<Backend>,
     ) -> Result<()> {
         let counts = open_counts(self.run_home)?;
-        let count = match mounted(self.merged)? {
-            Some(entry) => {
-                let known = read_count(&counts, self.id)?.unwrap_or_else(|| foreign(&entry, 0));
-                Count { count: known.count + 1, ..known }
+        let more = |known: Count| Count { count: known.count + 1, ..known };
+        let count = match (self.present()?, read_count(&counts, self.id)?) {
+            (Some(Present::Mount(entry)), known) => {
+                more(known.unwrap_or_else(|| foreign(&entry, 0)))
             }
-            None => Count { count: 1, backend: mount()?, read_only },
+            (Some(Present::Flat(_)), Some(known)) => more(known),
+            (found, _) => {
+                if let Some(Present::Flat(flat)) = found {
+                    // Of another boot, or of somebody who was killed before he was told of it.
+                    self.place.take(&flat, self.beneath)?;
+                }
+                Count { count: 1, backend: mount()?, read_only }
+            }
         };
         write_count(&counts, self.id, &count)
     }
@@ -62,23 +84,26 @@ impl Point<'_> {
         }
     }
 
-    /// Takes the mount down, however often it is counted.
+    /// Takes the mount or the copy down, however often it is counted.
     ///
     /// # Errors
-    /// Those of unmounting, and of removing the count.
+    /// Those of unmounting and of taking changes back, and of removing the count.
     pub(super) fn clear(&self) -> Result<()> {
-        if let Some(entry) = mounted(self.merged)? {
-            take_down(self.merged, &entry)?;
+        match self.present()? {
+            Some(Present::Mount(entry)) => take_down(self.merged(), &entry)?,
+            Some(Present::Flat(flat)) => self.place.take(&flat, self.beneath)?,
+            None => self.place.forget()?,
         }
         drop_count(&open_counts(self.run_home)?, self.id)
     }
 
-    /// Returns whether it is mounted.
+    /// Returns whether it is mounted, or a copy is there.
     ///
     /// # Errors
-    /// Those of reading the mount table.
+    /// Those of reading the mount table and the mark of a copy.
     pub(super) fn is_mounted(&self) -> Result<bool> {
-        Ok(mountinfo::find_top(&mountinfo::load()?, self.merged).is_some())
+        let has_mount = mountinfo::find_top(&mountinfo::load()?, self.merged()).is_some();
+        Ok(has_mount || self.place.find()?.is_some())
     }
 
     /// Fails if it is mounted.
@@ -99,6 +124,21 @@ impl Point<'_> {
 /// Returns whether a mount is to be read-only.
 pub(super) fn is_read_only(request: &MountRequest) -> bool {
     request.read_only || request.options.iter().any(|option| option == "ro")
+}
+
+/// Puts a copy of what a layer shows in place of a mount.
+///
+/// # Errors
+/// `Unsupported` for what only a mount can do; those of copying.
+pub(super) fn copy(
+    place: &Place<'_>,
+    id: &LayerId,
+    request: &MountRequest,
+    layers: Layers,
+) -> Result<()> {
+    refuse_for_flat(id, request, false)?;
+    let Layers { diff, lowers, read_only } = layers;
+    place.make(Wanted { diff, lowers, read_only, volatile: request.volatile })
 }
 
 /// Returns the options of a mount by `backend`.

@@ -5,12 +5,12 @@
 //! can see, and their files lie in a temporary directory.
 
 use std::os::fd::AsFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use serde::{Deserialize, Serialize};
 
-use super::layout::{io_error, read_small, replace_small};
+use super::layout::{Home, io_error, make_dirs, read_small, replace_small};
 use super::stage::TempDir;
 use super::{Store, fs_name, trials};
 use crate::error::{Context, Error, Result};
@@ -110,6 +110,10 @@ pub struct Wishes {
     pub has_program_flag: bool,
     /// Whether modes are masked.
     pub has_force_mask: bool,
+    /// Whether the layer is one whole tree, which is no stack to the kernel.
+    pub is_tree: bool,
+    /// Whether the layers have whiteouts as aufs keeps them.
+    pub is_aufs: bool,
     /// A backend that the caller insists on.
     pub forced: Option<Backend>,
 }
@@ -148,6 +152,15 @@ pub fn choose(probe: &Probe, wishes: &Wishes) -> Choice {
             "export the images and import them into a new store",
         );
     }
+    if wishes.is_aufs {
+        return fuse(
+            "aufs keeps whiteouts as files, which the kernel does not know and does not write",
+            "migrate the store to the driver overlay or overlay2 (lamina store migrate)",
+        );
+    }
+    if wishes.is_tree {
+        return fuse("one tree alone is no stack to the kernel", "mount a layer made on it");
+    }
     if wishes.has_force_mask {
         return fuse("force_mask needs a server that knows the masked modes", "leave it out");
     }
@@ -173,23 +186,7 @@ impl Store {
     /// # Errors
     /// Those of writing into the store and the run home.
     pub fn probe(&self, anew: bool) -> Result<Probe> {
-        let key = self.probe_key()?;
-        let run = self.run_home()?;
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let run_dir = openat(CWD, run, flags, Mode::empty()).at("open", || show_path(run))?;
-        if !anew {
-            let cached = read_small(run_dir.as_fd(), CACHE).at("read", || show_path(run))?;
-            // One that cannot be read is as good as none.
-            let cached = cached.and_then(|text| serde_json::from_slice::<Probe>(&text).ok());
-            if let Some(probe) = cached.filter(|probe| probe.key == key) {
-                return Ok(probe);
-            }
-        }
-        let probe = self.try_all(key)?;
-        let text = serde_json::to_vec(&probe)
-            .map_err(|error| Error::invalid("probe", error.to_string()))?;
-        replace_small(run_dir.as_fd(), CACHE, &text, 0o600).at("write", || show_path(run))?;
-        Ok(probe)
+        probe(self.home(), self.run_home()?, &self.options().mount_options, anew)
     }
 
     /// Returns who serves the mounts of this store, and why.
@@ -204,41 +201,83 @@ impl Store {
                 has_program_flag: self.has_program_flag()?,
                 has_force_mask: self.options().force_mask.is_some(),
                 forced,
+                ..Wishes::default()
             },
         ))
     }
+}
 
-    fn probe_key(&self) -> Result<Key> {
-        let home = self.home();
-        let uname = rustix::system::uname();
-        let text = |text: &std::ffi::CStr| text.to_string_lossy().into_owned();
-        let at = || show_path(home.path());
-        let stat = sys::stat::of(home.dir()).at("statx", at)?;
-        let fs = rustix::fs::fstatfs(home.dir()).at("fstatfs", at)?;
-        let namespace = std::path::Path::new("/proc/self/ns/user");
-        let namespace =
-            std::fs::read_link(namespace).map_err(|e| io_error("readlink", namespace, e))?;
-        Ok(Key {
-            program: env!("CARGO_PKG_VERSION").to_owned(),
-            kernel: format!("{} {}", text(uname.release()), text(uname.version())),
-            filesystem: fs_name(fs.f_type),
-            device: sys::stat::device(&stat),
-            user: rustix::process::geteuid().as_raw(),
-            user_namespace: namespace.to_string_lossy().into_owned(),
-            mount_options: self.options().mount_options.join(","),
-        })
+/// Returns what is known about the machine and a store, trying it if need be.
+///
+/// # Errors
+/// Those of writing into the store and the run home.
+pub(super) fn probe(
+    home: &Home,
+    run_home: &Path,
+    mount_options: &[String],
+    anew: bool,
+) -> Result<Probe> {
+    let key = probe_key(home, mount_options)?;
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let run_dir = openat(CWD, run_home, flags, Mode::empty()).at("open", || show_path(run_home))?;
+    if !anew {
+        let cached = read_small(run_dir.as_fd(), CACHE).at("read", || show_path(run_home))?;
+        // One that cannot be read is as good as none.
+        let cached = cached.and_then(|text| serde_json::from_slice::<Probe>(&text).ok());
+        if let Some(probe) = cached.filter(|probe| probe.key == key) {
+            return Ok(probe);
+        }
     }
+    let probe = try_all(home, mount_options, key)?;
+    let text =
+        serde_json::to_vec(&probe).map_err(|error| Error::invalid("probe", error.to_string()))?;
+    replace_small(run_dir.as_fd(), CACHE, &text, 0o600).at("write", || show_path(run_home))?;
+    Ok(probe)
+}
 
-    fn try_all(&self, key: Key) -> Result<Probe> {
-        let home = self.home();
-        let temp = TempDir::new(home)?;
-        let shown = || show_path(home.path());
-        let fs = rustix::fs::fstatfs(home.dir()).at("fstatfs", shown)?;
-        let filesystem = fs_name(fs.f_type);
-        let facts = trials::run(&temp, fs.f_type, &filesystem, &self.options().mount_options);
-        temp.remove()?;
-        Ok(Probe { key, filesystem, facts })
+/// Returns who serves a mount in a store of old, whose run home is made where it is missing.
+///
+/// # Errors
+/// `Unsupported` if nobody can; as [`probe`].
+pub(super) fn pick(home: &Home, run_home: &Path, wishes: &Wishes) -> Result<Backend> {
+    if let Some(forced) = &wishes.forced {
+        return Ok(forced.clone());
     }
+    make_dirs(run_home, 0o700)?;
+    let choice = choose(&probe(home, run_home, &[], false)?, wishes);
+    choice.backend.ok_or_else(|| Error::Unsupported {
+        feature: format!("cannot be mounted: {}; {}", choice.reason, choice.cure).into(),
+    })
+}
+
+fn probe_key(home: &Home, mount_options: &[String]) -> Result<Key> {
+    let uname = rustix::system::uname();
+    let text = |text: &std::ffi::CStr| text.to_string_lossy().into_owned();
+    let at = || show_path(home.path());
+    let stat = sys::stat::of(home.dir()).at("statx", at)?;
+    let fs = rustix::fs::fstatfs(home.dir()).at("fstatfs", at)?;
+    let namespace = Path::new("/proc/self/ns/user");
+    let namespace =
+        std::fs::read_link(namespace).map_err(|e| io_error("readlink", namespace, e))?;
+    Ok(Key {
+        program: env!("CARGO_PKG_VERSION").to_owned(),
+        kernel: format!("{} {}", text(uname.release()), text(uname.version())),
+        filesystem: fs_name(fs.f_type),
+        device: sys::stat::device(&stat),
+        user: rustix::process::geteuid().as_raw(),
+        user_namespace: namespace.to_string_lossy().into_owned(),
+        mount_options: mount_options.join(","),
+    })
+}
+
+fn try_all(home: &Home, mount_options: &[String], key: Key) -> Result<Probe> {
+    let temp = TempDir::new(home)?;
+    let shown = || show_path(home.path());
+    let fs = rustix::fs::fstatfs(home.dir()).at("fstatfs", shown)?;
+    let filesystem = fs_name(fs.f_type);
+    let facts = trials::run(&temp, fs.f_type, &filesystem, mount_options);
+    temp.remove()?;
+    Ok(Probe { key, filesystem, facts })
 }
 
 #[cfg(test)]

@@ -208,7 +208,11 @@ impl Layers {
 }
 
 /// Fails for what only a mount can do.
-fn refuse_for_flat(id: &LayerId, request: &MountRequest, has_force_mask: bool) -> Result<()> {
+pub(super) fn refuse_for_flat(
+    id: &LayerId,
+    request: &MountRequest,
+    has_force_mask: bool,
+) -> Result<()> {
     let what = match request {
         _ if has_force_mask => "force_mask",
         MountRequest { maps: Some(_), .. } => "shown ids that the layers do not have",
