@@ -13,7 +13,9 @@ use std::path::PathBuf;
 use rustix::fs::RenameFlags;
 use serde::{Deserialize, Serialize};
 
-use super::layout::{DIFF, Home, LayerId, MERGED, Variant, WORK, read_small, replace_small};
+use super::layout::{
+    DIFF, Home, LayerId, MERGED, Variant, WORK, read_small, renew_work, replace_small,
+};
 use super::stage::TempDir;
 use super::{Content, Found, Store, Whiteouts, contents};
 use crate::archive::flat::{self, Options};
@@ -239,10 +241,6 @@ impl Place<'_> {
         let dir = temp.dir().as_fd();
         let old = sys::stat::at(self.merged.dir, self.merged.name).at("statx", at)?;
         let has_changes = flat.is_used && !flat.read_only;
-        let make = |place: At<'_>, mode: u32| {
-            sys::name::mkdir(place, mode)?;
-            sys::name::chown(place, Some(old.stx_uid), Some(old.stx_gid))
-        };
         if has_changes {
             sys::name::mkdir(At::new(dir, DIFF), 0o700).at("mkdirat", at)?;
             let diff = sys::open::directory(dir, DIFF).at("open", at)?;
@@ -250,23 +248,21 @@ impl Place<'_> {
             if !flat.volatile {
                 sys::data::sync_filesystem(dir).at("syncfs", at)?;
             }
+            if let Some(work) = self.work {
+                renew_work(work, (old.stx_uid, old.stx_gid)).at("unlinkat", at)?;
+            }
             let exchange = RenameFlags::EXCHANGE;
             move_dir(At::new(dir, DIFF), self.content, exchange).at("renameat2", at)?;
-            // It may refer to the content that was there until now.
-            if let Some(work) = self.work {
-                sys::tree::remove(work.dir, work.name).at("unlinkat", at)?;
-            }
             // The mark, which may lie elsewhere, is not to be known before the content is.
             sys::data::sync(self.content.dir, false).at("fsync", at)?;
             put_mark(self.mark, &Flat { is_used: false, ..flat.clone() }).at("write", at)?;
-            if let Some(work) = self.work {
-                make(work, 0o700).at("mkdirat", at)?;
-            }
         }
         let none = RenameFlags::empty();
         move_dir(self.merged, At::new(dir, MERGED), none).at("renameat", at)?;
         if let Some(mode) = self.merged_mode {
-            make(self.merged, mode).at("mkdirat", at)?;
+            sys::name::mkdir(self.merged, mode).at("mkdirat", at)?;
+            let (uid, gid) = (Some(old.stx_uid), Some(old.stx_gid));
+            sys::name::chown(self.merged, uid, gid).at("fchownat", at)?;
         }
         drop_mark(self.mark).at("unlinkat", at)?;
         sys::data::sync(self.mark.dir, false).at("fsync", at)?;

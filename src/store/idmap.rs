@@ -11,7 +11,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{CWD, Mode, OFlags, RenameFlags, openat};
 
 use super::driver::no_such;
-use super::layout::{DIFF, LayerId, WORK, diff_name, has};
+use super::layout::{DIFF, LayerId, WORK, diff_name, has, renew_work};
 use super::mounts::MountRequest;
 use super::{Store, lock};
 use crate::error::{Context, Errno, Error, Result};
@@ -81,11 +81,9 @@ fn rotate(layer: &OwnedFd, to: &Maps) -> std::result::Result<(), Errno> {
         rename(layer, &diff_name(number), &diff_name(number + 1), RenameFlags::NOREPLACE)?;
     }
     // One step for the topmost: there is a `diff` at every moment.
+    renew_work(At::new(layer.as_fd(), WORK), (owner.0.unwrap_or(0), owner.1.unwrap_or(0)))?;
     rename(layer, NEXT, DIFF, RenameFlags::EXCHANGE)?;
     rename(layer, NEXT, &diff_name(1), RenameFlags::NOREPLACE)?;
-    // It may refer to the content that was the upper until now.
-    sys::tree::remove(layer.as_fd(), WORK)?;
-    make(WORK, 0o700)?;
     sys::data::sync(layer.as_fd(), false)
 }
 

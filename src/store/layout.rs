@@ -497,6 +497,24 @@ fn replace(
     })
 }
 
+/// Empties the work directory of a layer, or makes it: what is left there may refer to a content that
+/// is to be another one.
+///
+/// # Errors
+/// Those of the system calls.
+/// # Crash
+/// Leaves it with less in it.
+pub fn renew_work(at: At<'_>, (uid, gid): (u32, u32)) -> std::result::Result<(), Errno> {
+    match sys::name::mkdir(at, 0o700) {
+        Ok(()) => (),
+        Err(Errno::EXIST) => sys::tree::clear(at.dir, at.name)?,
+        Err(errno) => return Err(errno),
+    }
+    let handle = sys::open::handle(at.dir, at.name)?;
+    sys::name::chown_handle(&handle, Some(uid), Some(gid))?;
+    sys::name::chmod_handle(&handle, 0o700)
+}
+
 /// Makes a directory and those above it, where they are missing.
 ///
 /// # Errors

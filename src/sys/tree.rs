@@ -32,13 +32,25 @@ pub fn remove(dir: BorrowedFd<'_>, name: &[u8]) -> Result<(), Errno> {
         Err(Errno::NOTEMPTY | Errno::EXIST) => (),
         Err(errno) => return Err(errno),
     }
-    let top = enter(dir, name)?;
+    empty_all(&enter(dir, name)?)?;
+    rmdir(At::new(dir, name))
+}
+
+/// Removes all that lies in directory `name` of `dir`, which stays.
+///
+/// # Errors
+/// `ENOENT` and `ENOTDIR` where there is no such directory, and as [`remove`].
+pub fn clear(dir: BorrowedFd<'_>, name: &[u8]) -> Result<(), Errno> {
+    empty_all(&enter(dir, name)?)
+}
+
+fn empty_all(top: &OwnedFd) -> Result<(), Errno> {
     let mut moved = 0u64;
     loop {
         let before = moved;
-        empty(&top, &top, DEPTH_OPEN, &mut moved)?;
+        empty(top, top, DEPTH_OPEN, &mut moved)?;
         if moved == before {
-            return rmdir(At::new(dir, name));
+            return Ok(());
         }
     }
 }
