@@ -192,7 +192,8 @@ start_nfs() {
     for file in lease grace; do echo 10 >/proc/fs/nfsd/nfsv4${file}time; done
     rpc.mountd
     rpc.nfsd -V 3 -V 4 -V 4.2 4 || return 1
-    echo Y >/proc/fs/nfsd/v4_end_grace
+    # Linux 7 refuses that for a while; then the grace period takes its ten seconds.
+    echo Y >/proc/fs/nfsd/v4_end_grace || true
 }
 if start_nfs; then
     export FUSE_TESTS_NFS=1
