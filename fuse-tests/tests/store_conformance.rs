@@ -192,6 +192,109 @@ fn a_large_file_is_kept_whole() {
     }
 }
 
+/// Writes an image of two layers, `base` and `child`, as docker save does.
+fn image(store: &TestStore) -> String {
+    for id in ["base", "child"] {
+        pack(store, id);
+    }
+    let dir = store.sandbox.root();
+    let script = r#"set -e
+        for id in base child; do diffs="$diffs${diffs:+,}\"sha256:$(sha256sum <$id.tar | cut -d' ' -f1)\""; done
+        printf '{"architecture":"amd64","os":"linux","rootfs":{"type":"layers","diff_ids":[%s]}}' "$diffs" >config.json
+        echo '[{"Config":"config.json","RepoTags":["localhost/image:1"],"Layers":["base.tar","child.tar"]}]' >manifest.json
+        tar -cf image.tar manifest.json config.json base.tar child.tar"#;
+    sh(dir, script);
+    dir.join("image.tar").to_str().unwrap().to_owned()
+}
+
+both!(images_come_in_and_go_out);
+fn images_come_in_and_go_out() {
+    let (origin, _) = with_base("overlay", "fuse");
+    origin.ok(&["layer", "create-rw", "--parent", "base", "child"]);
+    let merged = origin.mount(&["--backend", "fuse", "child"]);
+    sh(&merged, CHANGES);
+    let mut changed = snapshot(&merged);
+    origin.unmount("child");
+    let file = image(&origin);
+    let whole = |mut tree: Snapshot| {
+        for (path, entry) in &mut tree.entries {
+            let time = entry.get("mtime").split('.').next().unwrap_or_default().to_owned();
+            entry.set("mtime", time);
+            if path == Path::new(".") {
+                entry.clear("mode");
+            }
+        }
+        tree
+    };
+    changed = whole(changed);
+    let top = |store: &TestStore| {
+        let list = store.ok(&["image", "list"]);
+        let words: Vec<&str> = list.split_whitespace().collect();
+        assert_eq!(words[1], "localhost/image:1");
+        words[2].to_owned()
+    };
+    for (driver, _) in ALL {
+        let store = TestStore::with_driver(driver);
+        store.ok(&["image", "import", &file]);
+        let id = top(&store);
+        assert_same(driver, &changed, &whole(shown(&store, "fuse", &id)));
+        assert!(store.fails(&["layer", "remove", &id]).contains("remove"), "{driver}");
+        store.ok(&["image", "import", &file]);
+        assert_eq!(store.ok(&["store", "list"]).lines().count(), 2, "{driver}");
+        let out = store.sandbox.root().join("out").to_str().unwrap().to_owned();
+        store.ok(&["image", "export", "localhost/image:1", &out]);
+        let again = TestStore::new();
+        again.ok(&["image", "import", &out]);
+        let words = ["image", "list"];
+        let listed = again.ok(&words);
+        assert!(listed.contains("localhost/image:1"), "{driver}: {listed}");
+        assert_same(driver, &changed, &whole(shown(&again, "fuse", &top(&again))));
+        store.ok(&["image", "remove", "localhost/image:1"]);
+        store.ok(&["layer", "remove", &id]);
+        store.check_no_leftovers();
+    }
+}
+
+both!(what_takes_space_is_what_du_says);
+fn what_takes_space_is_what_du_says() {
+    for (driver, _) in ALL {
+        let (store, _) = with_base(driver, "fuse");
+        store.ok(&["layer", "create-rw", "--parent", "base", "child"]);
+        let merged = store.mount(&["--backend", "fuse", "child"]);
+        sh(&merged, CHANGES);
+        store.unmount("child");
+        // A tree that shares files with another, in overlay1.
+        let file = pack(&store, "child");
+        store.ok(&["layer", "apply", "--id", "again", "--parent", "base", &file]);
+        let told = store.ok(&["store", "df"]);
+        let sum = told.lines().last().unwrap().split_whitespace().next().unwrap().to_owned();
+        let du = sh(store.home(), "du -s -B1 .");
+        assert_eq!(sum, du.split_whitespace().next().unwrap(), "{driver}: {told}");
+        for id in ["base", "child", "again"] {
+            let line = told.lines().find(|line| line.ends_with(&format!(" layer {id}"))).unwrap();
+            let content = line.split_whitespace().nth(1).unwrap();
+            assert!(content.parse::<u64>().unwrap() > 4096, "{driver}: {line}");
+        }
+    }
+}
+
+both!(who_mounts_is_told_with_a_reason);
+fn who_mounts_is_told_with_a_reason() {
+    for (driver, _) in ALL {
+        let store = TestStore::with_driver(driver);
+        let told = store.ok(&["store", "probe"]);
+        assert!(told.starts_with("filesystem: ") && told.contains("\nfuse: yes\n"), "{told}");
+        let reason = match driver {
+            "aufs" => "backend: fuse\nreason: aufs keeps whiteouts as files",
+            _ if told.contains("\noverlay: yes\n") => {
+                "backend: kernel\nreason: kernel overlayfs works here"
+            }
+            _ => "backend: fuse\nreason: kernel overlayfs does not work here",
+        };
+        assert!(told.contains(reason), "{driver}: {told}");
+    }
+}
+
 /// Makes a deep stack by hand, each layer with one file, as engines leave it.
 fn deep(store: &TestStore, count: usize) -> String {
     match store.driver {

@@ -231,6 +231,42 @@ fn a_killed_migration_goes_on() {
     }
 }
 
+// What an engine has is not taken from it, and nothing is removed before that is known; images of our own come along.
+both!(what_records_name_is_kept_or_comes_along);
+fn what_records_name_is_kept_or_comes_along() {
+    let old = full("overlay");
+    let new = new_store("aufs");
+    let records = old.root.join("overlay-layers");
+    std::fs::create_dir_all(&records).unwrap();
+    put(records.join("layers.json"), r#"[{"id":"base"}]"#);
+    let out = migrate(&old, &new, &["--remove"]);
+    assert!(
+        said(&out).contains("base: records of an engine name it; leave --remove out"),
+        "{}",
+        said(&out)
+    );
+    assert_eq!(old.ok(&["store", "list"]).lines().count(), LAYERS.len());
+    assert_eq!(new.ok(&["store", "list"]), "");
+    std::fs::remove_file(records.join("layers.json")).unwrap();
+    let config = r#"{\"rootfs\":{\"type\":\"layers\",\"diff_ids\":[]}}"#;
+    let images = old.root.join("lamina-images");
+    std::fs::create_dir_all(&images).unwrap();
+    let id = sh(
+        &old.root,
+        &format!("printf '%s' '{}' | sha256sum | cut -d' ' -f1", config.replace("\\\"", "\"")),
+    );
+    put(
+        images.join(format!("{}.json", id.trim())),
+        format!(r#"{{"names":["x:1"],"layers":["base","middle"],"config":"{config}"}}"#),
+    );
+    let listed = old.ok(&["image", "list"]);
+    assert!(listed.contains(" x:1 middle"), "{listed}");
+    done(&migrate(&old, &new, &["--remove"]));
+    assert_eq!(new.ok(&["image", "list"]), listed);
+    assert_eq!(old.ok(&["image", "list"]), "");
+    assert_eq!(old.ok(&["store", "list"]), "");
+}
+
 both!(what_cannot_be_migrated_is_refused);
 fn what_cannot_be_migrated_is_refused() {
     let old = full("aufs");

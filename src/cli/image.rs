@@ -17,7 +17,6 @@ use crate::error::{Context, Error, Result};
 use crate::image::export::{Format, export};
 use crate::image::import::{ImportOptions, import};
 use crate::image::{Record, Records};
-use crate::sys::open;
 
 /// Arguments of `lamina image`.
 #[derive(clap::Args, Debug)]
@@ -114,7 +113,7 @@ pub fn run(args: ImageCommandArgs) -> std::result::Result<(), Failure> {
 }
 
 fn open_records(args: &StoreArgs) -> std::result::Result<Records, Failure> {
-    args.open()?;
+    args.driver()?;
     let config = args.config().map_err(Failure::usage)?;
     Records::open(&config.root).map_err(failure)
 }
@@ -139,9 +138,9 @@ fn print_records(records: &[Record], json: bool) -> std::result::Result<(), Fail
 }
 
 fn run_import(args: &ImportArgs) -> std::result::Result<(), Failure> {
-    let store = args.store.open()?;
+    let store = args.store.driver()?;
     let records = open_records(&args.store)?;
-    let bundle = open_bundle(args, &store).map_err(failure)?;
+    let bundle = open_bundle(args, &records).map_err(failure)?;
     let options = ImportOptions {
         apply: ApplyOptions { in_user_namespace: in_user_namespace(), ..ApplyOptions::default() },
         name: args.name.clone(),
@@ -156,11 +155,11 @@ fn run_import(args: &ImportArgs) -> std::result::Result<(), Failure> {
             None => file,
         }
     };
-    let imported = import(&store, &records, &bundle, &options, &watch).map_err(failure)?;
+    let imported = import(store.as_ref(), &records, &bundle, &options, &watch).map_err(failure)?;
     print_records(&imported, args.store.json)
 }
 
-fn open_bundle(args: &ImportArgs, store: &crate::store::Store) -> Result<Bundle> {
+fn open_bundle(args: &ImportArgs, records: &Records) -> Result<Bundle> {
     let is_stdin = args.source.as_os_str() == "-";
     if !is_stdin && let Ok(dir) = open_directory(&args.source) {
         return Ok(Bundle::directory(dir));
@@ -169,15 +168,11 @@ fn open_bundle(args: &ImportArgs, store: &crate::store::Store) -> Result<Bundle>
     let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC;
     let file = rustix::fs::open(&path, flags, rustix::fs::Mode::empty())
         .at("open", || path.display().to_string())?;
-    Bundle::tar(File::from(file), || {
-        open::unnamed(store.home().dir(), 0o600)
-            .at("openat", || store.home().path().display().to_string())
-            .map(File::from)
-    })
+    Bundle::tar(File::from(file), || records.unnamed_file())
 }
 
 fn run_export(args: &ExportArgs) -> std::result::Result<(), Failure> {
-    let store = args.store.open()?;
+    let store = args.store.driver()?;
     let record = open_records(&args.store)?.find(&args.image).map_err(failure)?;
     let format = match args.format {
         Shape::Oci => Format::OciDirectory,
@@ -192,7 +187,7 @@ fn run_export(args: &ExportArgs) -> std::result::Result<(), Failure> {
     let done = || -> Result<_> {
         let (parent, name) = split(&args.to)?;
         let parent = open_directory(parent)?;
-        export(&store, &record, format, packing, parent, &args.to, name.as_bytes())
+        export(store.as_ref(), &record, format, packing, parent, &args.to, name.as_bytes())
     };
     let id = done().map_err(|error: Error| failure(error))?;
     if args.store.json {

@@ -10,16 +10,20 @@ use super::apply::bar;
 use super::store::failure;
 use super::{Failure, print};
 use crate::error::{Error, Result};
+use crate::image::{Record, Records};
 use crate::options::show_path;
-use crate::store::layout::io_error;
+use crate::store::driver::Driver;
+use crate::store::engine::IMAGES;
+use crate::store::layout::{LayerId, io_error};
 use crate::store::migrate::{bring, plan};
 use crate::store::{Store, StoreConfig, Variant, driver};
 
 /// Shown below the help.
 pub(super) const NOTES: &str = "\
 Nobody may use either store meanwhile. Data is shared where the filesystem can (reflinks), else
-copied. A migration that was stopped goes on where it was. Records of images and containers, which
-engines keep beside the layers, are not brought: export images and import them instead.
+copied. A migration that was stopped goes on where it was. Images of lamina image come along. Records of
+images and containers that engines keep beside the layers are not brought: export images and import them
+instead.
 
 In overlay1 a layer that another lies on becomes a complete tree, the others become containers'. What
 its trees were made on is taken from Docker's records (ROOT/image/overlay/layerdb), if they are there.";
@@ -92,16 +96,54 @@ fn migrate(args: &MigrateArgs) -> Result<(usize, u64)> {
         ));
     }
     let steps = plan(old.as_ref())?;
+    if args.remove {
+        for step in &steps {
+            refuse_named(old.as_ref(), &step.id)?;
+        }
+    }
     let bytes = steps.iter().map(|step| step.bytes).sum();
     let bar = if std::io::stderr().is_terminal() { bar(bytes) } else { ProgressBar::hidden() };
     for step in &steps {
         bring(old.as_ref(), new.as_ref(), step, args.hard_links, &mut |bytes| bar.inc(bytes))?;
     }
     bar.finish_and_clear();
+    let images = images(&from)?;
+    if !images.is_empty() {
+        let records = Records::open(&to.root)?;
+        for image in &images {
+            records.add(&mut image.clone())?;
+        }
+    }
     if args.remove {
+        for image in &images {
+            Records::open(&from.root)?.remove(image)?;
+        }
         for step in steps.iter().rev() {
             old.remove(&step.id)?;
         }
     }
     Ok((steps.len(), bytes))
+}
+
+/// Fails for a layer that an engine would miss.
+fn refuse_named(store: &dyn Driver, id: &LayerId) -> Result<()> {
+    if !store.is_named(id)? {
+        return Ok(());
+    }
+    Err(Error::Busy {
+        what: format!(
+            "{id}: records of an engine name it; leave --remove out, and remove its images and \
+             containers there (podman rmi, podman rm)"
+        )
+        .into(),
+    })
+}
+
+/// Returns the images that `lamina image` brought into a store.
+fn images(config: &StoreConfig) -> Result<Vec<Record>> {
+    match std::fs::exists(config.root.join(IMAGES)) {
+        Ok(false) => Ok(Vec::new()),
+        Ok(true) => Records::open(&config.root)?.list(),
+        Err(error) => Err(io_error("stat", &config.root, error)),
+    }
 }

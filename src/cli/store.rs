@@ -185,9 +185,7 @@ pub fn run(args: StoreCommandArgs) -> std::result::Result<(), Failure> {
             print(&lines)
         }
         StoreCommand::Probe(args) => {
-            let store = args.open()?;
-            let probe = store.probe(true).map_err(failure)?;
-            let choice = store.choose(&probe, None).map_err(failure)?;
+            let (probe, choice) = args.driver()?.try_machine().map_err(failure)?;
             let backend = choice.backend.as_ref().map_or("none", Backend::name);
             if args.json {
                 let value = json!({
@@ -268,7 +266,7 @@ fn findings(found: &[Finding], json: bool) -> String {
 }
 
 fn df(args: &StoreArgs) -> std::result::Result<(), Failure> {
-    let items = args.open()?.usage().map_err(failure)?;
+    let items = args.driver()?.usage().map_err(failure)?;
     if args.json {
         return print(&format!("{}\n", json!(items)));
     }

@@ -21,7 +21,8 @@ use crate::archive::view::Stack;
 use crate::archive::walk::{self, Differ};
 use crate::archive::write::{WriteOptions, Writer};
 use crate::error::{Context, Error, Result};
-use crate::store::{LayerId, Store};
+use crate::store::LayerId;
+use crate::store::driver::Driver;
 use crate::sys::name::{self, At};
 use crate::sys::{data, open};
 
@@ -41,7 +42,7 @@ pub enum Format {
 /// # Errors
 /// `EINVAL` for packed layers in a `docker save` archive, where they are plain; `EEXIST` if the name is taken; those of reading the layers and of writing.
 pub fn export(
-    store: &Store,
+    store: &dyn Driver,
     record: &Record,
     format: Format,
     packing: Packing,
@@ -68,10 +69,13 @@ pub fn export(
     let files = open::directory(root.as_fd(), b"files").at("openat", || show(target))?;
     let files = Writing { root: &files, target };
     let mut layers = Vec::new();
+    let mut beneath = None;
     for id in &record.layers {
         let suffix = if format == Format::Docker { ".tar" } else { "" };
         let blobs = Writing { root: &blobs, target };
-        layers.push(layer(store, &LayerId::parse(id)?, packing, &blobs, suffix)?);
+        let id = LayerId::parse(id)?;
+        layers.push(layer(store, &id, beneath.as_ref(), packing, &blobs, suffix)?);
+        beneath = Some(id);
     }
     let diffs: Vec<Digest> = layers.iter().map(|layer| layer.diff).collect();
     let config = manifest::with_layers(record.config.as_bytes(), &diffs)?;
@@ -138,8 +142,9 @@ impl Writing<'_> {
 
 /// Writes the archive of one layer under its digest.
 fn layer(
-    store: &Store,
+    store: &dyn Driver,
     id: &LayerId,
+    parent: Option<&LayerId>,
     packing: Packing,
     blobs: &Writing<'_>,
     suffix: &str,
@@ -147,10 +152,15 @@ fn layer(
     const TEMPORARY: &[u8] = b"layer";
     let parts = store.parts(id)?;
     let is_one_layer = parts.is_one_layer();
+    // Where images are whole trees, one says nothing of what it changes.
+    let below = parent.filter(|_| parts.lowers.is_empty());
     let stack = parts.stack()?.as_meant()?;
     let output = BufWriter::with_capacity(256 * 1024, blobs.create(TEMPORARY)?);
     let mut writer = Writer::new(Packer::new(output, packing)?, WriteOptions::default());
-    if is_one_layer {
+    if let (Some(below), Some(root)) = (below, stack.root()) {
+        let beneath = store.parts(below)?.stack()?.as_meant()?.root();
+        naive::changes(beneath.as_ref(), &root, Rules::Containers, &mut writer)?;
+    } else if is_one_layer {
         walk::changes(&stack, Differ::Containers, &mut writer)?;
     } else if let Some(root) = stack.root() {
         let beneath = store.parts(id)?.beneath()?.as_meant()?.root();

@@ -1,5 +1,5 @@
 //! Images from a bundle into a store: layers are unpacked beside one another, and published from
-//! the lowest up.
+//! the lowest up. Stores that cannot keep content before there is a layer get one after the other.
 //!
 //! Locks: none held while unpacking. A crash leaves what was staged, which the next opening of the
 //! store removes, and whole layers.
@@ -14,7 +14,8 @@ use crate::archive::ApplyOptions;
 use crate::archive::bundle::Bundle;
 use crate::archive::manifest::{self, Image, Layer};
 use crate::error::{Error, Result};
-use crate::store::differ::{Staged, Tar};
+use crate::store::differ::{Differ, Staged, Tar};
+use crate::store::driver::{Driver, Filling};
 use crate::store::{CreateOptions, LayerId, Store};
 
 /// Layers that are unpacked at once.
@@ -37,7 +38,7 @@ pub type Watch<'a> = dyn Fn(Box<dyn Read + Send>, u64) -> Box<dyn Read + Send> +
 /// # Errors
 /// `EIO` for a bundle that is malformed or does not have the digests it says; those of writing.
 pub fn import(
-    store: &Store,
+    store: &dyn Driver,
     records: &Records,
     bundle: &Bundle,
     options: &ImportOptions,
@@ -64,7 +65,7 @@ pub fn import(
 
 /// Makes the layers of an image that the store does not have, and returns all their ids.
 fn layers(
-    store: &Store,
+    store: &dyn Driver,
     bundle: &Bundle,
     image: &Image,
     options: &ImportOptions,
@@ -79,6 +80,16 @@ fn layers(
         }
         ids.push(id);
     }
+    let all = ids.iter().map(ToString::to_string).collect();
+    let Some(store) = store.stager() else {
+        for (layer, id, parent) in todo {
+            let mut tar = tar(bundle, layer, options, watch)?;
+            let mut fill = |target: Filling| tar.fill(target).map(drop);
+            let new = CreateOptions { parent: parent.as_ref(), read_write: false, owner: None };
+            settled(store.make(&id, new, Some(&mut fill)))?;
+        }
+        return Ok(all);
+    };
     let next = AtomicUsize::new(0);
     let failed = AtomicBool::new(false);
     let (sender, receiver) = mpsc::channel();
@@ -119,7 +130,31 @@ fn layers(
         }
         Ok::<_, Error>(())
     })?;
-    Ok(ids.into_iter().map(|id| id.to_string()).collect())
+    Ok(all)
+}
+
+/// Opens the archive of a layer.
+fn tar(
+    bundle: &Bundle,
+    layer: &Layer,
+    options: &ImportOptions,
+    watch: &Watch<'_>,
+) -> Result<Tar<Box<dyn Read + Send>>> {
+    let file = bundle.find(&layer.path)?.ok_or_else(|| Error::Corrupt {
+        what: "is missing in the image".into(),
+        at: layer.path.clone().into(),
+    })?;
+    let size = file.size();
+    Ok(Tar {
+        archive: Some(watch(Box::new(file), size)),
+        options: ApplyOptions {
+            blob: layer.blob.map(|(digest, _)| digest),
+            blob_size: layer.blob.map(|(_, size)| size),
+            diff: Some(layer.diff),
+            ..options.apply.clone()
+        },
+        shown: PathBuf::from(layer.path.clone()),
+    })
 }
 
 /// Unpacks a layer aside.
@@ -130,22 +165,16 @@ fn unpack<'a>(
     options: &ImportOptions,
     watch: &Watch<'_>,
 ) -> Result<Staged<'a>> {
-    let file = bundle.find(&layer.path)?.ok_or_else(|| Error::Corrupt {
-        what: "is missing in the image".into(),
-        at: layer.path.clone().into(),
-    })?;
-    let size = file.size();
-    let mut tar = Tar {
-        archive: Some(watch(Box::new(file), size)),
-        options: ApplyOptions {
-            blob: layer.blob.map(|(digest, _)| digest),
-            blob_size: layer.blob.map(|(_, size)| size),
-            diff: Some(layer.diff),
-            ..options.apply.clone()
-        },
-        shown: PathBuf::from(layer.path.clone()),
-    };
+    let mut tar = tar(bundle, layer, options, watch)?;
     store.apply_to_staging(&mut tar).map(|(staged, _)| staged)
+}
+
+/// Takes a layer that is there for made: somebody else imported it meanwhile, with the same content.
+fn settled(made: Result<()>) -> Result<()> {
+    match made {
+        Err(Error::LayerExists { .. }) => Ok(()),
+        made => made,
+    }
 }
 
 /// Makes a layer of the store of what was unpacked.
@@ -156,9 +185,5 @@ fn publish(
     staged: Staged<'_>,
 ) -> Result<()> {
     let options = CreateOptions { parent, read_write: false, owner: None };
-    match store.commit_from_staging(id, options, staged) {
-        // Somebody else imported it meanwhile; it has the same content.
-        Err(Error::LayerExists { .. }) => Ok(()),
-        done => done,
-    }
+    settled(store.commit_from_staging(id, options, staged))
 }

@@ -9,6 +9,7 @@
 pub mod export;
 pub mod import;
 
+use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -61,6 +62,15 @@ impl Records {
         let dir = rustix::fs::open(&path, flags, rustix::fs::Mode::empty())
             .at("open", || show_path(&path))?;
         Ok(Self { dir, path })
+    }
+
+    /// Makes a file without a name on the filesystem of the store.
+    ///
+    /// # Errors
+    /// Those of open(2).
+    pub fn unnamed_file(&self) -> Result<File> {
+        let file = open::unnamed(self.dir.as_fd(), 0o600);
+        file.at("openat", || show_path(&self.path)).map(File::from)
     }
 
     /// Writes a record, with the names that the same image had before; another image that had one

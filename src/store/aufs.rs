@@ -24,10 +24,11 @@ use super::flat::Place;
 use super::layout::{Home, LayerId, TEMPS, Variant, find_dir, has, read_small, write_small};
 use super::mounts::MountRequest;
 use super::point::{self, Point};
-use super::probe::{self, Backend, Wishes};
+use super::probe::{self, Backend, Choice, Probe, Wishes};
 use super::serve::Layers;
 use super::stage::{self, TempDir};
-use super::{Content, CreateOptions, StoreConfig, Whiteouts, fs_name, lock};
+use super::usage::{self, Item, Part};
+use super::{Content, CreateOptions, StoreConfig, Whiteouts, engine, fs_name, lock};
 use crate::archive::flat;
 use crate::error::{Context, Errno, Error, Result};
 use crate::marks;
@@ -420,6 +421,7 @@ impl Driver for Aufs {
                 return Err(has_child(id, &child));
             }
         }
+        engine::refuse_if_imported(&self.home, id)?;
         let temp = TempDir::new(&self.home)?;
         let dir = temp.dir().as_fd();
         let held = lock::store(&self.home)?;
@@ -466,6 +468,26 @@ impl Driver for Aufs {
     fn is_mounted(&self, id: &LayerId) -> Result<bool> {
         self.ancestors(id)?;
         self.with_point(id, |point| point.is_mounted())
+    }
+
+    fn try_machine(&self) -> Result<(Probe, Choice)> {
+        let wishes = Wishes { is_aufs: true, ..Wishes::default() };
+        probe::try_machine(&self.home, &self.run_home, &wishes, true)
+    }
+
+    fn usage(&self) -> Result<Vec<Item>> {
+        let at = || show_path(&self.home.join(&[WORK]));
+        let works = find_dir(self.home.dir(), WORK).at("open", at)?;
+        usage::of_layers(&self.home, &self.list()?, |id, measure| {
+            measure(self.diffs.as_fd(), id.bytes(), Part::Content)?;
+            for dir in [&self.mnts, &self.layers] {
+                measure(dir.as_fd(), id.bytes(), Part::Other)?;
+            }
+            match &works {
+                Some(works) => measure(works.as_fd(), id.bytes(), Part::Work),
+                None => Ok(()),
+            }
+        })
     }
 
     /// Takes all mounts down.

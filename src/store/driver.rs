@@ -12,6 +12,8 @@ use super::aufs::Aufs;
 use super::layout::{Home, LayerId, Variant};
 use super::mounts::MountRequest;
 use super::overlay1::{self, Overlay1};
+use super::probe::{Choice, Probe};
+use super::usage::Item;
 use super::{Content, CreateOptions, Store, StoreConfig, Whiteouts, flat};
 use crate::archive::view::Stack;
 use crate::error::{Context, Errno, Error, Result};
@@ -95,6 +97,31 @@ pub trait Driver: fmt::Debug {
     /// # Errors
     /// `NoSuchLayer`, and those of looking.
     fn is_mounted(&self, id: &LayerId) -> Result<bool>;
+
+    /// Returns whether records that an engine keeps beside the store name a layer.
+    ///
+    /// # Errors
+    /// Those of reading them.
+    fn is_named(&self, _id: &LayerId) -> Result<bool> {
+        Ok(false)
+    }
+
+    /// Returns the store if it can keep content before there is a layer for it.
+    fn stager(&self) -> Option<&Store> {
+        None
+    }
+
+    /// Tries what the machine can do for the store, and returns who mounts, and why.
+    ///
+    /// # Errors
+    /// Those of writing into the store and the run home.
+    fn try_machine(&self) -> Result<(Probe, Choice)>;
+
+    /// Returns what takes space in the store.
+    ///
+    /// # Errors
+    /// Those of walking the tree.
+    fn usage(&self) -> Result<Vec<Item>>;
 
     /// Undoes what mounting layers left, for who is about to give the store up.
     ///
@@ -335,6 +362,24 @@ impl Driver for Store {
         let has_copy = flat::find(&found.dir).at("read", || found.home.show(id))?.is_some();
         let merged = self.mountpoint(&found, id)?;
         Ok(has_copy || mountinfo::find_top(&mountinfo::load()?, &merged).is_some())
+    }
+
+    fn is_named(&self, id: &LayerId) -> Result<bool> {
+        self.is_known(id)
+    }
+
+    fn stager(&self) -> Option<&Store> {
+        Some(self)
+    }
+
+    fn try_machine(&self) -> Result<(Probe, Choice)> {
+        let probe = self.probe(true)?;
+        let choice = self.choose(&probe, None)?;
+        Ok((probe, choice))
+    }
+
+    fn usage(&self) -> Result<Vec<Item>> {
+        Self::usage(self)
     }
 
     fn cleanup(&self) -> Result<()> {

@@ -15,7 +15,7 @@ use rustix::fs::{CWD, Mode, OFlags, openat};
 use serde::{Deserialize, Serialize};
 
 use super::Store;
-use super::layout::{LayerId, Variant, io_error, put_small, read_file};
+use super::layout::{Home, LayerId, Variant, io_error, put_small, read_file};
 use super::lock::{self, Held, LAYERS};
 use crate::error::{Context, Error, Result};
 use crate::options::show_path;
@@ -175,34 +175,55 @@ impl Store {
         Ok(self.known_layers()?.is_some_and(|all| all.contains(id.as_str())))
     }
 
-    /// Returns the layers of the images that `lamina image` brought.
+    /// As [`image_layers`].
     ///
     /// # Errors
-    /// `Corrupt` for a record that cannot be read; those of reading.
+    /// As [`image_layers`].
     pub fn image_layers(&self) -> Result<BTreeSet<String>> {
-        let dir = lock::root_of(self.home()).join(IMAGES);
-        let mut known = BTreeSet::new();
-        let entries = match std::fs::read_dir(&dir) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(known),
-            Err(error) => return Err(io_error("opendir", &dir, error)),
-        };
-        for entry in entries {
-            let path = entry.map_err(|error| io_error("readdir", &dir, error))?.path();
-            if path.extension().is_none_or(|extension| extension != "json") {
-                continue;
-            }
-            let Some(text) = read_text(&path)? else { continue };
-            let record: ImageRecord = serde_json::from_str(&text).map_err(|error| {
-                let what = format!(
-                    "is no record of an image ({error}); remove it, and import the image again"
-                );
-                Error::Corrupt { what: what.into(), at: show_path(&path).into() }
-            })?;
-            known.extend(record.layers);
-        }
-        Ok(known)
+        image_layers(self.home())
     }
+}
+
+/// Returns the layers of the images that `lamina image` brought.
+///
+/// # Errors
+/// `Corrupt` for a record that cannot be read; those of reading.
+fn image_layers(home: &Home) -> Result<BTreeSet<String>> {
+    let dir = lock::root_of(home).join(IMAGES);
+    let mut known = BTreeSet::new();
+    let entries = match std::fs::read_dir(&dir) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(known),
+        Err(error) => return Err(io_error("opendir", &dir, error)),
+    };
+    for entry in entries {
+        let path = entry.map_err(|error| io_error("readdir", &dir, error))?.path();
+        if path.extension().is_none_or(|extension| extension != "json") {
+            continue;
+        }
+        let Some(text) = read_text(&path)? else { continue };
+        let record: ImageRecord = serde_json::from_str(&text).map_err(|error| {
+            let what = format!(
+                "is no record of an image ({error}); remove it, and import the image again"
+            );
+            Error::Corrupt { what: what.into(), at: show_path(&path).into() }
+        })?;
+        known.extend(record.layers);
+    }
+    Ok(known)
+}
+
+/// Fails if an image that `lamina image` brought has a layer.
+///
+/// # Errors
+/// `Busy` if so, and as [`image_layers`].
+pub(super) fn refuse_if_imported(home: &Home, id: &LayerId) -> Result<()> {
+    if !image_layers(home)?.contains(id.as_str()) {
+        return Ok(());
+    }
+    Err(Error::Busy {
+        what: format!("{id}: an image has it; remove that first (lamina image remove)").into(),
+    })
 }
 
 /// Reads a file; `None` if it is absent or empty.

@@ -20,10 +20,11 @@ use super::flat::{MARK, Place};
 use super::layout::{Home, LayerId, MERGED, Variant, WORK, find_dir, has, read_small, write_small};
 use super::mounts::MountRequest;
 use super::point::{self, Point};
-use super::probe::{self, Backend, Wishes};
+use super::probe::{self, Backend, Choice, Probe, Wishes};
 use super::serve::Layers;
 use super::stage::{self, TempDir};
-use super::{Content, CreateOptions, StoreConfig, Whiteouts, fs_name, lock};
+use super::usage::{self, Item, Part};
+use super::{Content, CreateOptions, StoreConfig, Whiteouts, engine, fs_name, lock};
 use crate::archive::flat::{self, Transfer};
 use crate::archive::transfer::Source;
 use crate::archive::view::Stack;
@@ -432,6 +433,7 @@ impl Driver for Overlay1 {
                 return Err(has_child(id, &child));
             }
         }
+        engine::refuse_if_imported(&self.home, id)?;
         let temp = TempDir::new(&self.home)?;
         let held = lock::store(&self.home)?;
         stage::retire(&temp, id)?;
@@ -468,6 +470,22 @@ impl Driver for Overlay1 {
 
     fn is_mounted(&self, id: &LayerId) -> Result<bool> {
         self.with_point(id, &self.layer(id)?, |point| point.is_mounted())
+    }
+
+    fn try_machine(&self) -> Result<(Probe, Choice)> {
+        probe::try_machine(&self.home, &self.run_home, &Wishes::default(), true)
+    }
+
+    fn usage(&self) -> Result<Vec<Item>> {
+        usage::of_layers(&self.home, &self.list()?, |id, measure| {
+            let Some(layer) = self.find(id)? else { return Ok(()) };
+            for name in [ROOT, UPPER] {
+                measure(layer.as_fd(), name, Part::Content)?;
+            }
+            measure(layer.as_fd(), WORK, Part::Work)?;
+            // What was counted is not counted once more.
+            measure(self.home.dir(), id.bytes(), Part::Other)
+        })
     }
 
     /// Takes all mounts down.

@@ -243,11 +243,26 @@ pub(super) fn pick(home: &Home, run_home: &Path, wishes: &Wishes) -> Result<Back
     if let Some(forced) = &wishes.forced {
         return Ok(forced.clone());
     }
-    make_dirs(run_home, 0o700)?;
-    let choice = choose(&probe(home, run_home, &[], false)?, wishes);
+    let (_, choice) = try_machine(home, run_home, wishes, false)?;
     choice.backend.ok_or_else(|| Error::Unsupported {
         feature: format!("cannot be mounted: {}; {}", choice.reason, choice.cure).into(),
     })
+}
+
+/// Returns what is known about the machine and a store of old, and who serves its mounts.
+///
+/// # Errors
+/// As [`probe`].
+pub(super) fn try_machine(
+    home: &Home,
+    run_home: &Path,
+    wishes: &Wishes,
+    anew: bool,
+) -> Result<(Probe, Choice)> {
+    make_dirs(run_home, 0o700)?;
+    let probe = probe(home, run_home, &[], anew)?;
+    let choice = choose(&probe, wishes);
+    Ok((probe, choice))
 }
 
 fn probe_key(home: &Home, mount_options: &[String]) -> Result<Key> {

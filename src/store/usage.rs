@@ -1,5 +1,6 @@
 //! What the space of a store is used for, and giving back what nobody needs.
 
+use std::collections::HashSet;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use serde::Serialize;
@@ -7,7 +8,7 @@ use serde::Serialize;
 use super::Store;
 use super::check::{Finding, Kind};
 use super::layout::{DIFF, Home, LINK_DIR, LayerId, STAGING, TEMPS, WORK, find_dir};
-use crate::error::{Context, Error, Result};
+use crate::error::{Context, Errno, Error, Result};
 use crate::options::show_path;
 use crate::sys;
 
@@ -119,6 +120,85 @@ impl Store {
     }
 }
 
+/// What a part of a layer is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Part {
+    Content,
+    Work,
+    Other,
+}
+
+/// Measures what a part of a layer takes: a name in a directory.
+pub(super) type Measure<'a> = dyn FnMut(BorrowedFd<'_>, &[u8], Part) -> Result<()> + 'a;
+
+/// Returns what takes space in a store of old, each inode where it comes first: layers share files.
+///
+/// # Errors
+/// Those of walking the tree, and of `parts`, which names the parts of a layer.
+pub(super) fn of_layers(
+    home: &Home,
+    ids: &[LayerId],
+    parts: impl Fn(&LayerId, &mut Measure<'_>) -> Result<()>,
+) -> Result<Vec<Item>> {
+    let at = || show_path(home.path());
+    let mut seen = HashSet::new();
+    let item = |kind, name| Item { kind, name, bytes: 0, content: 0, work: 0, known: None };
+    let mut all = Vec::new();
+    for id in ids {
+        let mut layer = item("layer", id.to_string());
+        parts(id, &mut |dir, name, part| {
+            let bytes = new_bytes(dir, name, &mut seen).at("statx", at)?;
+            layer.bytes += bytes;
+            match part {
+                Part::Content => layer.content += bytes,
+                Part::Work => layer.work += bytes,
+                Part::Other => (),
+            }
+            Ok(())
+        })?;
+        all.push(layer);
+    }
+    let mut other = item("other", show_path(home.path()));
+    other.bytes = new_bytes(home.dir(), b".", &mut seen).at("statx", at)?;
+    all.push(other);
+    Ok(all)
+}
+
+/// Returns what a tree takes of inodes that were not seen before.
+fn new_bytes(
+    dir: BorrowedFd<'_>,
+    name: &[u8],
+    seen: &mut HashSet<(u64, u64)>,
+) -> std::result::Result<u64, Errno> {
+    let mut sum = 0_u64;
+    let mut count = |stat: &sys::stat::Statx| {
+        if seen.insert((sys::stat::device(stat), stat.stx_ino)) {
+            sum = sum.saturating_add(blocks(stat));
+        }
+    };
+    match sys::stat::find(dir, name) {
+        Ok(Some(stat)) if u32::from(stat.stx_mode) & libc::S_IFMT == libc::S_IFDIR => {
+            match sys::open::directory(dir, name) {
+                Ok(below) => {
+                    count(&stat);
+                    sys::tree::walk(below.as_fd(), &mut |_, stat| {
+                        count(stat);
+                        Ok(())
+                    })?;
+                }
+                // A mountpoint, or gone.
+                Err(Errno::XDEV | Errno::NOENT) => (),
+                Err(errno) => return Err(errno),
+            }
+        }
+        Ok(Some(stat)) => count(&stat),
+        // A mountpoint whose server is gone takes no space of its own either.
+        Ok(None) | Err(Errno::NOTCONN | Errno::CONNABORTED) => (),
+        Err(errno) => return Err(errno),
+    }
+    Ok(sum)
+}
+
 fn blocks(stat: &sys::stat::Statx) -> u64 {
     stat.stx_blocks.saturating_mul(512)
 }
@@ -164,8 +244,7 @@ fn measure(home: &Home, name: &[u8]) -> Result<Option<Item>> {
 }
 
 /// Returns what a tree takes, hard links once; what is mounted in it is not of it.
-fn tree_bytes(dir: BorrowedFd<'_>, name: &[u8]) -> std::result::Result<u64, crate::error::Errno> {
-    use crate::error::Errno;
+fn tree_bytes(dir: BorrowedFd<'_>, name: &[u8]) -> std::result::Result<u64, Errno> {
     let stat = match sys::stat::find(dir, name) {
         Ok(Some(stat)) => stat,
         // A mountpoint whose server is gone takes no space of its own either.
