@@ -278,6 +278,85 @@ fn what_takes_space_is_what_du_says() {
     }
 }
 
+both!(what_is_wrong_with_stores_of_old_is_found_and_mended);
+fn what_is_wrong_with_stores_of_old_is_found_and_mended() {
+    for driver in ["overlay1", "aufs"] {
+        let (store, _) = with_base(driver, "fuse");
+        for id in ["one", "two"] {
+            store.ok(&["layer", "create-rw", "--parent", "base", id]);
+        }
+        assert_eq!(store.ok(&["store", "check"]), "", "{driver}");
+        let merged = store.mount(&["--backend", "fuse", "one"]);
+        assert_eq!(store.ok(&["store", "check"]), "", "{driver}");
+        let server = fuse_tests::case::the_server(&merged);
+        rustix::process::kill_process(server, rustix::process::Signal::KILL).unwrap();
+        wait_until("the server is gone", BOUND, || rustix::fs::statfs(&merged).is_err());
+        let is_aufs = driver == "aufs";
+        if is_aufs {
+            fs::remove_dir(store.home().join("mnt/two")).unwrap();
+            fs::create_dir(store.home().join("diff/stray")).unwrap();
+            fs::create_dir(store.home().join("diff/full")).unwrap();
+            put(store.home().join("diff/full/f"), "kept");
+        } else {
+            fs::remove_dir_all(store.path("two", "work")).unwrap();
+            fs::create_dir(store.path("stray", "")).unwrap();
+            put(store.path("stray", "lower-id"), "base");
+        }
+        let kinds = |text: &str| {
+            let mut kinds: Vec<String> =
+                text.lines().map(|line| line.split(':').next().unwrap().to_owned()).collect();
+            kinds.sort();
+            kinds
+        };
+        let out = store.run(&["store", "check"]);
+        assert_eq!(out.status.code(), Some(1), "{driver}");
+        let found = kinds(&String::from_utf8(out.stdout).unwrap());
+        let wanted: &[&str] = if is_aufs {
+            &["dead-mount", "leftover", "leftover", "lost-directory", "stale-count"]
+        } else {
+            &["dead-mount", "incomplete", "lost-directory", "stale-count"]
+        };
+        let without_count = |kinds: &[String]| {
+            kinds.iter().filter(|kind| *kind != "stale-count").cloned().collect::<Vec<_>>()
+        };
+        assert_eq!(without_count(&found), wanted[..wanted.len() - 1], "{driver}");
+        // Those found at first.
+        let mended = kinds(&store.ok(&["store", "gc"]));
+        assert!(mended.contains(&"lost-directory".to_owned()), "{driver}: {mended:?}");
+        assert!(!is_mounted(&merged), "{driver}");
+        let left = store.run(&["store", "check"]);
+        if is_aufs {
+            // What holds something is left to whoever knows what it is.
+            let said = String::from_utf8(left.stdout).unwrap();
+            assert!(
+                said.starts_with("leftover: diff/full: ") && said.lines().count() == 1,
+                "{said}"
+            );
+            assert_eq!(text(store.home().join("diff/full/f")), "kept");
+            fs::remove_dir_all(store.home().join("diff/full")).unwrap();
+        }
+        assert_eq!(store.ok(&["store", "check"]), "", "{driver}");
+        for id in ["one", "two"] {
+            shown(&store, "fuse", id);
+        }
+        // Damage that only its owner can mend.
+        if is_aufs {
+            put(store.home().join("layers/two"), "lost\nbase\n");
+        } else {
+            put(store.path("two", "lower-id"), "lost");
+        }
+        let out = store.run(&["store", "check", "--repair"]);
+        assert_eq!(out.status.code(), Some(1));
+        assert!(
+            String::from_utf8_lossy(&out.stdout).contains("missing-parent: two: lost"),
+            "{}",
+            said(&out)
+        );
+        assert_eq!(store.ok(&["store", "list"]), "base\none\ntwo\n");
+        assert!(store.fails(&["store", "gc", "--orphans"]).contains("is not known for the driver"));
+    }
+}
+
 both!(who_mounts_is_told_with_a_reason);
 fn who_mounts_is_told_with_a_reason() {
     for (driver, _) in ALL {

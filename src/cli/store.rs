@@ -214,7 +214,7 @@ pub fn run(args: StoreCommandArgs) -> std::result::Result<(), Failure> {
         }
         StoreCommand::Check(args) => check(&args),
         StoreCommand::Gc(args) => {
-            let done = args.store.open()?.collect(args.orphans).map_err(failure)?;
+            let done = args.store.driver()?.collect(args.orphans).map_err(failure)?;
             print(&findings(&done, args.store.json))
         }
         StoreCommand::Cleanup(args) => args.driver()?.cleanup().map_err(failure),
@@ -234,12 +234,12 @@ pub fn run(args: StoreCommandArgs) -> std::result::Result<(), Failure> {
 fn check(args: &CheckArgs) -> std::result::Result<(), Failure> {
     let config = args.store.config().map_err(Failure::usage)?;
     // Opening recovers, and so would hide what is to be told.
-    let store = Store::open_as_it_is(&config).map_err(failure)?;
+    let store = driver::open_as_it_is(&config).map_err(failure)?;
     if args.repair {
-        let mended = store.repair().map_err(failure)?;
+        let mended = store.check(true).map_err(failure)?;
         print(&findings(&mended, args.store.json))?;
     }
-    let found = store.check().map_err(failure)?;
+    let found = store.check(false).map_err(failure)?;
     if !args.repair {
         print(&findings(&found, args.store.json))?;
     }

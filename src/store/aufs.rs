@@ -18,11 +18,13 @@ use std::path::PathBuf;
 
 use rustix::fs::{FileType, RenameFlags};
 
+use super::check::{Finding, Kind};
+use super::check_old::{self, Findings};
 use super::create::{RootStat, make_dir};
 use super::driver::{self, Driver, Fill, Filling, Parts, has_child, no_such};
 use super::flat::Place;
 use super::layout::{Home, LayerId, TEMPS, Variant, find_dir, has, read_small, write_small};
-use super::mounts::MountRequest;
+use super::mounts::{MountRequest, drop_count, open_counts};
 use super::point::{self, Point};
 use super::probe::{self, Backend, Choice, Probe, Wishes};
 use super::serve::Layers;
@@ -62,12 +64,17 @@ pub struct Aufs {
 impl Aufs {
     /// Opens the store in a home, and recovers what killed processes left.
     pub(super) fn new(home: Home, config: &StoreConfig) -> Result<Self> {
+        let store = Self::assemble(home, config)?;
+        store.recover()?;
+        Ok(store)
+    }
+
+    /// Opens the store in a home as it is.
+    pub(super) fn assemble(home: Home, config: &StoreConfig) -> Result<Self> {
         let part = |name| home.make_dir(name, 0o700);
         let (layers, diffs, mnts) = (part(LAYERS)?, part(DIFF)?, part(MNT)?);
         let run_home = config.run_root.join(config.variant.name());
-        let store = Self { home, layers, diffs, mnts, run_home };
-        store.recover()?;
-        Ok(store)
+        Ok(Self { home, layers, diffs, mnts, run_home })
     }
 
     fn show(&self, part: &[u8], id: &LayerId) -> String {
@@ -227,6 +234,79 @@ impl Aufs {
         sys::data::sync(self.layers.as_fd(), false).at("fsync", at)?;
         drop(held);
         temp.remove()
+    }
+
+    /// Looks at one layer.
+    fn look_at(&self, id: &LayerId, found: &mut Findings) -> Result<()> {
+        let is_there = |dir: &OwnedFd, id: &LayerId| {
+            has(dir.as_fd(), id.bytes()).at("statx", || self.show(LAYERS, id))
+        };
+        let beneath = match self.find(id) {
+            Err(Error::Corrupt { .. }) => {
+                let detail = "its list of layers beneath cannot be read; write it anew";
+                found.note(Kind::DamagedLower, id, detail);
+                return Ok(());
+            }
+            // Gone meanwhile.
+            Ok(None) => return Ok(()),
+            beneath => beneath?.unwrap_or_default(),
+        };
+        for lower in &beneath {
+            if !is_there(&self.layers, lower)? || !is_there(&self.diffs, lower)? {
+                let detail =
+                    format!("{lower} beneath it is missing; restore it, or remove this layer");
+                found.note(Kind::MissingParent, id, detail);
+                break;
+            }
+        }
+        if !is_there(&self.diffs, id)? {
+            let detail = "its content is missing; restore it, or remove this layer";
+            found.note(Kind::Incomplete, id, detail);
+        }
+        if is_there(&self.mnts, id)? {
+            return Ok(());
+        }
+        found.mend(Kind::LostDirectory, id, "its mountpoint is missing; it is made", || {
+            match sys::name::mkdir(At::new(self.mnts.as_fd(), id.bytes()), 0o755) {
+                Ok(()) | Err(Errno::EXIST) => Ok(()),
+                Err(errno) => Err(Error::sys("mkdirat", self.show(MNT, id), errno)),
+            }
+        })
+    }
+
+    /// Looks for directories of layers that are not there.
+    fn look_for_leftovers(&self, found: &mut Findings) -> Result<()> {
+        for (dir, part) in [(&self.diffs, DIFF), (&self.mnts, MNT)] {
+            let at = || show_path(&self.home.join(&[part]));
+            let mut ids = Vec::new();
+            sys::name::list(dir.as_fd(), |name, _, _| {
+                ids.extend(LayerId::from_bytes(name));
+                Ok(())
+            })
+            .at("getdents64", at)?;
+            ids.sort();
+            for id in ids {
+                // A removal or a new layer on its way is under the lock of the store.
+                if self.exists(&id)? {
+                    continue;
+                }
+                let what = format!("{}/{id}", String::from_utf8_lossy(part));
+                let detail = format!(
+                    "layers/{id} is missing; write it to have the layer back; what is empty is removed"
+                );
+                found.mend(Kind::Leftover, what, detail, || {
+                    let _held = lock::store(&self.home)?;
+                    if self.exists(&id)? {
+                        return Ok(());
+                    }
+                    match sys::name::rmdir(At::new(dir.as_fd(), id.bytes())) {
+                        Ok(()) | Err(Errno::NOENT | Errno::NOTEMPTY | Errno::EXIST) => Ok(()),
+                        Err(errno) => Err(Error::sys("unlinkat", at(), errno)),
+                    }
+                })?;
+            }
+        }
+        Ok(())
     }
 
     /// Calls `act` with the mountpoint of a layer.
@@ -473,6 +553,20 @@ impl Driver for Aufs {
     fn try_machine(&self) -> Result<(Probe, Choice)> {
         let wishes = Wishes { is_aufs: true, ..Wishes::default() };
         probe::try_machine(&self.home, &self.run_home, &wishes, true)
+    }
+
+    fn check(&self, mends: bool) -> Result<Vec<Finding>> {
+        let look = |found: &mut Findings| {
+            self.list()?.iter().try_for_each(|id| self.look_at(id, found))?;
+            self.look_for_leftovers(found)
+        };
+        let forget = |id: &LayerId| match self.lock(id, Sharing::Exclusive) {
+            Ok(_locked) => self.with_point(id, |point| point.forget()),
+            Err(Error::NoSuchLayer { .. }) => drop_count(&open_counts(&self.run_home)?, id),
+            Err(error) => Err(error),
+        };
+        let recover = || self.recover();
+        check_old::check(self, &self.home, &self.run_home, mends, look, recover, forget)
     }
 
     fn usage(&self) -> Result<Vec<Item>> {

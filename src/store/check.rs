@@ -6,6 +6,7 @@
 
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
 
 use rustix::fs::FileType;
 use serde::Serialize;
@@ -105,7 +106,7 @@ enum Mend {
     },
     Recover,
     RemoveStaging(Vec<u8>),
-    Detach(std::path::PathBuf),
+    Detach(PathBuf),
     DropCount(LayerId),
     Nothing,
 }
@@ -310,27 +311,18 @@ impl Store {
     }
 
     fn look_at_mounts(&self, all: &mut Vec<Found>) -> Result<()> {
+        let mut dead = dead_mounts(self.home().path())?;
+        dead.extend(dead_mounts(&self.run_home)?);
+        let seen: BTreeSet<PathBuf> = dead.into_iter().collect();
+        all.extend(seen.iter().map(|path| Found {
+            finding: Finding {
+                kind: Kind::DeadMount,
+                what: show_path(path),
+                detail: "its server is gone; it is unmounted".into(),
+            },
+            mend: Mend::Detach(path.clone()),
+        }));
         let entries = mountinfo::load()?;
-        let below = |path: &std::path::Path| {
-            path.starts_with(self.home().path()) || path.starts_with(&self.run_home)
-        };
-        let mut seen = BTreeSet::new();
-        for entry in entries.iter().filter(|entry| entry.is_fuse() && below(&entry.mount_point)) {
-            let dead = matches!(
-                rustix::fs::statfs(&entry.mount_point),
-                Err(Errno::NOTCONN | Errno::CONNABORTED)
-            );
-            if dead && seen.insert(entry.mount_point.clone()) {
-                all.push(Found {
-                    finding: Finding {
-                        kind: Kind::DeadMount,
-                        what: show_path(&entry.mount_point),
-                        detail: "its server is gone; it is unmounted".into(),
-                    },
-                    mend: Mend::Detach(entry.mount_point.clone()),
-                });
-            }
-        }
         for (id, count) in self.mount_counts()? {
             let mounted = match self.find(&id)? {
                 Some(found) => {
@@ -407,6 +399,18 @@ impl Store {
             Mend::DropCount(id) => self.forget_count(&id),
         }
     }
+}
+
+/// Returns the mounts beneath a directory whose server is gone.
+///
+/// # Errors
+/// Those of reading the mount table.
+pub(super) fn dead_mounts(beneath: &Path) -> Result<Vec<PathBuf>> {
+    let is_dead =
+        |path: &Path| matches!(rustix::fs::statfs(path), Err(Errno::NOTCONN | Errno::CONNABORTED));
+    let entries = mountinfo::load()?.into_iter().filter(|entry| entry.is_fuse());
+    let paths = entries.map(|entry| entry.mount_point).filter(|path| path.starts_with(beneath));
+    Ok(paths.filter(|path| is_dead(path)).collect())
 }
 
 fn missing_parent(missing: &str) -> String {

@@ -9,6 +9,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use super::aufs::Aufs;
+use super::check::Finding;
 use super::layout::{Home, LayerId, Variant};
 use super::mounts::MountRequest;
 use super::overlay1::{self, Overlay1};
@@ -117,6 +118,31 @@ pub trait Driver: fmt::Debug {
     /// Those of writing into the store and the run home.
     fn try_machine(&self) -> Result<(Probe, Choice)>;
 
+    /// Returns what is wrong, and mends what can be mended if that is asked for: then it is what was
+    /// wrong.
+    ///
+    /// # Errors
+    /// Those of reading and mending; damage is no error.
+    fn check(&self, mends: bool) -> Result<Vec<Finding>>;
+
+    /// Gives back what nobody needs, and returns what that was; with `orphans` also layers that the
+    /// records of an engine do not name.
+    ///
+    /// # Errors
+    /// As [`Driver::check`]; `Invalid` if orphans are asked for where nothing tells what one is.
+    fn collect(&self, orphans: bool) -> Result<Vec<Finding>> {
+        if orphans {
+            return Err(Error::invalid(
+                "--orphans",
+                format!(
+                    "is not known for the driver {}; remove layers by lamina layer remove",
+                    self.variant().name()
+                ),
+            ));
+        }
+        self.check(true)
+    }
+
     /// Returns what takes space in the store.
     ///
     /// # Errors
@@ -198,6 +224,18 @@ pub fn open(config: &StoreConfig) -> Result<Box<dyn Driver>> {
         Variant::Containers | Variant::Docker => Box::new(Store::open(config)?),
         Variant::Overlay1 => Box::new(Overlay1::new(existing(config)?, config)?),
         Variant::Aufs => Box::new(Aufs::new(existing(config)?, config)?),
+    })
+}
+
+/// Opens a store that exists, and leaves it as it is.
+///
+/// # Errors
+/// As [`Store::open_as_it_is`].
+pub fn open_as_it_is(config: &StoreConfig) -> Result<Box<dyn Driver>> {
+    Ok(match config.variant {
+        Variant::Containers | Variant::Docker => Box::new(Store::open_as_it_is(config)?),
+        Variant::Overlay1 => Box::new(Overlay1::assemble(existing(config)?, config)?),
+        Variant::Aufs => Box::new(Aufs::assemble(existing(config)?, config)?),
     })
 }
 
@@ -376,6 +414,14 @@ impl Driver for Store {
         let probe = self.probe(true)?;
         let choice = self.choose(&probe, None)?;
         Ok((probe, choice))
+    }
+
+    fn check(&self, mends: bool) -> Result<Vec<Finding>> {
+        if mends { self.repair() } else { Self::check(self) }
+    }
+
+    fn collect(&self, orphans: bool) -> Result<Vec<Finding>> {
+        Self::collect(self, orphans)
     }
 
     fn usage(&self) -> Result<Vec<Item>> {

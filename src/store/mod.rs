@@ -11,6 +11,7 @@
 pub mod additional;
 pub mod aufs;
 pub mod check;
+mod check_old;
 pub mod config;
 pub mod create;
 pub mod differ;

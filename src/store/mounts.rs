@@ -201,20 +201,7 @@ impl Store {
     /// # Errors
     /// Those of reading the counts.
     pub fn mount_counts(&self) -> Result<BTreeMap<LayerId, u64>> {
-        let counts = self.counts()?;
-        let mut all = BTreeMap::new();
-        let mut names = Vec::new();
-        sys::name::list(counts.as_fd(), |name, _, _| {
-            names.push(name.to_vec());
-            Ok(())
-        })
-        .at("getdents64", || COUNTS)?;
-        for id in names.iter().filter_map(|name| LayerId::from_bytes(name)) {
-            if let Some(count) = read_count(&counts, &id)? {
-                all.insert(id, count.count);
-            }
-        }
-        Ok(all)
+        list_counts(&self.run_home)
     }
 
     /// Forgets the count of a layer that is not mounted.
@@ -261,6 +248,27 @@ pub(super) fn open_counts(run_home: &Path) -> Result<OwnedFd> {
     make_dirs(&path, 0o700)?;
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     openat(CWD, &path, flags, Mode::empty()).at("open", || show_path(&path))
+}
+
+/// Returns how often each layer is mounted that is counted in a run home.
+///
+/// # Errors
+/// Those of reading the counts.
+pub(super) fn list_counts(run_home: &Path) -> Result<BTreeMap<LayerId, u64>> {
+    let counts = open_counts(run_home)?;
+    let mut all = BTreeMap::new();
+    let mut names = Vec::new();
+    sys::name::list(counts.as_fd(), |name, _, _| {
+        names.push(name.to_vec());
+        Ok(())
+    })
+    .at("getdents64", || COUNTS)?;
+    for id in names.iter().filter_map(|name| LayerId::from_bytes(name)) {
+        if let Some(count) = read_count(&counts, &id)? {
+            all.insert(id, count.count);
+        }
+    }
+    Ok(all)
 }
 
 /// Returns the count of a mount that is not ours: none if engines count it, else one for whoever

@@ -14,11 +14,13 @@ use std::path::PathBuf;
 
 use rustix::fs::{CWD, Mode, OFlags, RenameFlags, openat};
 
+use super::check::{Finding, Kind};
+use super::check_old::{self, Findings};
 use super::create::{RootStat, make_dir};
 use super::driver::{self, Driver, Fill, Filling, Parts, has_child, no_such};
 use super::flat::{MARK, Place};
 use super::layout::{Home, LayerId, MERGED, Variant, WORK, find_dir, has, read_small, write_small};
-use super::mounts::MountRequest;
+use super::mounts::{MountRequest, drop_count, open_counts};
 use super::point::{self, Point};
 use super::probe::{self, Backend, Choice, Probe, Wishes};
 use super::serve::Layers;
@@ -73,13 +75,19 @@ fn is_layer(layer: &OwnedFd) -> std::result::Result<bool, Errno> {
 impl Overlay1 {
     /// Opens the store in a home, and recovers what killed processes left.
     pub(super) fn new(home: Home, config: &StoreConfig) -> Result<Self> {
+        let store = Self::assemble(home, config)?;
+        stage::recover(&store.home)?;
+        Ok(store)
+    }
+
+    /// Opens the store in a home as it is.
+    pub(super) fn assemble(home: Home, config: &StoreConfig) -> Result<Self> {
         if home.links()?.is_some() {
             return Err(Error::invalid(
                 format!("root {}", show_path(&config.root)),
                 "holds a store of containers/storage; use --driver overlay",
             ));
         }
-        stage::recover(&home)?;
         Ok(Self { home, run_home: config.run_root.join(config.variant.name()) })
     }
 
@@ -258,6 +266,69 @@ impl Overlay1 {
         }
         sys::data::sync(self.home.dir(), false).at("fsync", || show_path(self.home.path()))?;
         drop(held);
+        temp.remove()
+    }
+
+    /// Looks at one directory of the home.
+    fn look_at(&self, id: &LayerId, found: &mut Findings) -> Result<()> {
+        // One that is removed meanwhile is no finding.
+        let Some(layer) = self.home.layer(id)? else { return Ok(()) };
+        let at = || self.home.show(id);
+        let holds = |name: &[u8]| has(layer.as_fd(), name).at("statx", at);
+        if holds(ROOT)? {
+            return Ok(());
+        }
+        let (has_upper, has_lower) = (holds(UPPER)?, holds(LOWER_ID)?);
+        if !has_upper {
+            // Of others, who may try something out in a directory of the home.
+            if !has_lower {
+                return Ok(());
+            }
+            let detail = "has no content; it is removed";
+            return found.mend(Kind::Incomplete, id, detail, || self.drop_incomplete(id));
+        }
+        if !has_lower {
+            let detail =
+                "lower-id, the layer beneath it, is missing; write it anew, or remove the layer";
+            found.note(Kind::DamagedLower, id, detail);
+            return Ok(());
+        }
+        match self.lower_id(id, &layer) {
+            Ok(Some(lower)) => {
+                if let Err(Error::Corrupt { .. }) = self.root(&lower, id) {
+                    let detail =
+                        format!("{lower} beneath it is missing; restore it, or remove this layer");
+                    found.note(Kind::MissingParent, id, detail);
+                }
+            }
+            // Gone meanwhile.
+            Ok(None) => (),
+            Err(Error::Corrupt { .. }) => {
+                found.note(Kind::DamagedLower, id, "lower-id names no layer; write it anew");
+            }
+            Err(error) => return Err(error),
+        }
+        if !holds(WORK)? {
+            found.mend(Kind::LostDirectory, id, "work is missing; it is made", || {
+                match sys::name::mkdir(At::new(layer.as_fd(), WORK), 0o700) {
+                    Ok(()) | Err(Errno::EXIST) => Ok(()),
+                    Err(errno) => Err(Error::sys("mkdirat", at(), errno)),
+                }
+            })?;
+        }
+        Ok(())
+    }
+
+    fn drop_incomplete(&self, id: &LayerId) -> Result<()> {
+        let Some(locked) = lock::layer(&self.home, id, Sharing::Exclusive)? else { return Ok(()) };
+        let holds = |name: &[u8]| has(locked.dir.as_fd(), name).at("statx", || self.home.show(id));
+        if holds(ROOT)? || holds(UPPER)? {
+            return Ok(());
+        }
+        let temp = TempDir::new(&self.home)?;
+        let held = lock::store(&self.home)?;
+        stage::retire(&temp, id)?;
+        drop((held, locked));
         temp.remove()
     }
 
@@ -474,6 +545,18 @@ impl Driver for Overlay1 {
 
     fn try_machine(&self) -> Result<(Probe, Choice)> {
         probe::try_machine(&self.home, &self.run_home, &Wishes::default(), true)
+    }
+
+    fn check(&self, mends: bool) -> Result<Vec<Finding>> {
+        let look = |found: &mut Findings| {
+            self.home.list()?.iter().try_for_each(|id| self.look_at(id, found))
+        };
+        let recover = || stage::recover(&self.home).map(drop);
+        let forget = |id: &LayerId| match lock::layer(&self.home, id, Sharing::Exclusive)? {
+            Some(locked) => self.with_point(id, &locked.dir, |point| point.forget()),
+            None => drop_count(&open_counts(&self.run_home)?, id),
+        };
+        check_old::check(self, &self.home, &self.run_home, mends, look, recover, forget)
     }
 
     fn usage(&self) -> Result<Vec<Item>> {

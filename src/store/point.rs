@@ -106,6 +106,17 @@ impl Point<'_> {
         Ok(has_mount || self.place.find()?.is_some())
     }
 
+    /// Forgets the count if nothing is mounted.
+    ///
+    /// # Errors
+    /// Those of looking, and of removing the count.
+    pub(super) fn forget(&self) -> Result<()> {
+        match self.present()? {
+            Some(_) => Ok(()),
+            None => drop_count(&open_counts(self.run_home)?, self.id),
+        }
+    }
+
     /// Fails if it is mounted.
     ///
     /// # Errors
