@@ -560,8 +560,8 @@ fn killed_at_each_step_a_mount_is_undone() {
         // The first one tries what the machine can do.
         let merged = store.mount(&["--backend", backend, "top"]);
         store.unmount("top");
-        let to_mount = kill::calls(&mount, 4);
-        let to_unmount = kill::calls(&unmount, 4);
+        let to_mount = kill::calls(&mount, 9);
+        let to_unmount = kill::calls(&unmount, 9);
         let mut kills = [0, 0];
         for call in &to_mount {
             kills[0] += usize::from(kill::at(&mount, call));
@@ -608,8 +608,8 @@ fn killed_at_each_step_a_layer_is_whole_or_absent() {
         let file = pack(&store, "work");
         let apply = store.command(&["layer", "apply", "--id", "new", "--parent", "base", &file]);
         let remove = store.command(&["layer", "remove", "new"]);
-        let to_apply = kill::calls(&apply, 13);
-        let to_remove = kill::calls(&remove, 5);
+        let to_apply = kill::calls(&apply, 29);
+        let to_remove = kill::calls(&remove, 11);
         let mut kills = [0, 0];
         for call in &to_apply {
             kills[0] += usize::from(kill::at(&apply, call));

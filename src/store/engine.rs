@@ -175,19 +175,16 @@ impl Store {
         Ok(self.known_layers()?.is_some_and(|all| all.contains(id.as_str())))
     }
 
-    /// As [`image_layers`].
+    /// Returns the layers of the images that `lamina image` brought.
     ///
     /// # Errors
-    /// As [`image_layers`].
+    /// `Corrupt` for a record that cannot be read; those of reading.
     pub fn image_layers(&self) -> Result<BTreeSet<String>> {
         image_layers(self.home())
     }
 }
 
-/// Returns the layers of the images that `lamina image` brought.
-///
-/// # Errors
-/// `Corrupt` for a record that cannot be read; those of reading.
+/// As [`Store::image_layers`].
 fn image_layers(home: &Home) -> Result<BTreeSet<String>> {
     let dir = lock::root_of(home).join(IMAGES);
     let mut known = BTreeSet::new();
@@ -216,7 +213,7 @@ fn image_layers(home: &Home) -> Result<BTreeSet<String>> {
 /// Fails if an image that `lamina image` brought has a layer.
 ///
 /// # Errors
-/// `Busy` if so, and as [`image_layers`].
+/// `Busy` if so, and as [`Store::image_layers`].
 pub(super) fn refuse_if_imported(home: &Home, id: &LayerId) -> Result<()> {
     if !image_layers(home)?.contains(id.as_str()) {
         return Ok(());
