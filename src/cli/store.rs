@@ -187,7 +187,7 @@ pub fn run(args: StoreCommandArgs) -> std::result::Result<(), Failure> {
         StoreCommand::Probe(args) => {
             let store = args.open()?;
             let probe = store.probe(true).map_err(failure)?;
-            let choice = store.choose(&probe, None).map_err(failure)?;
+            let choice = store.choose(&probe, false, None).map_err(failure)?;
             let backend = choice.backend.as_ref().map_or("none", Backend::name);
             if args.json {
                 let value = json!({

@@ -341,7 +341,7 @@ impl Store {
     pub fn status(&self) -> Result<Vec<(String, String)>> {
         let home = self.home();
         let probe = self.probe(false)?;
-        let choice = self.choose(&probe, None)?;
+        let choice = self.choose(&probe, false, None)?;
         let kernel = choice.backend == Some(Backend::Kernel);
         let truth = |truth: bool| truth.to_string();
         Ok([
@@ -366,7 +366,7 @@ impl Store {
             return false;
         }
         match choice.backend {
-            Some(Backend::Kernel) => probe.holds("idmapped-lowers"),
+            Some(Backend::Kernel) => probe.holds("idmapped-lowers") || probe.holds("fuse"),
             Some(Backend::Fuse | Backend::Program(_)) => true,
             Some(Backend::Flat) | None => false,
         }

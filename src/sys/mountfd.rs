@@ -4,7 +4,8 @@
 
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
-use rustix::io::Errno;
+use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
+use rustix::io::{Errno, retry_on_intr};
 use rustix::mount::{OpenTreeFlags, open_tree};
 
 /// `struct mount_attr` of mount_setattr(2).
@@ -41,6 +42,16 @@ pub fn idmapped(dir: BorrowedFd<'_>, namespace: BorrowedFd<'_>) -> Result<OwnedF
     let clone = detached(dir)?;
     set(&clone, IDMAP, namespace.as_raw_fd())?;
     Ok(clone)
+}
+
+/// Opens the directory at `path` beneath the root of a mount, not by a symlink nor on another mount.
+///
+/// # Errors
+/// Those of openat2(2): `ELOOP` for a symlink, `EXDEV` for a mountpoint, `ENOSYS` before Linux 5.6.
+pub fn open_inside(root: BorrowedFd<'_>, path: &[u8]) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let within = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
+    retry_on_intr(|| openat2(root, path, flags, Mode::empty(), within))
 }
 
 fn detached(dir: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
