@@ -18,18 +18,16 @@ struct MountAttr {
 }
 
 const RDONLY: u64 = 0x1;
-const NOATIME: u64 = 0x10;
 
 /// Returns `dir` as the root of a mount of its own, which nobody else sees, without what is mounted
-/// beneath it; read-only, and without access times where the caller may change that.
+/// beneath it; read-only, which keeps access times as well: they are changed where writing is allowed.
 ///
 /// # Errors
 /// `EPERM` without `CAP_SYS_ADMIN` over the mount namespace; `EINVAL` where mounts beneath `dir`
 /// must not be uncovered; `ENOSYS` before Linux 5.12.
 pub fn private_read_only(dir: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
     let clone = detached(dir)?;
-    // In a user namespace the handling of access times may be locked.
-    set(&clone, RDONLY | NOATIME, 0).or_else(|_locked| set(&clone, RDONLY, 0))?;
+    set(&clone, RDONLY, 0)?;
     Ok(clone)
 }
 
