@@ -43,7 +43,8 @@ pub(super) fn run(args: &SetupArgs) -> Result<(), Failure> {
         ))
     };
     let is_program = |found: &fs::Metadata| {
-        fs::metadata(&program).is_ok_and(|own| (own.dev(), own.ino()) == (found.dev(), found.ino()))
+        rustix::fs::stat(&program)
+            .is_ok_and(|own| (own.st_dev, own.st_ino) == (found.dev(), found.ino()))
     };
     let there = match fs::symlink_metadata(&link) {
         Err(error) if error.kind() == ErrorKind::NotFound => There::Nothing,

@@ -207,16 +207,21 @@ impl Layers {
 
 /// Fails for what only a mount can do.
 fn refuse_for_flat(id: &LayerId, request: &MountRequest, has_force_mask: bool) -> Result<()> {
-    let what = match request {
-        _ if has_force_mask => "force_mask",
-        MountRequest { maps: Some(_), .. } => "shown ids that the layers do not have",
-        MountRequest { label: Some(_), .. } => "a label",
+    let (what, instead) = match request {
+        _ if has_force_mask => ("force_mask", "leave it out, in a store of its own"),
+        MountRequest { maps: Some(_), .. } => (
+            "shown ids that the layers do not have",
+            "give them those owners for good: lamina layer update-id-map",
+        ),
+        MountRequest { label: Some(_), .. } => {
+            ("a label", "mount it without, and label the copy: chcon -R")
+        }
         _ => return Ok(()),
     };
     Err(Error::Unsupported {
         feature: format!(
-            "{id}: {what}: needs a mount, and this is a copy; lamina store probe tells what \
-             mounts need"
+            "{id}: {what}: needs a mount, and this is a copy; {instead}; or see by lamina store \
+             probe what mounts need"
         )
         .into(),
     })
