@@ -12,7 +12,7 @@ suite filesystems, on whatever holds the test data.
 
   -f FILESYSTEM  ext4, xfs (with reflink), btrfs or tmpfs; all of them unless given
   SUITE          names of fuse-tests; merge kernel_diff posix_basic posix_more pitfalls_bugs
-                 pitfalls_more regressions redirects metacopies identity filesystems store_driver
+                 pitfalls_more regressions users redirects metacopies identity filesystems store_driver
                  store_engine store_mount store_flat store_check unless given
 
 A filesystem whose mkfs is missing says so and is skipped (packages e2fsprogs, xfsprogs, btrfs-progs).
@@ -51,7 +51,7 @@ die() {
 . scripts/lib/frame.sh
 alone scripts/test-filesystems.sh "$@"
 shift $((OPTIND - 1))
-[ $# -gt 0 ] || set -- merge kernel_diff posix_basic posix_more pitfalls_bugs pitfalls_more regressions redirects metacopies \
+[ $# -gt 0 ] || set -- merge kernel_diff posix_basic posix_more pitfalls_bugs pitfalls_more regressions users redirects metacopies \
     identity filesystems store_driver store_engine store_mount store_flat store_check
 use_binary
 scratch filesystems

@@ -53,7 +53,7 @@ cargo test -p fuse-tests --locked "$@"
 if [ $# = 0 ]; then
     printf 'suites: over transport=fuser\n'
     FUSE_TESTS_OPTIONS=transport=fuser cargo test -p fuse-tests --locked --quiet \
-        --test posix_basic --test merge --test regressions --test transport
+        --test posix_basic --test merge --test regressions --test users --test transport
 fi
 
 # The same binaries as somebody without privilege, who has a range of ids to map.

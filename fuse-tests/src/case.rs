@@ -498,3 +498,37 @@ pub fn nobody(dir: impl AsRef<Path>, script: &str) {
 pub fn said(out: &Output) -> String {
     String::from_utf8_lossy(&out.stderr).into_owned()
 }
+
+/// Runs a shell script for a mount of the program under test and then for one of the kernel, each with an upper layer of its own;
+/// what it says must be the same. `$M`, `$U` and `$W` are the mount, the upper and the work directory; `prepare` runs before each
+/// mount, with the latter two.
+///
+/// # Panics
+/// If it is not, or if the script says nothing.
+#[track_caller]
+pub fn same_as_the_kernel(c: &Case, prepare: &str, script: &str) {
+    let run = |kind: Kind| {
+        let (name, options): (_, &[&str]) = match kind {
+            Kind::Lamina => ("ours", &["allow_other", "suid", "dev"]),
+            Kind::Kernel => ("kernel", &[]),
+        };
+        let mut spec = c.sandbox.side(kind, name);
+        spec.options = options.iter().map(|&option| option.to_owned()).collect();
+        let names = {
+            let (upper, work) = spec.upper.as_ref().unwrap();
+            format!("M={} U={} W={}", spec.merged.display(), upper.display(), work.display())
+        };
+        sh("/", &format!("{names}\n{prepare}"));
+        let mount = spec.mount();
+        let output = sh("/", &format!("{names}\n{script}"));
+        mount.unmount();
+        output
+    };
+    let ours = run(Kind::Lamina);
+    assert!(!ours.is_empty(), "the script says nothing");
+    let kernel = run(Kind::Kernel);
+    for (n, (ours, kernel)) in ours.lines().zip(kernel.lines()).enumerate() {
+        assert_eq!(ours, kernel, "line {n}; left: ours, right: the kernel's");
+    }
+    assert_eq!(ours.lines().count(), kernel.lines().count());
+}

@@ -3,7 +3,7 @@
 //!
 //! The [`Dispatcher`] has one method per request, in plain types. It knows no transport, takes no
 //! lock and keeps no state of its own. Decoding, node ids on the wire and encoding are the
-//! transport's. [`file`], [`directory`] and [`xattr`] have the requests of those, this file the rest.
+//! transport's. [`mod@file`], [`directory`] and [`xattr`] have the requests of those, this file the rest.
 //!
 //! What the kernel shall do without us is answered `ENOSYS` here and nowhere else: FLUSH always, since
 //! nothing is held back; OPEN, OPENDIR and CREATE where opens are no requests ([`IoMode::NoOpen`]; the
