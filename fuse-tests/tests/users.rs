@@ -204,15 +204,13 @@ fn setgid_drops_when_somebody_outside_the_group_writes() {
         &c,
         "",
         "cd $M; touch u/*
+         as='setpriv --reuid 1000 --regid 1000'
          for groups in --clear-groups '--groups 7,5'; do
-         for act in ': >' 'printf x >>' 'printf y 1<>' 'truncate -s 3'; do
-             for f in l/* u/*; do
-                 setpriv --reuid 1000 --regid 1000 $groups sh -c \"$act $f\" 2>&1 || :
-             done
+         for act in 'true >' 'printf x >>' 'printf y 1<>' 'truncate -s 3'; do
+             $as $groups sh -c \"for f in l/* u/*; do $act \\$f; done\" 2>&1 || :
              find l u -type f -printf \"$act %p %m %U %G\\n\" | sort
-             for f in l/* u/*; do
-                 b=${f#*/}; chown $(echo ${b#*.} | tr . :) $f; chmod ${b%%.*} $f; chmod o+w $f
-             done
+             for ids in 0.0 1000.1000 0.1000 1000.5; do chown ${ids%.*}:${ids#*.} */*.$ids; done
+             for bits in 2644 2666 2755 4755 6755 6644 2640 1644; do chmod $bits */$bits.*; done; chmod o+w */*
          done
          done",
     );
@@ -387,13 +385,10 @@ fn setgid_drops_when_somebody_outside_the_group_changes_owners() {
         "",
         "cd $M; touch u/*
          for act in 'chown :1000' 'chown 1000' 'chown :5'; do
-             for f in l/* u/*; do
-                 setpriv --reuid 1000 --regid 1000 --clear-groups sh -c \"$act $f\" 2>&1 || :
-             done
+             setpriv --reuid 1000 --regid 1000 --clear-groups $act l/* u/* 2>&1 || :
              find l u -type f -printf \"$act %p %m %U %G\\n\" | sort
-             for f in l/* u/*; do
-                 b=${f#*/}; chown 1000:${b#*.} $f; chmod ${b%%.*} $f
-             done
+             for group in 1000 5; do chown 1000:$group */*.$group; done
+             for bits in 2644 2666 2755 6755 6644 2640; do chmod $bits */$bits.*; done
          done",
     );
 }
