@@ -13,7 +13,7 @@ suite filesystems, on whatever holds the test data.
   -f FILESYSTEM  ext4, xfs (with reflink), btrfs or tmpfs; all of them unless given
   SUITE          names of fuse-tests; merge kernel_diff posix_basic posix_more pitfalls_bugs
                  pitfalls_more regressions users redirects metacopies identity filesystems store_driver
-                 store_engine store_mount store_flat unless given
+                 store_engine store_mount store_flat store_check unless given
 
 A filesystem whose mkfs is missing says so and is skipped (packages e2fsprogs, xfsprogs, btrfs-progs).
 Environment: LAMINA_BIN, the binary to test instead of building one; and those of fuse-tests.
@@ -52,7 +52,7 @@ die() {
 alone scripts/test-filesystems.sh "$@"
 shift $((OPTIND - 1))
 [ $# -gt 0 ] || set -- merge kernel_diff posix_basic posix_more pitfalls_bugs pitfalls_more regressions users redirects metacopies \
-    identity filesystems store_driver store_engine store_mount store_flat
+    identity filesystems store_driver store_engine store_mount store_flat store_check
 use_binary
 scratch filesystems
 mkdir "$dir/mnt"

@@ -184,10 +184,19 @@ fn setup_makes_the_name_that_engines_look_for() {
     let own = |more: &[&str]| {
         run(Command::new(&link).arg0("lamina").args(["setup", "--bin"]).arg(&bin).args(more))
     };
-    for more in [&["--remove"][..], &[]] {
-        assert_eq!(own(more).status.code(), Some(1));
-        assert!(fs::symlink_metadata(&link).unwrap().is_file());
-    }
+    let out = own(&["--remove"]);
+    assert_eq!(out.status.code(), Some(1));
+    assert!(said(&out).contains("is no link but this program itself"), "{}", said(&out));
+    // There is nothing to do for the name to be found.
+    let out = own(&[]);
+    assert!(out.status.success(), "{}", said(&out));
+    assert!(String::from_utf8(out.stdout).unwrap().contains("fuse-overlayfs is this program"));
+    assert!(fs::symlink_metadata(&link).unwrap().is_file());
+    // Under both names, by a hard link.
+    fs::hard_link(&link, bin.join("lamina")).unwrap();
+    let out = run(Command::new(bin.join("lamina")).arg("setup"));
+    assert!(out.status.success(), "{}", said(&out));
+    assert!(fs::symlink_metadata(&link).unwrap().is_file());
 }
 
 // A program that returns early lets the client write into the bare mount point.

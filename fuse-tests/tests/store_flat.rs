@@ -206,9 +206,11 @@ fn what_needs_a_mount_is_refused_for_a_copy() {
     let shared = stack();
     let flat = ["layer", "mount", "--backend", "flat"];
     let map = ["--uidmap", "0:1000:100", "--gidmap", "0:2000:100"];
-    for words in [&map[..], &["--label", "x"]] {
+    for (words, cure) in [(&map[..], "update-id-map"), (&["--label", "x"], "chcon -R")] {
         let words: Vec<&str> = flat.iter().chain(words).chain(&["middle"]).copied().collect();
-        assert!(shared.fails(&words).contains("needs a mount, and this is a copy"));
+        let sentence = shared.fails(&words);
+        assert!(sentence.contains("needs a mount, and this is a copy"), "{sentence}");
+        assert!(sentence.contains(cure), "{sentence}");
     }
     let images = shared.root.display();
     let mut store = TestStore::new();
@@ -227,6 +229,48 @@ fn what_needs_a_mount_is_refused_for_a_copy() {
     store.unmount("top");
     assert!(!merged.exists());
     assert_eq!(text(store.diff("top").join("g")), "y");
+}
+
+// What an engine does where a driver cannot show other ids: the layer is given them for good, by a copy too.
+#[test]
+fn owners_are_changed_where_nothing_can_be_mounted() {
+    fuse_tests::needs_root!();
+    let store = stack();
+    store.layer("top", Some("middle"), "file mine 4755 x\nlink twice mine\nsymlink s /nowhere\n");
+    let lamina = store.command(&["layer", "update-id-map", "--to-uidmap", "0:1000:100"]);
+    // No device, and a kernel that mounts no overlay.
+    let arguments: Vec<String> = lamina
+        .get_args()
+        .map(|word| format!("'{}'", word.to_str().unwrap()))
+        .chain(["--to-gidmap 0:2000:100 top".to_owned()])
+        .collect();
+    let script = format!(
+        "mount -t tmpfs none /dev; mknod -m 666 /dev/null c 1 3; mknod -m 666 /dev/urandom c 1 9
+        exec strace -f -qq -o /dev/null -e trace=fsopen,mount -e inject=fsopen,mount:error=EPERM '{}' {}",
+        env::lamina().display(),
+        arguments.join(" ")
+    );
+    if let Some(reason) = fuse_tests::trace::no_strace() {
+        fuse_tests::skip!("{reason}");
+    }
+    let words = ["-m", "--propagation", "slave", "sh", "-ec", &script];
+    // What was found by trial holds for the machine as it is outside.
+    let found = store.run_root.join("overlay/lamina-probe.json");
+    fs::remove_file(&found).unwrap();
+    let out = Command::new("unshare").args(words).output().unwrap();
+    fs::remove_file(&found).unwrap();
+    assert!(out.status.success(), "{}", said(&out));
+    assert!(!store.path("top", "flat").exists() && store.path("top", "diff1").is_dir());
+    let merged = store.mount(&["top"]);
+    let mine = fs::metadata(merged.join("mine")).unwrap();
+    assert_eq!((mine.mode() & 0o7777, mine.uid(), mine.gid()), (0o4755, 1000, 2000));
+    assert_eq!(fs::metadata(merged.join("twice")).unwrap().ino(), mine.ino());
+    for entry in fs::read_dir(&merged).unwrap().map(|entry| entry.unwrap().path()) {
+        let stat = fs::symlink_metadata(&entry).unwrap();
+        assert_eq!((stat.uid(), stat.gid()), (1000, 2000), "{}", entry.display());
+    }
+    store.unmount("top");
+    assert_eq!(store.ok(&["store", "check"]), "");
 }
 
 // A user without namespaces, without the device: a copy, and the sentence why and what helps.

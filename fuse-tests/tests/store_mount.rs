@@ -364,19 +364,69 @@ both!(ids_are_mapped);
 fn ids_are_mapped() {
     let store = three_layers();
     let map = ["--uidmap", "0:1000:100", "--gidmap", "0:2000:100"];
-    let mut backends = vec!["fuse"];
+    // Who does not name one gets one that can.
+    let mut backends = vec![&[][..], &["--backend", "fuse"]];
     // Only root of the machine may map ids of the filesystem.
     if env::is_machine_root() {
-        backends.push("kernel");
+        backends.push(&["--backend", "kernel"]);
     }
     for backend in backends {
-        let words: Vec<&str> =
-            ["--backend", backend].iter().chain(&map).chain(&["top"]).copied().collect();
-        let merged = store.mount(&words);
+        let merged = store.mount(&[backend, &map, &["top"]].concat());
         let stat = fs::metadata(merged.join("f")).unwrap();
-        assert_eq!((stat.uid(), stat.gid()), (1000, 2000), "{backend}");
+        assert_eq!((stat.uid(), stat.gid()), (1000, 2000), "{backend:?}");
         store.unmount("top");
     }
+}
+
+// However many layers there are: one mount of the home is mapped, and the layers are opened in it. Layers of another store, and
+// those whose content lies elsewhere, have others.
+#[test]
+fn one_detached_mount_maps_the_ids_of_all_layers() {
+    fuse_tests::needs_root!();
+    if let Some(reason) = no_strace() {
+        fuse_tests::skip!("{reason}");
+    }
+    let images = TestStore::new();
+    images.chain("i", 3);
+    fill(&images.diff("i2"), "file image 644 i\n");
+    let mut store = TestStore::new();
+    store.chain("c", 120);
+    fill(&store.diff("c1"), "file lowest 600 l\n");
+    fill(&store.diff("c119"), "file highest 600 h\n");
+    // As content of an additional layer store is.
+    let elsewhere = store.sandbox.root().join("elsewhere");
+    fs::rename(store.diff("c60"), &elsewhere).unwrap();
+    fill(&elsewhere, "file elsewhere 600 e\n");
+    std::os::unix::fs::symlink(&elsewhere, store.diff("c60")).unwrap();
+    let option = format!("overlay.imagestore={}", images.root.display());
+    store.arguments = vec!["--storage-opt".into(), option];
+    store.ok(&["layer", "create-rw", "--parent", "i3", "over"]);
+    let log = store.sandbox.root().join("log");
+    let calls = |id: &str| {
+        let words = ["layer", "mount", "--backend", "kernel", "--uidmap", "0:1000:100"];
+        let lamina = store.command(&[&words[..], &["--gidmap", "0:2000:100", id]].concat());
+        let done = Command::new("strace")
+            .args(["-f", "-e", "trace=mount_setattr", "-o"])
+            .arg(&log)
+            .arg(lamina.get_program())
+            .args(lamina.get_args())
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        assert!(done.status.success(), "{}", said(&done));
+        text(&log).lines().filter(|line| line.contains("mount_setattr(")).count()
+    };
+    // The first call also tries what works here.
+    store.ok(&["store", "probe"]);
+    assert_eq!(calls("c120"), 2, "{}", text(&log));
+    let merged = store.path("c120", "merged");
+    for name in ["lowest", "highest", "elsewhere"] {
+        assert_eq!(stat_of(&merged.join(name)), (0o600, 1000, 2000), "{name}");
+    }
+    store.unmount("c120");
+    assert_eq!(calls("over"), 1, "{}", text(&log));
+    assert_eq!(stat_of(&store.path("over", "merged").join("image")), (0o644, 1000, 2000));
+    store.unmount("over");
 }
 
 // An image for a user namespace, where ids cannot be shown otherwise: changed owners above, the image as it was beneath.

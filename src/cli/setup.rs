@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::io::ErrorKind;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 
 use super::{Failure, print};
@@ -42,14 +42,18 @@ pub(super) fn run(args: &SetupArgs) -> Result<(), Failure> {
             show_path(&link)
         ))
     };
-    let is_ours = match fs::symlink_metadata(&link) {
-        Err(error) if error.kind() == ErrorKind::NotFound => false,
+    let is_program = |found: &fs::Metadata| {
+        rustix::fs::stat(&program)
+            .is_ok_and(|own| (own.st_dev, own.st_ino) == (found.dev(), found.ino()))
+    };
+    let there = match fs::symlink_metadata(&link) {
+        Err(error) if error.kind() == ErrorKind::NotFound => There::Nothing,
         Err(error) => return Err(failed("lstat", &error)),
-        // A link: the program itself may have that name, and is not to be removed.
+        Ok(found) if is_program(&found) => There::Program,
         Ok(found)
             if found.is_symlink() && fs::canonicalize(&link).is_ok_and(|at| at == program) =>
         {
-            true
+            There::Link
         }
         Ok(_) => {
             let cure = "move it away, or give another directory with --bin";
@@ -59,17 +63,35 @@ pub(super) fn run(args: &SetupArgs) -> Result<(), Failure> {
             )));
         }
     };
-    match (args.remove, is_ours) {
-        (true, true) => {
-            rustix::fs::unlink(&link).map_err(|errno| failed("unlink", &errno.into()))?;
+    match (args.remove, there) {
+        (true, There::Nothing) => Ok(()),
+        (true, There::Link) => {
+            rustix::fs::unlink(&link).map_err(|errno| failed("unlink", &errno.into()))
         }
-        (false, false) => symlink(&program, &link).map_err(|error| failed("symlink", &error))?,
-        (true, false) | (false, true) => {}
+        (true, There::Program) => Err(Failure::sentence(format!(
+            "{}: is no link but this program itself; remove it as it was installed",
+            show_path(&link)
+        ))),
+        (false, There::Program) => {
+            print(&format!("{} is this program\n{}", link.display(), hidden(&link)))
+        }
+        (false, there) => {
+            if there == There::Nothing {
+                symlink(&program, &link).map_err(|error| failed("symlink", &error))?;
+            }
+            print(&format!("{} -> {}\n{}", link.display(), program.display(), hidden(&link)))
+        }
     }
-    if args.remove {
-        return Ok(());
-    }
-    print(&format!("{} -> {}\n{}", link.display(), program.display(), hidden(&link)))
+}
+
+/// What has the name that others look for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum There {
+    Nothing,
+    /// A link to this program.
+    Link,
+    /// This program, installed under that name or under two.
+    Program,
 }
 
 /// Tells what PATH leads to instead, if it does.

@@ -147,14 +147,14 @@ impl Dir {
     }
 
     /// Finds out whether the filesystem of the layer makes inode numbers up, by an entry of this
-    /// directory. Only a FUSE server can do that.
+    /// directory. Only a FUSE server can do that; returns whether this is another filesystem.
     ///
     /// # Errors
     /// Those of fstatfs(2), and of listing the directory and looking at a name.
-    pub fn probe_numbers(&self) -> Result<()> {
+    pub fn probe_numbers(&self) -> Result<bool> {
         let magic = self.with("fstatfs", |dir| rustix::fs::fstatfs(dir))?.f_type;
         if magic != FUSE_SUPER_MAGIC {
-            return Ok(());
+            return Ok(true);
         }
         let mut first = None;
         self.list(|name, inode, _| {
@@ -171,7 +171,7 @@ impl Dir {
                 self.layer.path.display()
             );
         }
-        Ok(())
+        Ok(false)
     }
 
     /// Returns an open handle, opening what is missing on the way from the root.

@@ -12,6 +12,7 @@ pub mod kernel;
 pub mod mountinfo;
 pub mod program;
 pub mod server;
+pub mod shifted;
 pub mod stack;
 pub mod unmount;
 

@@ -4,6 +4,7 @@
 //! then on. "Inside" is decided by walking `..` from descriptors, so symlinks and names do not
 //! matter.
 
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::fs::File;
 use std::io::Read;
@@ -73,25 +74,26 @@ impl Stack {
     /// One sentence with the option, the path, the system call and the cure.
     pub fn open(spec: &MountSpec) -> Result<Self> {
         let options = spec.options();
+        let mut seen = Seen::default();
         let mut lowers = Vec::new();
         let count = options.lowers.len();
         if let (Some(path), true) = (&options.upper, options.read_only) {
-            lowers.push(Place::open(Role::Upper, path)?);
+            lowers.push(Place::open(Role::Upper, path, &mut seen)?);
         }
         for (index, path) in options.lowers.iter().enumerate() {
-            lowers.push(Place::open(Role::Lower { number: index + 1, count }, path)?);
+            lowers.push(Place::open(Role::Lower { number: index + 1, count }, path, &mut seen)?);
         }
         let mut data = Vec::new();
         for (index, path) in options.data.iter().enumerate() {
             let role = Role::Data { number: index + 1, count: options.data.len() };
-            data.push(Place::open(role, path)?);
+            data.push(Place::open(role, path, &mut seen)?);
         }
         let (mut upper, mut work) = (None, None);
         if let (Some(upper_path), Some(work_path), false) =
             (&options.upper, &options.work, options.read_only)
         {
-            let opened_upper = Place::open(Role::Upper, upper_path)?;
-            let opened_work = Place::open(Role::Work, work_path)?;
+            let opened_upper = Place::open(Role::Upper, upper_path, &mut seen)?;
+            let opened_work = Place::open(Role::Work, work_path, &mut seen)?;
             check_pair(&opened_upper, &opened_work)?;
             for lower in lowers.iter().chain(&data) {
                 check_apart(lower, &opened_upper)?;
@@ -101,7 +103,7 @@ impl Stack {
             upper = Some(opened_upper);
             work = Some(opened_work);
         }
-        let point = Place::open_mountpoint(spec.merged())?;
+        let point = Place::open_mountpoint(spec.merged(), &mut seen)?;
         for layer in lowers.iter().chain(&data).chain(&upper).chain(&work) {
             check_mountpoint(layer, &point)?;
         }
@@ -196,7 +198,7 @@ struct Place {
 }
 
 /// What tells one directory from another.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 struct Id {
     device: (u32, u32),
     ino: u64,
@@ -226,17 +228,17 @@ impl fmt::Display for Place {
 }
 
 impl Place {
-    fn open(role: Role, path: &Path) -> Result<Self> {
-        Self::open_with(role, path, OFlags::RDONLY)
+    fn open(role: Role, path: &Path, seen: &mut Seen) -> Result<Self> {
+        Self::open_with(role, path, OFlags::RDONLY, seen)
     }
 
-    fn open_mountpoint(path: &Path) -> Result<Self> {
-        let readable = Self::open_with(Role::Merged, path, OFlags::RDONLY);
+    fn open_mountpoint(path: &Path, seen: &mut Seen) -> Result<Self> {
+        let readable = Self::open_with(Role::Merged, path, OFlags::RDONLY, seen);
         // Only waiting for the server's end needs the right to read it.
-        readable.or_else(|_| Self::open_with(Role::Merged, path, OFlags::PATH))
+        readable.or_else(|_| Self::open_with(Role::Merged, path, OFlags::PATH, seen))
     }
 
-    fn open_with(role: Role, path: &Path, access: OFlags) -> Result<Self> {
+    fn open_with(role: Role, path: &Path, access: OFlags, seen: &mut Seen) -> Result<Self> {
         let failed = |op: &str, errno| refuse(label(role, path), op, errno, cure(role, errno));
         let flags = access | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let dir = openat(CWD, path, flags, Mode::empty()).map_err(|errno| {
@@ -247,8 +249,10 @@ impl Place {
         })?;
         let id = Id::of(dir.as_fd()).map_err(|errno| failed("statx", errno))?;
         // A dead server's directory still opens and may answer statx(2) from the kernel's cache.
-        fstatfs(&dir).map_err(|errno| failed("fstatfs", errno))?;
-        let above = ancestors(dir.as_fd(), id);
+        if seen.alive.insert(id.device) {
+            fstatfs(&dir).map_err(|errno| failed("fstatfs", errno))?;
+        }
+        let above = seen.ancestors(dir.as_fd(), id);
         Ok(Self { role, path: path.to_owned(), dir, id, above })
     }
 
@@ -309,22 +313,42 @@ fn cure(role: Role, errno: Errno) -> &'static str {
     }
 }
 
-/// Returns the directories above `dir`, nearest first, as far as they may be seen.
-fn ancestors(dir: BorrowedFd<'_>, id: Id) -> Vec<Id> {
-    let mut above = Vec::new();
-    let (mut last, mut holder): (Id, Option<OwnedFd>) = (id, None);
-    while above.len() < DEPTH_MAX {
-        let from = holder.as_ref().map_or(dir, AsFd::as_fd);
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let Ok(parent) = openat(from, "..", flags, Mode::empty()) else { break };
-        let Ok(next) = Id::of(parent.as_fd()) else { break };
-        if next.is(&last) && next.mount == last.mount {
-            break;
+/// What is known of the machine from the directories before: layers of one mount mostly lie side by
+/// side, and each is asked no more than it has of its own.
+#[derive(Default)]
+struct Seen {
+    /// Filesystems that answered.
+    alive: HashSet<(u32, u32)>,
+    /// Directories that another one lies in, with those above them, nearest first.
+    above: HashMap<Id, Vec<Id>>,
+}
+
+impl Seen {
+    /// Returns the directories above `dir`, nearest first, as far as they may be seen.
+    fn ancestors(&mut self, dir: BorrowedFd<'_>, id: Id) -> Vec<Id> {
+        let mut above = Vec::new();
+        let (mut last, mut holder): (Id, Option<OwnedFd>) = (id, None);
+        while above.len() < DEPTH_MAX {
+            let from = holder.as_ref().map_or(dir, AsFd::as_fd);
+            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            let Ok(parent) = openat(from, "..", flags, Mode::empty()) else { break };
+            let Ok(next) = Id::of(parent.as_fd()) else { break };
+            if next == last {
+                break;
+            }
+            above.push(next);
+            if let Some(rest) = self.above.get(&next) {
+                above.extend(rest);
+                break;
+            }
+            (last, holder) = (next, Some(parent));
         }
-        above.push(next);
-        (last, holder) = (next, Some(parent));
+        for (index, id) in above.iter().enumerate() {
+            let rest = above.get(index + 1..).unwrap_or_default();
+            self.above.entry(*id).or_insert_with(|| rest.to_vec());
+        }
+        above
     }
-    above
 }
 
 /// Upper and work: one filesystem, one mount, neither inside the other.

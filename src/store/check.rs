@@ -250,10 +250,11 @@ impl Store {
                 }
             }
             (Some(Ok(links)), damaged) => {
+                let farms = self.farms()?;
                 let mut ids = Vec::new();
                 let mut lost = None;
                 for link in links {
-                    match self.resolve(link)? {
+                    match super::resolve(&farms, link)? {
                         Some(id) => ids.push(id),
                         None => lost = Some(link.to_string()),
                     }

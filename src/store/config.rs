@@ -1,7 +1,10 @@
 //! Where the store lies unless a command says so: storage.conf as podman and buildah read it.
 //!
 //! One main file is read, then the drop-in files in the order of their names. Who is not root has
-//! places of his own; of the system's files only what is meant for such users counts then.
+//! places of his own; of the system's files only what is meant for such users counts then. The file
+//! of `CONTAINERS_STORAGE_CONF` counts whole for everybody, as since podman 6; before, podman took
+//! of it nothing but `rootless_storage_path` for the places of a user. Inside of `podman unshare`
+//! those count that podman has.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -26,7 +29,9 @@ pub struct Surroundings {
     pub top: PathBuf,
 }
 
-const VARIABLES: [&str; 9] = [
+const VARIABLES: [&str; 11] = [
+    "CONTAINERS_GRAPHROOT",
+    "CONTAINERS_RUNROOT",
     "CONTAINERS_STORAGE_CONF",
     "HOME",
     "USER",
@@ -130,6 +135,15 @@ pub fn load(around: &Surroundings) -> Result<StoreConfig> {
                 config.options.clear();
                 apply(&mut config, &own, around, true)?;
             }
+        }
+    }
+    if around.variables.contains_key("_CONTAINERS_ROOTLESS_UID") {
+        // Versions of podman differ in what of a file they take for a user; unshare tells.
+        if let Some(root) = around.path("CONTAINERS_GRAPHROOT") {
+            config.root = root;
+        }
+        if let Some(run_root) = around.path("CONTAINERS_RUNROOT") {
+            config.run_root = run_root;
         }
     }
     if let Some(driver) = around.text("STORAGE_DRIVER") {
@@ -418,6 +432,26 @@ mod tests {
         assert!(load(&machine.around).unwrap_err().to_string().contains("STORAGE_DRIVER: vfs"));
         machine.around.variables.insert("CONTAINERS_STORAGE_CONF", "/no/such/file".into());
         assert!(load(&machine.around).is_err());
+    }
+
+    #[test]
+    fn a_user_has_the_places_of_the_named_file_and_those_that_podman_unshare_tells() {
+        let mut machine = Machine::new(1000);
+        machine.file("etc/containers/storage.conf", "[storage]\nrootless_storage_path=\"/big\"\n");
+        let text = "[storage]\ngraphroot=\"/mine\"\nrunroot=\"/mine-run\"\n";
+        let named = machine.file("named.conf", text);
+        machine.around.variables.insert("CONTAINERS_STORAGE_CONF", named.into());
+        let places = |machine: &Machine| {
+            let config = machine.load();
+            (config.root, config.run_root)
+        };
+        assert_eq!(places(&machine), ("/mine".into(), "/mine-run".into()));
+        // What podman 4 has for such a file; nobody else's word counts.
+        machine.around.variables.insert("CONTAINERS_GRAPHROOT", "/told".into());
+        machine.around.variables.insert("CONTAINERS_RUNROOT", "/told-run".into());
+        assert_eq!(places(&machine), ("/mine".into(), "/mine-run".into()));
+        machine.around.variables.insert("_CONTAINERS_ROOTLESS_UID", "1000".into());
+        assert_eq!(places(&machine), ("/told".into(), "/told-run".into()));
     }
 
     #[test]

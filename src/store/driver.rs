@@ -412,7 +412,7 @@ impl Driver for Store {
 
     fn try_machine(&self) -> Result<(Probe, Choice)> {
         let probe = self.probe(true)?;
-        let choice = self.choose(&probe, None)?;
+        let choice = self.choose(&probe, false, None)?;
         Ok((probe, choice))
     }
 

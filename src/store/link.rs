@@ -15,14 +15,13 @@ use crate::options::show_path;
 use crate::sys;
 use crate::sys::name::At;
 
-/// Returns the layer that a symlink in `l` stands for; `None` if there is no such symlink, or it
-/// does not look like one of a layer.
+/// Returns the layer that a symlink in `links`, the `l` of a home, stands for; `None` if there is no
+/// such symlink, or it does not look like one of a layer.
 ///
 /// # Errors
 /// Those of readlinkat(2), `ENOENT` aside.
-pub fn resolve(home: &Home, link: &LinkId) -> Result<Option<LayerId>> {
-    let Some(links) = home.links()? else { return Ok(None) };
-    target(&links, link.bytes())
+pub fn resolve(links: &OwnedFd, link: &LinkId) -> Result<Option<LayerId>> {
+    target(links, link.bytes())
 }
 
 fn target(links: &OwnedFd, name: &[u8]) -> Result<Option<LayerId>> {

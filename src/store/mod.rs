@@ -285,28 +285,30 @@ impl Store {
     /// The store's, only where a symlink was lost.
     pub fn lowers(&self, found: &Found<'_>, id: &LayerId) -> Result<Vec<Lower<'_>>> {
         let at = found.home.show(id);
-        let read = |name: &[u8]| read_small(found.dir.as_fd(), name).at("read", || at.clone());
-        let mut lowers = Vec::new();
-        if let Some(text) = read(LOWER_LAYERS)? {
-            for lower in parse_lower_layers(&text, &at)? {
-                lowers.push(self.lower(lower, &at)?);
-            }
-        } else if let Some(text) = read(LOWER)? {
-            for link in parse_lower(&text, &at)? {
-                let target = match self.resolve(&link)? {
-                    Some(id) => id,
-                    None => self.resolve_lost(&link, &at)?,
-                };
-                lowers.push(self.lower(target, &at)?);
-            }
-        }
-        Ok(lowers)
+        let named = self.named_beneath(found, &at)?.into_iter();
+        named.map(|id| self.lower(id, &at).map(|(lower, _)| lower)).collect()
     }
 
-    fn lower(&self, id: LayerId, at: &str) -> Result<Lower<'_>> {
+    /// Returns the layers that one names as beneath it, parent first, wherever they are.
+    fn named_beneath(&self, found: &Found<'_>, at: &str) -> Result<Vec<LayerId>> {
+        let read = |name: &[u8]| read_small(found.dir.as_fd(), name).at("read", || at.to_owned());
+        if let Some(text) = read(LOWER_LAYERS)? {
+            return parse_lower_layers(&text, at);
+        }
+        let Some(text) = read(LOWER)? else { return Ok(Vec::new()) };
+        let farms = self.farms()?;
+        let resolve = |link| match resolve(&farms, &link)? {
+            Some(id) => Ok(id),
+            None => self.resolve_lost(&link, at),
+        };
+        parse_lower(&text, at)?.into_iter().map(resolve).collect()
+    }
+
+    /// Opens a layer that one beneath which it lies names.
+    fn lower(&self, id: LayerId, at: &str) -> Result<(Lower<'_>, OwnedFd)> {
         for home in &self.homes {
-            if home.layer(&id)?.is_some() {
-                return Ok(Lower { home, id });
+            if let Some(dir) = home.layer(&id)? {
+                return Ok((Lower { home, id }, dir));
             }
         }
         Err(Error::Corrupt {
@@ -316,20 +318,20 @@ impl Store {
         })
     }
 
-    fn resolve(&self, link: &layout::LinkId) -> Result<Option<LayerId>> {
+    /// Opens the directories of symlinks of all homes that have one.
+    fn farms(&self) -> Result<Vec<OwnedFd>> {
+        let mut farms = Vec::new();
         for home in &self.homes {
-            if let Some(id) = link::resolve(home, link)? {
-                return Ok(Some(id));
-            }
+            farms.extend(home.links()?);
         }
-        Ok(None)
+        Ok(farms)
     }
 
     fn resolve_lost(&self, link: &layout::LinkId, at: &str) -> Result<LayerId> {
         for home in self.writable_homes() {
             link::repair(home)?;
         }
-        self.resolve(link)?.ok_or_else(|| Error::Corrupt {
+        resolve(&self.farms()?, link)?.ok_or_else(|| Error::Corrupt {
             what: format!("nothing has the link {link} that it names; remove this layer").into(),
             at: at.to_owned().into(),
         })
@@ -342,7 +344,7 @@ impl Store {
     pub fn status(&self) -> Result<Vec<(String, String)>> {
         let home = self.home();
         let probe = self.probe(false)?;
-        let choice = self.choose(&probe, None)?;
+        let choice = self.choose(&probe, false, None)?;
         let kernel = choice.backend == Some(Backend::Kernel);
         let truth = |truth: bool| truth.to_string();
         Ok([
@@ -367,7 +369,7 @@ impl Store {
             return false;
         }
         match choice.backend {
-            Some(Backend::Kernel) => probe.holds("idmapped-lowers"),
+            Some(Backend::Kernel) => probe.holds("idmapped-lowers") || probe.holds("fuse"),
             Some(Backend::Fuse | Backend::Program(_)) => true,
             Some(Backend::Flat) | None => false,
         }
@@ -443,10 +445,11 @@ impl Store {
     /// # Errors
     /// As [`Store::lowers`].
     pub fn lower_contents(&self, found: &Found<'_>, id: &LayerId) -> Result<Vec<Content>> {
+        let at = found.home.show(id);
         let mut all = Vec::new();
-        for lower in self.lowers(found, id)? {
-            let layer = lower.home.layer(&lower.id)?.ok_or_else(|| no_such(&lower.id))?;
-            all.extend(contents(lower.home, &lower.id, &layer)?);
+        for id in self.named_beneath(found, &at)? {
+            let (lower, dir) = self.lower(id, &at)?;
+            all.extend(contents(lower.home, &lower.id, &dir)?);
         }
         Ok(all)
     }
@@ -495,6 +498,16 @@ impl Store {
         }
         Ok(())
     }
+}
+
+/// Returns the layer that a symlink in one of these directories stands for.
+fn resolve(farms: &[OwnedFd], link: &layout::LinkId) -> Result<Option<LayerId>> {
+    for links in farms {
+        if let Some(id) = link::resolve(links, link)? {
+            return Ok(Some(id));
+        }
+    }
+    Ok(None)
 }
 
 /// Fails for a store that another driver keeps.

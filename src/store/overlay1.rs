@@ -371,8 +371,12 @@ impl Overlay1 {
     /// Returns who serves the mount of a layer, an image or not.
     fn backend(&self, request: &MountRequest, is_image: bool) -> Result<Backend> {
         // One tree alone is no stack to the kernel.
-        let wishes =
-            Wishes { forced: request.backend.clone(), is_tree: is_image, ..Wishes::default() };
+        let wishes = Wishes {
+            forced: request.backend.clone(),
+            has_maps: request.maps.is_some(),
+            is_tree: is_image,
+            ..Wishes::default()
+        };
         probe::pick(&self.home, &self.run_home, &wishes)
     }
 

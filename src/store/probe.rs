@@ -114,6 +114,8 @@ pub struct Wishes {
     pub is_tree: bool,
     /// Whether the layers have whiteouts as aufs keeps them.
     pub is_aufs: bool,
+    /// Whether other ids are to be shown than the layers have.
+    pub has_maps: bool,
     /// A backend that the caller insists on.
     pub forced: Option<Backend>,
 }
@@ -177,6 +179,17 @@ pub fn choose(probe: &Probe, wishes: &Wishes) -> Choice {
             "keep the store on ext4, xfs (ftype=1), btrfs or tmpfs, with Linux 5.11 or newer",
         );
     }
+    if wishes.has_maps && !probe.holds("idmapped-lowers") {
+        let reason = format!(
+            "the kernel cannot map the ids of layers here: {}",
+            probe.reason("idmapped-lowers")
+        );
+        return fuse(
+            &reason,
+            "be root of the machine, with Linux 6.15 or newer and a filesystem with idmapped mounts \
+             (ext4, xfs, btrfs, tmpfs)",
+        );
+    }
     choice(Some(Backend::Kernel), "kernel overlayfs works here", "")
 }
 
@@ -193,13 +206,14 @@ impl Store {
     ///
     /// # Errors
     /// As [`Store::probe`].
-    pub fn choose(&self, probe: &Probe, forced: Option<Backend>) -> Result<Choice> {
+    pub fn choose(&self, probe: &Probe, has_maps: bool, forced: Option<Backend>) -> Result<Choice> {
         Ok(choose(
             probe,
             &Wishes {
                 program: self.options().mount_program.clone(),
                 has_program_flag: self.has_program_flag()?,
                 has_force_mask: self.options().force_mask.is_some(),
+                has_maps,
                 forced,
                 ..Wishes::default()
             },
@@ -330,6 +344,10 @@ mod tests {
         assert_eq!(choose(&all, &named).backend, Some(Backend::Program("/p".into())));
         let forced = Wishes { forced: Some(Backend::Fuse), ..named };
         assert_eq!(choose(&all, &forced).backend, Some(Backend::Fuse));
+        let mapped = Wishes { has_maps: true, ..none.clone() };
+        assert_eq!(choose(&all, &mapped).backend, Some(Backend::Fuse));
+        let shifting = probe(&[("overlay", true), ("fuse", true), ("idmapped-lowers", true)]);
+        assert_eq!(choose(&shifting, &mapped).backend, Some(Backend::Kernel));
         let remote = [("overlay", true), ("fuse", true), ("network-filesystem", true)];
         assert_eq!(choose(&probe(&remote), &none).backend, Some(Backend::Kernel));
         let remote = probe(&[&remote[..], &[("user-namespace", true)]].concat());

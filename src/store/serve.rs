@@ -16,6 +16,7 @@ use super::{Content, Found, Store, contents, empty_lower};
 use crate::error::{Context, Errno, Error, Result};
 use crate::mount::kernel::{self, LayerDir, Overlay};
 use crate::mount::program::{self, Served};
+use crate::mount::shifted::shift;
 use crate::options::show_path;
 use crate::sys;
 use crate::sys::name::At;
@@ -61,7 +62,7 @@ impl Store {
             lowers.push(empty_lower(found.home, id, &found.dir)?);
         }
         let probe = self.probe(false)?;
-        let choice = self.choose(&probe, request.backend.clone())?;
+        let choice = self.choose(&probe, request.maps.is_some(), request.backend.clone())?;
         let Some(backend) = choice.backend else {
             return Err(Error::Unsupported {
                 feature: format!("{id}: cannot be mounted: {}; {}", choice.reason, choice.cure)
@@ -174,13 +175,10 @@ impl Layers {
         if self.read_only {
             lowers.splice(0..0, upper.take());
         }
-        if let Some(maps) = maps {
-            let namespace = userns::with_maps(maps)?;
-            for lower in &mut lowers {
-                lower.dir = sys::mountfd::idmapped(lower.dir.as_fd(), namespace.as_fd())
-                    .at("mount_setattr", || show_path(&lower.path))?;
-            }
-        }
+        let _held = match maps {
+            Some(maps) => Some(shift(&mut lowers, userns::with_maps(maps)?.as_fd())?),
+            None => None,
+        };
         let upper = upper.as_ref().map(|upper| (upper, &work));
         kernel::mount(&Overlay { lowers: &lowers, upper, options }, merged).map(drop)
     }
@@ -213,16 +211,21 @@ pub(super) fn refuse_for_flat(
     request: &MountRequest,
     has_force_mask: bool,
 ) -> Result<()> {
-    let what = match request {
-        _ if has_force_mask => "force_mask",
-        MountRequest { maps: Some(_), .. } => "shown ids that the layers do not have",
-        MountRequest { label: Some(_), .. } => "a label",
+    let (what, instead) = match request {
+        _ if has_force_mask => ("force_mask", "leave it out, in a store of its own"),
+        MountRequest { maps: Some(_), .. } => (
+            "shown ids that the layers do not have",
+            "give them those owners for good: lamina layer update-id-map",
+        ),
+        MountRequest { label: Some(_), .. } => {
+            ("a label", "mount it without, and label the copy: chcon -R")
+        }
         _ => return Ok(()),
     };
     Err(Error::Unsupported {
         feature: format!(
-            "{id}: {what}: needs a mount, and this is a copy; lamina store probe tells what \
-             mounts need"
+            "{id}: {what}: needs a mount, and this is a copy; {instead}; or see by lamina store \
+             probe what mounts need"
         )
         .into(),
     })

@@ -292,10 +292,13 @@ impl Lab<'_> {
         let bench = self.bench()?;
         let maps = crate::sys::userns::Maps { uids: vec![(0, 1000, 1)], gids: vec![(0, 1000, 1)] };
         let namespace = crate::sys::userns::with_maps(&maps)?;
+        // As a mount does: layers that lie in a detached tree.
+        let tree = sys::mountfd::idmapped(bench.top.as_fd(), namespace.as_fd())
+            .at("mount_setattr", || "probe")?;
         let mut lowers = Vec::new();
         for lower in &bench.lowers {
-            let dir = sys::mountfd::idmapped(lower.dir.as_fd(), namespace.as_fd())
-                .at("mount_setattr", || "probe")?;
+            let name = lower.path.as_os_str().as_encoded_bytes();
+            let dir = sys::mountfd::open_inside(tree.as_fd(), name).at("openat2", || "probe")?;
             lowers.push(LayerDir { dir, path: lower.path.clone() });
         }
         let upper = Some((&bench.upper, &bench.work));

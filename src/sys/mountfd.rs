@@ -4,7 +4,8 @@
 
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
-use rustix::io::Errno;
+use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
+use rustix::io::{Errno, retry_on_intr};
 use rustix::mount::{OpenTreeFlags, open_tree};
 
 /// `struct mount_attr` of mount_setattr(2).
@@ -17,18 +18,16 @@ struct MountAttr {
 }
 
 const RDONLY: u64 = 0x1;
-const NOATIME: u64 = 0x10;
 
 /// Returns `dir` as the root of a mount of its own, which nobody else sees, without what is mounted
-/// beneath it; read-only, and without access times where the caller may change that.
+/// beneath it; read-only, which keeps access times as well: they are changed where writing is allowed.
 ///
 /// # Errors
 /// `EPERM` without `CAP_SYS_ADMIN` over the mount namespace; `EINVAL` where mounts beneath `dir`
 /// must not be uncovered; `ENOSYS` before Linux 5.12.
 pub fn private_read_only(dir: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
     let clone = detached(dir)?;
-    // In a user namespace the handling of access times may be locked.
-    set(&clone, RDONLY | NOATIME, 0).or_else(|_locked| set(&clone, RDONLY, 0))?;
+    set(&clone, RDONLY, 0)?;
     Ok(clone)
 }
 
@@ -41,6 +40,16 @@ pub fn idmapped(dir: BorrowedFd<'_>, namespace: BorrowedFd<'_>) -> Result<OwnedF
     let clone = detached(dir)?;
     set(&clone, IDMAP, namespace.as_raw_fd())?;
     Ok(clone)
+}
+
+/// Opens the directory at `path` beneath the root of a mount, not by a symlink nor on another mount.
+///
+/// # Errors
+/// Those of openat2(2): `ELOOP` for a symlink, `EXDEV` for a mountpoint, `ENOSYS` before Linux 5.6.
+pub fn open_inside(root: BorrowedFd<'_>, path: &[u8]) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let within = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
+    retry_on_intr(|| openat2(root, path, flags, Mode::empty(), within))
 }
 
 fn detached(dir: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {

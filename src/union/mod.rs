@@ -255,9 +255,14 @@ impl Union {
             None => None,
         };
         let mut lowers = Vec::with_capacity(config.lowers.len());
+        // Filesystem of the layer before, if it keeps true inode numbers.
+        let mut honest = None;
         for ((index, lower), form) in (1..).zip(config.lowers).zip(&forms) {
             let root = layer::Dir::root(index, lower.dir, lower.path, *form, &handles)?;
-            root.probe_numbers()?;
+            // All of one filesystem are alike, but each is told.
+            if honest.is_none_or(|device| device != root.device) {
+                honest = root.probe_numbers()?.then_some(root.device);
+            }
             numbers.register(root.device);
             lowers.push(root);
         }
