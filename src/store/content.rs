@@ -153,7 +153,7 @@ pub fn contents(home: &Home, id: &LayerId, layer: &OwnedFd) -> Result<Vec<Conten
 }
 
 /// Opens `diff` of a layer, which is a symlink if the content lies in an additional layer store.
-fn content(home: &Home, id: &LayerId, layer: &OwnedFd) -> Result<Content> {
+pub(super) fn content(home: &Home, id: &LayerId, layer: &OwnedFd) -> Result<Content> {
     let path = home.join(&[id.bytes(), DIFF]);
     let missing = || Error::Corrupt {
         what: "has no diff; lamina store check tells more".into(),
