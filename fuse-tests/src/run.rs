@@ -496,10 +496,12 @@ impl Run<'_> {
 }
 
 impl Run<'_> {
-    /// A server keeps a name for a file that loses one while it is open (`.fuse_hidden`, `.nfs`), and counts it until the
-    /// file is closed, for the last time at a remount.
+    /// A server, or ours in its work directory, keeps a name for a file that loses one while it is open (`.fuse_hidden`,
+    /// `.nfs`), and counts it until the file is closed, for the last time at a remount.
     fn forgive_hidden_names(&self, tree: &mut Snapshot, other: &Snapshot) {
-        if self.config.lesser.is_none_or(|lesser| lesser.server.is_none()) {
+        let hides =
+            |lesser: Lesser| lesser.server.is_some() || lesser.options.contains("unlink_open");
+        if !self.config.lesser.is_some_and(hides) {
             return;
         }
         for (path, entry) in &mut tree.entries {
