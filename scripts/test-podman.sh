@@ -269,7 +269,7 @@ clients() {
     elif [ -z "$2" ]; then
         maps
     else
-        step "$who, $name: skipped: --uidmap: podman 4 gives shifted layers and a map to shift them once more"
+        maps_or_shifted_twice "$name"
     fi
     mkdir "$store/volume"
     echo v >"$store/volume/v"
@@ -317,6 +317,25 @@ maps() {
         same "$(podman run --rm $map image sh -c 'stat -c %u:%g /file /owned; touch /x; chown 5:6 /x; stat -c %u:%g /x')" \
             "$(printf '0:0\n7:8\n5:6')" "ids with $map"
     done
+}
+
+# Podman 4 gives mount programs layers that are shifted already, and a map to shift them once more.
+maps_or_shifted_twice() {
+    local seen other='' run=(run --rm --uidmap=0:1:2000 --gidmap=0:1:2000 image stat -c %u:%g /file)
+    seen=$(podman "${run[@]}")
+    if [ "$seen" = 0:0 ]; then
+        maps
+    elif ! other=$(command -v fuse-overlayfs); then
+        step "$who, $1: skipped: --uidmap: shows $seen; there is no fuse-overlayfs to compare with"
+    else
+        other_podman() {
+            podman --root "$dir/other" --runroot "$dir/run" --storage-opt "overlay.mount_program=$other" "$@"
+        }
+        other_podman import -q "$dir/base.tar" image >/dev/null
+        same "$seen" "$(other_podman "${run[@]}")" "owners with --uidmap, by lamina and by fuse-overlayfs"
+        other_podman rmi -af >/dev/null
+        step "$who, $1: skipped: --uidmap: this podman has layers shifted twice, by fuse-overlayfs too"
+    fi
 }
 
 container_layer() {
@@ -425,7 +444,7 @@ counts() {
 }
 
 made_by_lamina() {
-    local merged
+    local merged home
     step "$who: a store made by lamina, used by podman"
     configure made ""
     lamina store init
@@ -444,6 +463,20 @@ made_by_lamina() {
     lamina layer remove work
     lamina layer remove base
     finish
+    [ "$who" = user ] || return 0
+    step "$who: the roots are those of this podman, whatever it takes of a file that is named"
+    cat >"$store/named.conf" <<END
+[storage]
+driver = "overlay"
+graphroot = "$store/named/root"
+runroot = "$store/named/run"
+END
+    (
+        export CONTAINERS_STORAGE_CONF=$store/named.conf
+        home=$(podman info --format '{{.Store.GraphRoot}}')/overlay
+        same "$(lamina store status | sed -n 's/^Home: //p')" "$home" "the home of podman and of lamina"
+        podman system migrate
+    )
 }
 
 everything() {

@@ -147,6 +147,45 @@ fn a_missing_parent_is_told_and_nothing_removed() {
     assert!(sentence.contains("the layer a beneath it is missing"), "{sentence}");
 }
 
+// A list that is not the parent's with the parent before it, as of two layers that name each other.
+both!(lists_that_contradict_each_other_are_told);
+fn lists_that_contradict_each_other_are_told() {
+    let store = chain_of_three();
+    for (id, name) in [("a", "c"), ("c", "a")] {
+        let link = text(store.path(name, "link"));
+        fs::write(store.path(id, "lower"), format!("l/{link}")).unwrap();
+        fs::write(store.path(id, "lower-layers"), name).unwrap();
+    }
+    assert!(!store.run(&["store", "check", "--repair"]).status.success());
+    assert_eq!(kinds(&store), ["wrong-lower", "wrong-lower", "wrong-lower"]);
+    let told = store.run(&["store", "check"]);
+    let told = String::from_utf8(told.stdout).unwrap();
+    assert!(told.contains("b: names nothing beneath its parent a, which names c"), "{told}");
+    for id in ["a", "b", "c"] {
+        fs::remove_file(store.path(id, "lower-layers")).unwrap();
+    }
+    // Of `lower` alone too.
+    assert_eq!(kinds(&store), ["wrong-lower", "wrong-lower", "wrong-lower"]);
+}
+
+// The content of a layer may be a symlink into an additional layer store, and nowhere else.
+both!(content_that_cannot_be_opened_is_told);
+fn content_that_cannot_be_opened_is_told() {
+    let store = chain_of_three();
+    for (target, why) in [("../../../etc", "which is no content"), ("/no/such", "mount the layer")]
+    {
+        fs::rename(store.diff("c"), store.root.join("kept")).unwrap();
+        symlink(target, store.diff("c")).unwrap();
+        assert_eq!(kinds(&store), ["lost-content"]);
+        let told = store.run(&["store", "check"]);
+        assert!(String::from_utf8(told.stdout).unwrap().contains(why));
+        assert!(store.fails(&["layer", "mount", "c"]).contains("/"));
+        fs::remove_file(store.diff("c")).unwrap();
+        fs::rename(store.root.join("kept"), store.diff("c")).unwrap();
+        assert!(kinds(&store).is_empty());
+    }
+}
+
 both!(a_dead_mount_is_found_and_taken_away);
 fn a_dead_mount_is_found_and_taken_away() {
     let store = chain_of_three();

@@ -301,8 +301,44 @@ fn another_mount_program_is_called_as_engines_call_it() {
         vec!["--storage-opt".into(), format!("overlay.mount_program={}", program.display())];
     let sentence = store.fails(&["layer", "mount", "top"]);
     assert!(sentence.contains("no such luck"), "{sentence}");
+    fs::remove_file(&program).unwrap();
+    let sentence = store.fails(&["layer", "mount", "top"]);
+    assert!(sentence.contains("execve: No such file or directory; name a program"), "{sentence}");
     assert!(!is_mounted(&merged));
     store.ok(&["layer", "remove", "top"]);
+}
+
+// One argument of a program has no more than 128 KiB, and a colon parts layers.
+both!(a_mount_program_is_given_500_layers_at_any_path);
+fn a_mount_program_is_given_500_layers_at_any_path() {
+    let mut store = TestStore::new();
+    store.root = store.sandbox.root().join("long".repeat(60)).join("co:lon");
+    store.ok(&["store", "init"]);
+    store.chain("c", 500);
+    fill(&store.diff("c1"), "file lowest 600 l\n");
+    let program = store.sandbox.root().join("fuse-overlayfs");
+    std::os::unix::fs::symlink(env::lamina(), &program).unwrap();
+    store.arguments =
+        vec!["--storage-opt".into(), format!("overlay.mount_program={}", program.display())];
+    for id in ["c500", "c9"] {
+        let merged = store.mount(&[id]);
+        assert_eq!(text(merged.join("lowest")), "l");
+        store.unmount(id);
+    }
+}
+
+// A typing error is no store without layers; a directory that nothing was put into is.
+both!(an_image_store_that_is_not_there_is_an_error);
+fn an_image_store_that_is_not_there_is_an_error() {
+    let mut store = three_layers();
+    let images = store.sandbox.root().join("images");
+    store.arguments =
+        vec!["--storage-opt".into(), format!("overlay.imagestore={}", images.display())];
+    let sentence = store.fails(&["layer", "mount", "top"]);
+    assert!(sentence.contains("images: open: No such file or directory"), "{sentence}");
+    fs::create_dir(&images).unwrap();
+    store.mount(&["top"]);
+    store.unmount("top");
 }
 
 // Trials are made once, and again when the machine is another.

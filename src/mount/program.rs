@@ -8,6 +8,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use super::refuse;
 use crate::error::{Errno, Error, Result};
 use crate::options::show_path;
 
@@ -96,14 +97,28 @@ const FLAG_WORDS: [&str; 40] = [
 /// # Errors
 /// What the program says.
 pub fn start_other(program: &Path, served: &Served<'_>) -> Result<()> {
+    // All of it is one argument, of 128 KiB at most.
+    let is_long = served.lowers.iter().map(|lower| lower.as_os_str().len()).sum::<usize>() > 65_536;
+    let short = |path: &PathBuf| match path.strip_prefix(served.home) {
+        Ok(inside) if is_long => inside.to_owned(),
+        _ => path.clone(),
+    };
     let mut data = b"lowerdir=".to_vec();
-    let lowers: Vec<&[u8]> =
-        served.lowers.iter().map(|lower| lower.as_os_str().as_bytes()).collect();
-    data.extend(lowers.join(&b':'));
+    for (index, lower) in served.lowers.iter().enumerate() {
+        if index > 0 {
+            data.push(b':');
+        }
+        for &byte in short(lower).as_os_str().as_bytes() {
+            if matches!(byte, b':' | b'\\') {
+                data.push(b'\\');
+            }
+            data.push(byte);
+        }
+    }
     if let Some((upper, work)) = served.upper {
-        for (key, path) in [(",upperdir=", upper), (",workdir=", work)] {
+        for (key, layer) in [(",upperdir=", upper), (",workdir=", work)] {
             data.extend_from_slice(key.as_bytes());
-            data.extend_from_slice(path.as_os_str().as_bytes());
+            data.extend_from_slice(layer.as_os_str().as_bytes());
         }
     }
     for option in served.options.iter().filter(|word| !FLAG_WORDS.contains(&word.as_str())) {
@@ -124,7 +139,8 @@ fn run(mut command: Command, program: &Path, served: &Served<'_>) -> Result<()> 
         .stderr(Stdio::piped())
         .output()
         .map_err(|error| {
-            Error::sys("execve", shown(), Errno::from_io_error(&error).unwrap_or(Errno::IO))
+            let errno = Errno::from_io_error(&error).unwrap_or(Errno::IO);
+            refuse(shown(), "execve", errno, "name a program that is there and may be run")
         })?;
     if output.status.success() {
         return Ok(());

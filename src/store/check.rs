@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::FileType;
 use serde::Serialize;
 
+use super::content::content;
 use super::differ::STAGING_LOCK;
 use super::layout::{
     DIFF, EMPTY, Home, LINK, LINK_DIR, LOWER, LOWER_LAYERS, LayerId, LinkId, STAGING, Variant,
@@ -45,6 +46,10 @@ pub enum Kind {
     DamagedLower,
     /// A layer names one beneath it that is nowhere.
     MissingParent,
+    /// What a layer names beneath its parent is not what the parent names.
+    WrongLower,
+    /// `diff` cannot be opened, and is no directory of the layer.
+    LostContent,
     /// A directory that a layer needs for its mounts is missing.
     LostDirectory,
     /// Contents of a layer were on their way to other names.
@@ -64,7 +69,7 @@ pub enum Kind {
 impl Kind {
     /// Returns whether mending is known.
     pub fn can_be_mended(self) -> bool {
-        self != Self::MissingParent
+        !matches!(self, Self::MissingParent | Self::WrongLower | Self::LostContent)
     }
 }
 
@@ -214,6 +219,9 @@ impl Store {
             note(Kind::Incomplete, detail, Mend::RemoveLayer(id.clone()));
             return Ok(());
         }
+        if let Some(detail) = lost_content(home, id, layer) {
+            note(Kind::LostContent, detail, Mend::Nothing);
+        }
         if idmap::has_unfinished_rotation(layer).at("statx", at)? {
             let detail = "the next mount finishes it, or --repair".to_owned();
             note(Kind::UnfinishedRotation, detail, Mend::FinishRotation(id.clone()));
@@ -247,6 +255,8 @@ impl Store {
                         None => Mend::Nothing,
                     };
                     note(Kind::DamagedLower, "lower is made from lower-layers".into(), mend);
+                } else if let Some(detail) = self.contradiction(ids)? {
+                    note(Kind::WrongLower, detail, Mend::Nothing);
                 }
             }
             (Some(Ok(links)), damaged) => {
@@ -270,7 +280,11 @@ impl Store {
                         let mend = Mend::Rewrite { id: id.clone(), name: LOWER_LAYERS, text };
                         note(Kind::DamagedLower, "lower-layers is made from lower".into(), mend);
                     }
-                    None => (),
+                    None => {
+                        if let Some(detail) = self.contradiction(&ids)? {
+                            note(Kind::WrongLower, detail, Mend::Nothing);
+                        }
+                    }
                 }
             }
             (Some(Err(error)), _) | (None, Some(Err(error))) => {
@@ -287,6 +301,42 @@ impl Store {
             note(Kind::Leftover, detail, Mend::RemoveFile { id: id.clone(), name });
         }
         Ok(())
+    }
+
+    /// Returns in what a list of layers and that of the first of them differ; one that cannot be read
+    /// is told where it is.
+    fn contradiction(&self, ids: &[LayerId]) -> Result<Option<String>> {
+        let Some((parent, rest)) = ids.split_first() else { return Ok(None) };
+        let found = self.get_layer(parent)?;
+        let at = found.home.show(parent);
+        let read = |name: &[u8]| read_small(found.dir.as_fd(), name).at("read", || at.clone());
+        let named = if let Some(text) = read(LOWER_LAYERS)? {
+            let Ok(named) = parse_lower_layers(&text, &at) else { return Ok(None) };
+            named
+        } else if let Some(text) = read(LOWER)? {
+            let Ok(links) = parse_lower(&text, &at) else { return Ok(None) };
+            let farms = self.farms()?;
+            let mut named = Vec::new();
+            for link in links {
+                let Some(id) = super::resolve(&farms, &link)? else { return Ok(None) };
+                named.push(id);
+            }
+            named
+        } else {
+            Vec::new()
+        };
+        let show = |ids: &[LayerId]| match ids {
+            [] => "nothing".to_owned(),
+            ids => ids.iter().map(LayerId::as_str).collect::<Vec<_>>().join(":"),
+        };
+        Ok((named != rest).then(|| {
+            format!(
+                "names {} beneath its parent {parent}, which names {}; correct the list that is \
+                 wrong, or remove the layer",
+                show(rest),
+                show(&named)
+            )
+        }))
     }
 
     fn first_missing(&self, ids: &[LayerId]) -> Result<Option<String>> {
@@ -412,6 +462,21 @@ pub(super) fn dead_mounts(beneath: &Path) -> Result<Vec<PathBuf>> {
     let entries = mountinfo::load()?.into_iter().filter(|entry| entry.is_fuse());
     let paths = entries.map(|entry| entry.mount_point).filter(|path| path.starts_with(beneath));
     Ok(paths.filter(|path| is_dead(path)).collect())
+}
+
+/// Returns why the content of a layer cannot be opened, if so.
+fn lost_content(home: &Home, id: &LayerId, layer: &OwnedFd) -> Option<String> {
+    let error = content(home, id, layer).err()?;
+    Some(match sys::name::readlink(At::new(layer.as_fd(), DIFF)) {
+        Ok(target) if target.starts_with(b"/") => {
+            format!("{error}; mount the layer store that has its content, or remove the layer")
+        }
+        Ok(target) => format!(
+            "diff is a symlink to {}, which is no content; restore it, or remove the layer",
+            target.escape_ascii()
+        ),
+        Err(_) => format!("diff: {error}; restore it, or remove the layer"),
+    })
 }
 
 fn missing_parent(missing: &str) -> String {

@@ -13,6 +13,7 @@ pub mod aufs;
 pub mod check;
 mod check_old;
 pub mod config;
+pub mod content;
 pub mod create;
 pub mod differ;
 pub mod driver;
@@ -41,6 +42,8 @@ use std::collections::HashSet;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
+pub use content::{Content, Lower};
+use content::{contents, empty_lower, resolve};
 pub use create::{CreateOptions, StagedLayer};
 pub use driver::{Driver, Filling, Parts};
 use driver::{has_child, no_such};
@@ -52,13 +55,8 @@ pub use probe::{Backend, Choice, Probe};
 use crate::error::{Context, Error, Result};
 use crate::mount::mountinfo;
 use crate::options::show_path;
-use crate::sys;
 use crate::sys::lockfile::Sharing;
-use layout::{
-    DIFF, EMPTY, LOWER, LOWER_LAYERS, MERGED, PROGRAM_FLAG, WORK, diff_name, find_dir, make_dirs,
-    read_small,
-};
-use lower::{parse_lower, parse_lower_layers};
+use layout::{DIFF, LOWER, LOWER_LAYERS, MERGED, PROGRAM_FLAG, WORK, make_dirs, read_small};
 
 /// Where a store lies and how it is to be used.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -97,15 +95,6 @@ pub struct Found<'a> {
     pub is_own: bool,
     /// Whether it may be changed.
     pub is_writable: bool,
-}
-
-/// A layer beneath another.
-#[derive(Clone, Debug)]
-pub struct Lower<'a> {
-    /// The home that holds it.
-    pub home: &'a Home,
-    /// Its id.
-    pub id: LayerId,
 }
 
 /// In which form layers of a store hold what they delete.
@@ -197,7 +186,13 @@ impl Store {
         }
         let writable = homes.len();
         for root in &options.image_stores {
-            // One that is not there yet has no layers.
+            // One that nothing was put into yet has no layers; one that is not there is a mistake.
+            std::fs::read_dir(root).map_err(|error| {
+                Error::invalid(
+                    format!("storage option overlay.imagestore={}", show_path(root)),
+                    format!("open: {error}; correct it, or leave it out"),
+                )
+            })?;
             homes.extend(Home::open(root, config.variant)?);
         }
         // The mount table has paths without symlinks.
@@ -275,66 +270,6 @@ impl Store {
         all.sort();
         all.dedup();
         Ok(all)
-    }
-
-    /// Returns the layers beneath one, parent first. Lost symlinks are made again.
-    ///
-    /// # Errors
-    /// `Corrupt` if a list cannot be read or names a layer that is nowhere.
-    /// # Locks
-    /// The store's, only where a symlink was lost.
-    pub fn lowers(&self, found: &Found<'_>, id: &LayerId) -> Result<Vec<Lower<'_>>> {
-        let at = found.home.show(id);
-        let named = self.named_beneath(found, &at)?.into_iter();
-        named.map(|id| self.lower(id, &at).map(|(lower, _)| lower)).collect()
-    }
-
-    /// Returns the layers that one names as beneath it, parent first, wherever they are.
-    fn named_beneath(&self, found: &Found<'_>, at: &str) -> Result<Vec<LayerId>> {
-        let read = |name: &[u8]| read_small(found.dir.as_fd(), name).at("read", || at.to_owned());
-        if let Some(text) = read(LOWER_LAYERS)? {
-            return parse_lower_layers(&text, at);
-        }
-        let Some(text) = read(LOWER)? else { return Ok(Vec::new()) };
-        let farms = self.farms()?;
-        let resolve = |link| match resolve(&farms, &link)? {
-            Some(id) => Ok(id),
-            None => self.resolve_lost(&link, at),
-        };
-        parse_lower(&text, at)?.into_iter().map(resolve).collect()
-    }
-
-    /// Opens a layer that one beneath which it lies names.
-    fn lower(&self, id: LayerId, at: &str) -> Result<(Lower<'_>, OwnedFd)> {
-        for home in &self.homes {
-            if let Some(dir) = home.layer(&id)? {
-                return Ok((Lower { home, id }, dir));
-            }
-        }
-        Err(Error::Corrupt {
-            what: format!("the layer {id} beneath it is missing; restore it, or remove this layer")
-                .into(),
-            at: at.to_owned().into(),
-        })
-    }
-
-    /// Opens the directories of symlinks of all homes that have one.
-    fn farms(&self) -> Result<Vec<OwnedFd>> {
-        let mut farms = Vec::new();
-        for home in &self.homes {
-            farms.extend(home.links()?);
-        }
-        Ok(farms)
-    }
-
-    fn resolve_lost(&self, link: &layout::LinkId, at: &str) -> Result<LayerId> {
-        for home in self.writable_homes() {
-            link::repair(home)?;
-        }
-        resolve(&self.farms()?, link)?.ok_or_else(|| Error::Corrupt {
-            what: format!("nothing has the link {link} that it names; remove this layer").into(),
-            at: at.to_owned().into(),
-        })
     }
 
     /// Returns what engines show of a driver: names and values.
@@ -428,32 +363,6 @@ impl Store {
         if found.is_own { found.home.join(&[id.bytes(), MERGED]) } else { self.merged_apart(id) }
     }
 
-    /// Opens the content of a layer and of all beneath it.
-    ///
-    /// # Errors
-    /// `NoSuchLayer`, and as [`Store::lowers`].
-    pub fn parts(&self, id: &LayerId) -> Result<Parts> {
-        let found = self.get_layer(id)?;
-        Ok(Parts {
-            own: contents(found.home, id, &found.dir)?,
-            lowers: self.lower_contents(&found, id)?,
-        })
-    }
-
-    /// Opens the contents of all layers beneath one, topmost first.
-    ///
-    /// # Errors
-    /// As [`Store::lowers`].
-    pub fn lower_contents(&self, found: &Found<'_>, id: &LayerId) -> Result<Vec<Content>> {
-        let at = found.home.show(id);
-        let mut all = Vec::new();
-        for id in self.named_beneath(found, &at)? {
-            let (lower, dir) = self.lower(id, &at)?;
-            all.extend(contents(lower.home, &lower.id, &dir)?);
-        }
-        Ok(all)
-    }
-
     /// Returns in which form whiteouts are to be written.
     ///
     /// # Errors
@@ -500,16 +409,6 @@ impl Store {
     }
 }
 
-/// Returns the layer that a symlink in one of these directories stands for.
-fn resolve(farms: &[OwnedFd], link: &layout::LinkId) -> Result<Option<LayerId>> {
-    for links in farms {
-        if let Some(id) = link::resolve(links, link)? {
-            return Ok(Some(id));
-        }
-    }
-    Ok(None)
-}
-
 /// Fails for a store that another driver keeps.
 fn refuse_others(config: &StoreConfig) -> Result<()> {
     if config.variant.has_links() {
@@ -548,73 +447,4 @@ pub fn fs_name(magic: i64) -> String {
         _ => return format!("{magic:#x}"),
     };
     name.to_owned()
-}
-
-/// One directory of content, open and by its path.
-#[derive(Debug)]
-pub struct Content {
-    /// The directory.
-    pub dir: OwnedFd,
-    /// Its path.
-    pub path: PathBuf,
-}
-
-/// Opens `diff` of a layer and its older contents, newest first.
-///
-/// # Errors
-/// `Corrupt` without a `diff`; those of opening.
-pub fn contents(home: &Home, id: &LayerId, layer: &OwnedFd) -> Result<Vec<Content>> {
-    let at = || home.show(id);
-    let mut all = vec![content(home, id, layer)?];
-    for number in 1.. {
-        let name = diff_name(number);
-        let Some(dir) = find_dir(layer.as_fd(), &name).at("open", at)? else { break };
-        all.push(Content { dir, path: home.join(&[id.bytes(), &name]) });
-    }
-    Ok(all)
-}
-
-/// Opens `diff` of a layer, which is a symlink if the content lies in an additional layer store.
-fn content(home: &Home, id: &LayerId, layer: &OwnedFd) -> Result<Content> {
-    use rustix::fs::{CWD, Mode, OFlags, openat};
-    use std::os::unix::ffi::OsStrExt;
-
-    let path = home.join(&[id.bytes(), DIFF]);
-    let missing = || Error::Corrupt {
-        what: "has no diff; lamina store check tells more".into(),
-        at: home.show(id).into(),
-    };
-    match sys::name::readlink(sys::name::At::new(layer.as_fd(), DIFF)) {
-        Ok(target) => {
-            let target = PathBuf::from(std::ffi::OsStr::from_bytes(&target));
-            if !target.is_absolute() {
-                return Err(missing());
-            }
-            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-            let dir =
-                openat(CWD, &target, flags, Mode::empty()).at("open", || show_path(&target))?;
-            Ok(Content { dir, path: target })
-        }
-        Err(crate::error::Errno::INVAL) => {
-            let dir = sys::open::directory(layer.as_fd(), DIFF).at("open", || show_path(&path))?;
-            Ok(Content { dir, path })
-        }
-        Err(crate::error::Errno::NOENT) => Err(missing()),
-        Err(errno) => Err(Error::sys("readlinkat", show_path(&path), errno)),
-    }
-}
-
-/// Opens the empty lower of a layer that has nothing beneath it.
-///
-/// # Errors
-/// Those of opening, and of making it where it was lost.
-pub fn empty_lower(home: &Home, id: &LayerId, layer: &OwnedFd) -> Result<Content> {
-    let path = home.join(&[id.bytes(), EMPTY]);
-    let at = || show_path(&path);
-    if let Some(dir) = find_dir(layer.as_fd(), EMPTY).at("open", at)? {
-        return Ok(Content { dir, path });
-    }
-    sys::name::mkdir(sys::name::At::new(layer.as_fd(), EMPTY), 0o700).at("mkdirat", at)?;
-    let dir = sys::open::directory(layer.as_fd(), EMPTY).at("open", at)?;
-    Ok(Content { dir, path })
 }
