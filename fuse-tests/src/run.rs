@@ -5,7 +5,6 @@
 //! the trees when each side mounts what the other one wrote.
 
 use std::collections::BTreeMap;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use crate::cases::Case;
@@ -404,8 +403,6 @@ impl Run<'_> {
         match op.verb {
             // Whiteouts that users make: the kernel refuses them.
             Verb::mkwhiteout | Verb::rename_whiteout => self.config.ours == Kind::Lamina,
-            // The kernel takes setgid away, as no filesystem beneath it does.
-            Verb::removeacl if op.as_user => object().is_some_and(|m| m.mode() & 0o2000 != 0),
             // The kernel that collects writes does not ask for a new time when a file is cut to the size it
             // has, as truncate(2) lets it.
             Verb::truncate if collects_writes => object().is_some_and(|m| m.len() == op.size()),

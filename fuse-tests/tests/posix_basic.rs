@@ -614,21 +614,6 @@ fn a_default_acl_keeps_setgid() {
     });
 }
 
-// Kernel overlayfs takes the bit away from whoever could not set it, which no other filesystem does.
-both!(removing_an_acl_keeps_setgid);
-fn removing_an_acl_keeps_setgid() {
-    same(|dir, t| {
-        t.sh(dir, "mkdir own; setfacl -m u:55:rx,d:u:55:rx d e own 2>&1");
-        t.sh(dir, "chown 1234:77 d e own; chmod 2775 d e own");
-        t.sh(
-            dir,
-            "setpriv --reuid 1234 --regid 1234 --clear-groups /usr/bin/python3 -c \
-             'import os; [os.removexattr(n, \"system.posix_acl_access\") for n in [\"d\", \"e\", \"own\"]]' 2>&1; \
-             stat -c '%n %a %u %g' d e own; getfacl d e own",
-        );
-    });
-}
-
 both!(umask_of_the_caller);
 fn umask_of_the_caller() {
     same(|dir, t| {

@@ -393,9 +393,9 @@ fn setgid_drops_when_somebody_outside_the_group_changes_owners() {
     );
 }
 
-// An ACL set by the owner of an object of another group left setgid, which such an owner may not keep.
+// An ACL set or removed by the owner of an object of another group left setgid, which such an owner may not keep.
 #[test]
-fn setgid_drops_when_an_owner_of_another_group_sets_an_acl() {
+fn setgid_drops_when_an_owner_of_another_group_changes_an_acl() {
     needs_root!();
     needs_kernel_overlay!();
     let c = Case::new(1);
@@ -413,6 +413,12 @@ fn setgid_drops_when_an_owner_of_another_group_sets_an_acl() {
         "",
         "cd $M; for f in own other own.d other.d; do
              setpriv --reuid 1000 --regid 1000 --clear-groups setfacl -m u:5:r $f 2>&1 || :
+         done
+         find . -printf '%p %m %U %G\\n' | sort
+         chmod g+s own other own.d other.d
+         for f in own other own.d other.d; do
+             setpriv --reuid 1000 --regid 1000 --clear-groups /usr/bin/python3 -c \
+                 'import os, sys; os.removexattr(sys.argv[1], \"system.posix_acl_access\")' $f 2>&1 || :
          done
          find . -printf '%p %m %U %G\\n' | sort",
     );

@@ -671,14 +671,9 @@ impl Filesystem for Server {
         reply: ReplyEmpty,
     ) {
         let flags = XattrFlags::from_bits_retain(flags.cast_unsigned());
+        let unprivileged = self.unprivileged(request);
         let set = self.node(ino).and_then(|node| {
-            self.dispatch.setxattr(node, name.as_bytes(), value, flags)?;
-            if name == "system.posix_acl_access"
-                && let Some(writer) = self.unprivileged(request)
-            {
-                self.dispatch.drop_foreign_setgid(node, writer)?;
-            }
-            Ok(())
+            self.dispatch.setxattr(node, name.as_bytes(), value, flags, unprivileged)
         });
         reply_empty(set, reply);
     }
@@ -700,9 +695,11 @@ impl Filesystem for Server {
         reply_xattr(self.node(ino).and_then(|node| self.dispatch.listxattr(node, size)), reply);
     }
 
-    fn removexattr(&self, _request: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let removed =
-            self.node(ino).and_then(|node| self.dispatch.removexattr(node, name.as_bytes()));
+    fn removexattr(&self, request: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let unprivileged = self.unprivileged(request);
+        let removed = self
+            .node(ino)
+            .and_then(|node| self.dispatch.removexattr(node, name.as_bytes(), unprivileged));
         reply_empty(removed, reply);
     }
 

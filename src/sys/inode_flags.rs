@@ -29,13 +29,17 @@ const SET_FLAGS: u32 = opcode::write::<std::ffi::c_long>(b'f', 2);
 const GET_FSXATTR: u32 = opcode::read::<FsXattr>(b'X', 31);
 const SET_FSXATTR: u32 = opcode::write::<FsXattr>(b'X', 32);
 
+/// An int, and what the number of the ioctl claims: a server before Linux 5.13 gets and gives as much.
+type Flags = [u32; 2];
+
 /// Returns the inode flags.
 ///
 /// # Errors
-/// `ENOTTY` where the filesystem has none.
+/// `ENOTTY` where the filesystem has none; `ENOSYS` from a FUSE server before Linux 5.13.
 pub fn get(file: BorrowedFd<'_>) -> Result<u32, Errno> {
-    // SAFETY: the ioctl writes one int at the pointer, whatever the size in its number says.
-    unsafe { ioctl(file, Getter::<GET_FLAGS, u32>::new()) }
+    // SAFETY: the ioctl writes one int at the pointer, or as many bytes as its number says.
+    let [flags, _] = unsafe { ioctl(file, Getter::<GET_FLAGS, Flags>::new()) }?;
+    Ok(flags)
 }
 
 /// Sets the inode flags.
@@ -43,8 +47,8 @@ pub fn get(file: BorrowedFd<'_>) -> Result<u32, Errno> {
 /// # Errors
 /// `ENOTTY` where the filesystem has none; `EPERM` without privilege; `EOPNOTSUPP` for a flag.
 pub fn set(file: BorrowedFd<'_>, flags: u32) -> Result<(), Errno> {
-    // SAFETY: the ioctl reads one int at the pointer.
-    unsafe { ioctl(file, Setter::<SET_FLAGS, u32>::new(flags)) }
+    // SAFETY: the ioctl reads one int at the pointer, or as many bytes as its number says.
+    unsafe { ioctl(file, Setter::<SET_FLAGS, Flags>::new([flags, 0])) }
 }
 
 /// Returns `struct fsxattr`, raw.
@@ -60,13 +64,13 @@ pub fn get_fsxattr(file: BorrowedFd<'_>) -> Result<FsXattr, Errno> {
 /// handle. What has no flags has none of these, and is not given any.
 ///
 /// # Errors
-/// Those of the ioctls but `ENOTTY`, `EINVAL` and `EOPNOTSUPP`.
+/// Those of the ioctls but `ENOTTY`, `EINVAL`, `EOPNOTSUPP` and `ENOSYS`.
 pub fn pass_on(
     from: BorrowedFd<'_>,
     to: impl FnOnce() -> Result<OwnedFd, Errno>,
 ) -> Result<(), Errno> {
     let unless_absent = |result| match result {
-        Err(Errno::NOTTY | Errno::INVAL | Errno::OPNOTSUPP) => Ok(None),
+        Err(Errno::NOTTY | Errno::INVAL | Errno::OPNOTSUPP | Errno::NOSYS) => Ok(None),
         result => result.map(Some),
     };
     let kept = unless_absent(get(from))?.unwrap_or(0) & (SYNC | NOATIME);

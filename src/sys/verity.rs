@@ -23,7 +23,7 @@ const MEASURE: u32 = opcode::read_write::<[u16; 2]>(b'f', 134);
 /// Returns algorithm (`FS_VERITY_HASH_ALG_*`) and digest of a file; `None` if it has none.
 ///
 /// # Errors
-/// Those of the ioctl but `ENODATA`, `EOPNOTSUPP` and `ENOTTY`.
+/// Those of the ioctl but `ENODATA`, `EOPNOTSUPP`, `ENOTTY` and `ENOSYS`.
 pub fn measure(file: BorrowedFd<'_>) -> Result<Option<(u16, Vec<u8>)>, Errno> {
     let room = u16::try_from(DIGEST_MAX).unwrap_or(0);
     let mut measure = Measure { algorithm: 0, size: room, digest: [0; DIGEST_MAX] };
@@ -33,7 +33,7 @@ pub fn measure(file: BorrowedFd<'_>) -> Result<Option<(u16, Vec<u8>)>, Errno> {
             let digest = measure.digest.get(..usize::from(measure.size)).unwrap_or_default();
             Ok(Some((measure.algorithm, digest.to_vec())))
         }
-        Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::NOTTY) => Ok(None),
+        Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::NOTTY | Errno::NOSYS) => Ok(None),
         Err(errno) => Err(errno),
     }
 }

@@ -167,7 +167,7 @@ impl Session {
             }
             Request::Read { offset, size } => self.read(node, offset, size, reply),
             Request::Write { offset, data, kill_privileges } => {
-                let kill = kill_privileges.then(|| writer(header));
+                let kill = self.write_kills(header, kill_privileges);
                 self.write(node, offset, data, kill, reply)
             }
             Request::ReadDir { offset, size, plus } => {
@@ -192,7 +192,10 @@ impl Session {
                 put_xattr(self.dispatch.getxattr(node, name, size), reply)
             }
             Request::ListXattr { size } => put_xattr(self.dispatch.listxattr(node, size), reply),
-            Request::RemoveXattr { name } => self.dispatch.removexattr(node, name),
+            // The kernel does not say whether an ACL takes setgid with it.
+            Request::RemoveXattr { name } => {
+                self.dispatch.removexattr(node, name, self.unprivileged(header))
+            }
             Request::Ioctl { command, data, out_size } => {
                 self.ioctl(node, command, data, out_size, reply)
             }
@@ -248,6 +251,15 @@ impl Session {
         Ok(())
     }
 
+    /// Returns the writer whose WRITE takes setuid and setgid away. Kernels that leave nothing to us
+    /// have done so, but for the setgid bit of another group's file that nobody runs.
+    fn write_kills(&self, header: &Header, is_told: bool) -> Option<Writer> {
+        if self.terms.has(init::HANDLE_KILLPRIV_V2) {
+            return is_told.then(|| writer(header));
+        }
+        self.unprivileged(header)
+    }
+
     /// Returns a caller who is not the superuser, so may not keep setuid and setgid.
     fn unprivileged(&self, header: &Header) -> Option<Writer> {
         let is_root = self.dispatch.is_root(OuterId::asked(header.uid));
@@ -274,17 +286,19 @@ impl Session {
             (false, false) => Ok(None),
         };
         // With a change of owner the flag always stands, as chown(2) clears setuid for everybody.
-        // Kernels that leave nothing to us send what they take for the mode after chown(2), with the
-        // setgid bit of another group's file. A call that changes both is not known.
-        let old_chown =
-            !self.terms.has(init::HANDLE_KILLPRIV_V2) && raw.valid & (fattr::UID | fattr::GID) != 0;
-        let kill = match (has(fattr::KILL_SUIDGID) || old_chown, has(fattr::SIZE)) {
+        // Kernels that leave nothing to us send what they take for the mode after chown(2) or
+        // truncate(2), with the setgid bit of another group's file. A call that changes both is not
+        // known.
+        let is_left = self.terms.has(init::HANDLE_KILLPRIV_V2);
+        let changes_mode = !is_left && raw.valid & (fattr::UID | fattr::GID | fattr::SIZE) != 0;
+        let kill = match (has(fattr::KILL_SUIDGID), has(fattr::SIZE)) {
             (true, true) => Some(writer(header)),
             (true, false) => self.unprivileged(header),
+            (false, _) if changes_mode => self.unprivileged(header),
             (false, _) => None,
         };
         let set = SetAttr {
-            mode: (has(fattr::MODE) && !old_chown).then_some(raw.mode & PERMISSIONS),
+            mode: (has(fattr::MODE) && !changes_mode).then_some(raw.mode & PERMISSIONS),
             uid: has(fattr::UID).then(|| OuterId::asked(raw.uid)),
             gid: has(fattr::GID).then(|| OuterId::asked(raw.gid)),
             size: has(fattr::SIZE).then_some(raw.size),
@@ -366,15 +380,12 @@ impl Session {
         kills_setgid: Option<bool>,
     ) -> Answer<()> {
         let flags = XattrFlags::from_bits_retain(flags);
-        self.dispatch.setxattr(header.node, name, value, flags)?;
-        // The kernel says it of default ACLs as well, which nobody's permissions are in.
-        let kill = match kills_setgid {
-            _ if name != b"system.posix_acl_access" => None,
+        let unprivileged = match kills_setgid {
             Some(kills) => kills.then(|| writer(header)),
             // Kernels that do not say: those without SETXATTR_EXT, before Linux 5.12.
             None => self.unprivileged(header),
         };
-        kill.map_or(Ok(()), |writer| self.dispatch.drop_foreign_setgid(header.node, writer))
+        self.dispatch.setxattr(header.node, name, value, flags, unprivileged)
     }
 
     fn ioctl(

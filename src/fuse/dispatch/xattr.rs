@@ -70,27 +70,51 @@ impl Dispatcher {
         self.run("listxattr", node, b"", || fit(self.union.listxattr(node)?, size))
     }
 
-    /// Sets an extended attribute, as setxattr(2) with `flags`.
+    /// Sets an extended attribute, as setxattr(2) with `flags`. An access ACL set by somebody
+    /// `unprivileged` of another group takes setgid away.
     pub(in super::super) fn setxattr(
         &self,
         node: NodeId,
         name: &[u8],
         value: &[u8],
         flags: XattrFlags,
+        unprivileged: Option<Writer>,
     ) -> Answer<()> {
         self.serves_xattrs()?;
-        self.run("setxattr", node, name, || self.union.setxattr(node, name, value, flags))
+        self.run("setxattr", node, name, || {
+            self.union.setxattr(node, name, value, flags)?;
+            self.drop_foreign_setgid(node, name, unprivileged)
+        })
     }
 
-    /// Takes setgid away after somebody unprivileged of another group has set an ACL.
-    pub(in super::super) fn drop_foreign_setgid(&self, node: NodeId, writer: Writer) -> Answer<()> {
-        self.run("drop_foreign_setgid", node, b"", || self.union.drop_foreign_setgid(node, writer))
-    }
-
-    /// Removes an extended attribute.
-    pub(in super::super) fn removexattr(&self, node: NodeId, name: &[u8]) -> Answer<()> {
+    /// Removes an extended attribute. An access ACL takes setgid with it as when it is set: not every
+    /// filesystem does that, the kernel's overlay does.
+    pub(in super::super) fn removexattr(
+        &self,
+        node: NodeId,
+        name: &[u8],
+        unprivileged: Option<Writer>,
+    ) -> Answer<()> {
         self.serves_xattrs()?;
-        self.run("removexattr", node, name, || self.union.removexattr(node, name))
+        self.run("removexattr", node, name, || {
+            self.union.removexattr(node, name)?;
+            self.drop_foreign_setgid(node, name, unprivileged)
+        })
+    }
+
+    fn drop_foreign_setgid(
+        &self,
+        node: NodeId,
+        name: &[u8],
+        unprivileged: Option<Writer>,
+    ) -> Result<()> {
+        match unprivileged {
+            // Nobody's permissions are in a default ACL.
+            Some(writer) if name == b"system.posix_acl_access" => {
+                self.union.drop_foreign_setgid(node, writer)
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Gets or sets the flags of chattr(1), and returns `out_size` bytes of result.
