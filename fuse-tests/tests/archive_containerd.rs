@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use fuse_tests::case::{put, said, sh, umount};
 use fuse_tests::env::{self, Base};
-use fuse_tests::tree::{self, Snapshot, snapshot};
+use fuse_tests::tree::{self, as_layers_tell, snapshot};
 use fuse_tests::{needs_kernel_overlay, needs_root, skip};
 
 /// A daemon with a root of its own.
@@ -195,7 +195,7 @@ fn changes_are_those_that_containerd_finds() {
     for archive in ["theirs.tar.gz", "ours.tar"] {
         containerd.lamina(&["layer", "apply", "--to", &format!("{archive}.layer"), archive]);
     }
-    let layer = |name: &str| clean(snapshot(containerd.dir.join(name)));
+    let layer = |name: &str| as_layers_tell(snapshot(containerd.dir.join(name)));
     tree::assert_same("layers", &layer("theirs.tar.gz.layer"), &layer("ours.tar.layer"));
 }
 
@@ -227,19 +227,6 @@ fn layout(containerd: &Containerd) {
     );
 }
 
-/// Whole seconds, and nothing of the root, which layers of containerd do not describe.
-fn clean(mut tree: Snapshot) -> Snapshot {
-    for (path, entry) in &mut tree.entries {
-        let time = entry.get("mtime").split('.').next().unwrap_or_default().to_owned();
-        let is_root = path.as_os_str() == ".";
-        entry.set("mtime", if is_root { "" } else { &time });
-        if is_root {
-            entry.clear("mode");
-        }
-    }
-    tree
-}
-
 #[test]
 fn containerd_unpacks_what_is_exported_to_the_same_tree() {
     let containerd = containerd!();
@@ -254,7 +241,7 @@ fn containerd_unpacks_what_is_exported_to_the_same_tree() {
     let listed = ours(&["image", "list"]);
     let top = listed.split_whitespace().nth(2).unwrap();
     let merged = ours(&["layer", "mount", "--read-only", "--backend", "kernel", top]);
-    let wanted = clean(snapshot(Path::new(merged.trim())));
+    let wanted = as_layers_tell(snapshot(Path::new(merged.trim())));
     ours(&["layer", "unmount", top]);
     for how in ["none", "gzip", "zstd"] {
         let file = format!("{how}.tar");
@@ -284,7 +271,7 @@ fn containerd_unpacks_what_is_exported_to_the_same_tree() {
             .unwrap();
         containerd.ctr(&format!("snapshots prepare seen {name}"));
         let mounted = containerd.mount("seen");
-        let seen = clean(snapshot(&mounted));
+        let seen = as_layers_tell(snapshot(&mounted));
         umount(&mounted);
         tree::assert_same(how, &wanted, &seen);
         containerd.ctr("snapshots remove seen");

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use fuse_tests::case::{put, sh, umount};
 use fuse_tests::env::{self, Base, mount_overlay, overlay_options};
-use fuse_tests::tree::{self, Snapshot, snapshot};
+use fuse_tests::tree::{self, Snapshot, as_layers_tell, snapshot};
 use fuse_tests::{needs_kernel_overlay, needs_root, skip};
 
 /// A directory with stores of podman and of ours, and programs that use no other.
@@ -106,7 +106,7 @@ impl Bench {
         let mount = self.run(&format!("podman image mount {image}"));
         let tree = snapshot(mount);
         self.run(&format!("podman image unmount {image}"));
-        clean(tree)
+        as_layers_tell(tree)
     }
 
     /// The tree of an image in our store as the kernel mounts its layers.
@@ -123,7 +123,7 @@ impl Bench {
         let merged = self.dir.join("merged");
         std::fs::create_dir_all(&merged).unwrap();
         mount_overlay(&overlay_options(&layers, None), &merged).unwrap();
-        let tree = clean(snapshot(&merged));
+        let tree = as_layers_tell(snapshot(&merged));
         umount(&merged);
         tree
     }
@@ -138,19 +138,6 @@ impl Drop for Bench {
             .output();
         let _ = Command::new("rm").arg("-rf").arg(&self.dir).status();
     }
-}
-
-/// Whole seconds, and nothing of the root, which layers of these programs do not describe.
-fn clean(mut tree: Snapshot) -> Snapshot {
-    for (path, entry) in &mut tree.entries {
-        let time = entry.get("mtime").split('.').next().unwrap_or_default().to_owned();
-        let is_root = path.as_os_str() == ".";
-        entry.set("mtime", if is_root { "" } else { &time });
-        if is_root {
-            entry.clear("mode");
-        }
-    }
-    tree
 }
 
 macro_rules! bench {
@@ -232,7 +219,7 @@ fn images_go_out_to_skopeo_umoci_and_podman() {
         tree.entries.values_mut().for_each(|entry| entry.clear("nlink"));
         tree
     };
-    let unpacked = clean(snapshot(bench.dir.join("bundle/rootfs")));
+    let unpacked = as_layers_tell(snapshot(bench.dir.join("bundle/rootfs")));
     tree::assert_same("umoci", &without_links(wanted), &without_links(unpacked));
 }
 
