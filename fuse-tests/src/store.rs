@@ -100,7 +100,7 @@ impl TestStore {
     #[track_caller]
     pub fn ok(&self, words: &[&str]) -> String {
         let out = self.run(words);
-        assert!(out.status.success(), "{words:?}: {}", said(&out));
+        assert!(out.status.success(), "{words:?}: {}{}", said(&out), printed(&out));
         assert_eq!(said(&out), "", "{words:?}");
         String::from_utf8(out.stdout).unwrap()
     }
@@ -271,4 +271,9 @@ pub fn lock_classically(file: &fs::File) {
         l_pid: 0,
     };
     nix::fcntl::fcntl(file, nix::fcntl::FcntlArg::F_SETLK(&whole)).unwrap();
+}
+
+/// What a program wrote to standard output.
+fn printed(out: &std::process::Output) -> String {
+    String::from_utf8_lossy(&out.stdout).into_owned()
 }

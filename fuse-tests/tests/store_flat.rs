@@ -374,6 +374,8 @@ fn killed_at_each_step() {
         assert_eq!(sh(&merged, "cat own; ls d"), format!("{change}\nb\n"), "step {step}");
         store.unmount("top");
     }
-    assert!(kills[0] + 5 > to_mount.len() && kills[1] + 5 > to_unmount.len(), "{kills:?}");
+    // Names and numbers of calls vary a little from run to run.
+    let nearly = |kills: usize, calls: usize| kills + 5 + calls / 20 > calls;
+    assert!(nearly(kills[0], to_mount.len()) && nearly(kills[1], to_unmount.len()), "{kills:?}");
     assert_eq!(store.ok(&["store", "check"]), "");
 }

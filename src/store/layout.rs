@@ -427,7 +427,13 @@ pub fn write_small(
     sys::data::sync(write_new(dir, name, text, mode)?.as_fd(), false)
 }
 
-fn write_new(
+/// Writes a small file that was not there.
+///
+/// # Errors
+/// `EEXIST`; those of openat(2) and write(2).
+/// # Crash
+/// Leaves it with less in it.
+pub fn write_new(
     dir: BorrowedFd<'_>,
     name: &[u8],
     text: &[u8],

@@ -12,12 +12,12 @@ use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::fs::{CWD, Mode, OFlags, RenameFlags, openat};
 use serde::{Deserialize, Serialize};
 
 use super::driver::no_such;
 use super::layout::{
-    COMMITTED, LOWER, LayerId, MERGED, Variant, has, io_error, make_dirs, put_small, read_small,
+    COMMITTED, LOWER, LayerId, MERGED, Variant, has, io_error, make_dirs, read_small, write_new,
 };
 use super::lock::LockedLayer;
 use super::mountpoint::{Present, take_down};
@@ -284,16 +284,40 @@ pub(super) fn read_count(counts: &OwnedFd, id: &LayerId) -> Result<Option<Count>
     Ok(text.and_then(|text| serde_json::from_slice(&text).ok()))
 }
 
+/// Writes the count of a layer, whose lock the caller has: so there is one name to write it aside, and
+/// what a crash left there is written over.
 pub(super) fn write_count(counts: &OwnedFd, id: &LayerId, count: &Count) -> Result<()> {
     let text = serde_json::to_vec(count).map_err(|error| {
         io_error("write", Path::new(COUNTS), std::io::Error::other(error.to_string()))
     })?;
-    put_small(counts.as_fd(), id.bytes(), &text, 0o600).at("write", || format!("{COUNTS}/{id}"))
+    let aside = aside_of(id);
+    let put = || {
+        match sys::name::unlink(At::new(counts.as_fd(), &aside)) {
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(errno) => return Err(errno),
+        }
+        write_new(counts.as_fd(), &aside, &text, 0o600)?;
+        sys::name::rename(
+            At::new(counts.as_fd(), &aside),
+            At::new(counts.as_fd(), id.bytes()),
+            RenameFlags::empty(),
+        )
+    };
+    put().at("write", || format!("{COUNTS}/{id}"))
 }
 
+/// No layer has a name like this.
+fn aside_of(id: &LayerId) -> Vec<u8> {
+    [b".", id.bytes()].concat()
+}
+
+/// Forgets the count of a layer, and what a crash left beside it.
 pub(super) fn drop_count(counts: &OwnedFd, id: &LayerId) -> Result<()> {
-    match sys::name::unlink(At::new(counts.as_fd(), id.bytes())) {
-        Ok(()) | Err(Errno::NOENT) => Ok(()),
-        Err(errno) => Err(Error::sys("unlinkat", format!("{COUNTS}/{id}"), errno)),
+    for name in [id.bytes(), &aside_of(id)] {
+        match sys::name::unlink(At::new(counts.as_fd(), name)) {
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(errno) => return Err(Error::sys("unlinkat", format!("{COUNTS}/{id}"), errno)),
+        }
     }
+    Ok(())
 }
