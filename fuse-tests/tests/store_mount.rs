@@ -106,6 +106,19 @@ fn five_hundred_layers_mount_at_any_path_length() {
     }
 }
 
+// The count of a layer was written aside under a name that was too long.
+both!(a_layer_may_have_the_longest_name);
+fn a_layer_may_have_the_longest_name() {
+    let store = TestStore::new();
+    let id = "x".repeat(250);
+    store.layer("base", None, "file f 644 base\n");
+    store.ok(&["layer", "create-rw", "--parent", "base", &id]);
+    let merged = store.mount(&[&id]);
+    assert_eq!(text(merged.join("f")), "base");
+    store.unmount(&id);
+    assert_eq!(store.ok(&["store", "check"]), "");
+}
+
 both!(mounts_are_counted_over_processes);
 fn mounts_are_counted_over_processes() {
     let store = three_layers();
