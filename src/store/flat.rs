@@ -278,11 +278,18 @@ impl Place<'_> {
         flat::changes(beneath.as_ref(), &copy, diff, self.content_path.clone(), self.options)
     }
 
-    /// Forgets a copy that is not there.
+    /// Forgets a copy that is not there, and makes the mountpoint that stays without one: whoever
+    /// took the copy away may have died before that.
     ///
     /// # Errors
-    /// Those of unlinkat(2).
+    /// Those of mkdirat(2) and unlinkat(2).
     pub(super) fn forget(&self) -> Result<()> {
+        if let Some(mode) = self.merged_mode {
+            match sys::name::mkdir(self.merged, mode) {
+                Ok(()) | Err(Errno::EXIST) => (),
+                Err(errno) => return Err(Error::sys("mkdirat", self.shown(), errno)),
+            }
+        }
         drop_mark(self.mark).at("unlinkat", || self.shown())
     }
 }
