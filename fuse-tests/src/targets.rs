@@ -5,6 +5,8 @@
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Component, Path, PathBuf};
 
 use laminafs::archive::bundle::Bundle;
 use laminafs::archive::header::{BLOCK, Header};
@@ -17,11 +19,15 @@ use laminafs::archive::{
     ApplyOptions, Digest, Limits, Whiteouts, apply, buildkit, manifest, path, tar_split,
 };
 use laminafs::fuse::{ServeOptions, replay};
+use laminafs::idmap::{IdMap, InnerId};
 use laminafs::mount::mountinfo;
 use laminafs::options::{IoMode, MountOptions, Transport};
 
 use laminafs::overrides::Override;
-use laminafs::store::lower;
+use laminafs::store::config::{Surroundings, load};
+use laminafs::store::layout::Variant;
+use laminafs::store::options::DriverOptions;
+use laminafs::store::{Store, StoreConfig, lower};
 
 use crate::unmounted::Place;
 
@@ -38,6 +44,9 @@ pub const TARGETS: &[Target] = &[
     ("decoder", decoder),
     ("requests", requests),
     ("options", options),
+    ("maps", maps),
+    ("storage_conf", storage_conf),
+    ("store", store),
 ];
 
 const LIMITS: Limits =
@@ -156,10 +165,139 @@ pub fn decoder(data: &[u8]) {
 
 /// A list of mount options: what is accepted prints to the same.
 pub fn options(data: &[u8]) {
-    use std::os::unix::ffi::OsStrExt;
     let Ok((parsed, _)) = MountOptions::parse(&[std::ffi::OsStr::from_bytes(data)]) else { return };
     let (again, _) = MountOptions::parse(&[parsed.print()]).unwrap();
     assert_eq!(again, parsed);
+}
+
+/// An id map: what is accepted prints to the same, and an id comes back from where it went.
+pub fn maps(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    let Ok(map) = IdMap::parse(text) else { return };
+    let printed = map.to_string();
+    assert_eq!(IdMap::parse(&printed).as_ref(), Ok(&map), "{printed}");
+    let numbers = printed.split(':').filter_map(|number| number.parse::<u32>().ok());
+    for id in numbers.flat_map(|n| [n, n.wrapping_sub(1), n.wrapping_add(1)]) {
+        let shown = map.show(InnerId::stored(id));
+        let stored = map.store(shown).map(InnerId::to_store);
+        assert!(stored.is_none_or(|stored| stored == id), "{printed}: {id}: {shown:?}");
+    }
+}
+
+/// A storage.conf, as the file of the machine, of a user, a drop-in, and the one that is named; and
+/// its options of the driver.
+pub fn storage_conf(data: &[u8]) {
+    let place = Place::new();
+    let home = place.0.join("home");
+    for dir in [place.0.join("etc/containers"), home.join(".config/containers")] {
+        std::fs::create_dir_all(dir.join("storage.conf.d")).unwrap();
+        std::fs::write(dir.join("storage.conf"), data).unwrap();
+        std::fs::write(dir.join("storage.conf.d/10-more.conf"), data).unwrap();
+    }
+    let named = place.0.join("etc/containers/storage.conf");
+    for uid in [0, 1000] {
+        let mut variables = std::collections::BTreeMap::from([("HOME", home.clone().into())]);
+        for name in [None, Some("CONTAINERS_STORAGE_CONF")] {
+            variables.extend(name.map(|name| (name, named.clone().into_os_string())));
+            let around = Surroundings { uid, variables: variables.clone(), top: place.0.clone() };
+            let Ok(config) = load(&around) else { continue };
+            let _ = DriverOptions::parse(&config.options);
+        }
+    }
+}
+
+/// Files in a store with two layers, and in what lies beside it: `== PATH` begins a file, `-> PATH`
+/// a symlink, `root/` and `run/` are the roots. It is looked at, mended, and looked at again; nothing
+/// outside of it changes, nor what a layer holds.
+pub fn store(data: &[u8]) {
+    let place = Place::new();
+    let (root, run_root) = (place.0.join("root"), place.0.join("run"));
+    let outside = place.0.join("outside");
+    std::fs::create_dir(&outside).unwrap();
+    std::fs::write(outside.join("kept"), "untouched").unwrap();
+    let options = vec!["overlay.skip_mount_home=true".to_owned()];
+    let (variant, image_store) = (Variant::Containers, None);
+    let config = StoreConfig { root, run_root, image_store, variant, options };
+    let Ok(made) = Store::init(&config) else { panic!("no store can be made") };
+    drop(made);
+    let home = config.root.join("overlay");
+    for (id, link, lower) in [
+        ("base", "AAAAAAAAAAAAAAAAAAAAAAAAAA", None),
+        ("top", "BBBBBBBBBBBBBBBBBBBBBBBBBB", Some("l/AAAAAAAAAAAAAAAAAAAAAAAAAA")),
+    ] {
+        let layer = home.join(id);
+        for part in ["diff", "work", "merged"] {
+            std::fs::create_dir_all(layer.join(part)).unwrap();
+        }
+        std::fs::write(layer.join("diff/file"), id).unwrap();
+        std::fs::write(layer.join("link"), link).unwrap();
+        if let Some(lower) = lower {
+            std::fs::write(layer.join("lower"), lower).unwrap();
+        }
+        std::os::unix::fs::symlink(format!("../{id}/diff"), home.join("l").join(link)).unwrap();
+    }
+    for (is_link, path, content) in parts(data) {
+        let path = place.0.join(path);
+        let _ = std::fs::create_dir_all(path.parent().unwrap_or(&place.0));
+        let _ = std::fs::remove_file(&path);
+        if is_link {
+            let _ = std::os::unix::fs::symlink(std::ffi::OsStr::from_bytes(content), &path);
+        } else {
+            let _ = std::fs::write(&path, content);
+        }
+    }
+    for mends in [false, true, false] {
+        let Ok(store) = Store::open(&config) else { continue };
+        let _ = store.known_layers();
+        let _ = store.image_layers();
+        for id in store.list().unwrap_or_default() {
+            let _ = store.metadata(&id);
+        }
+        let _ = if mends { store.repair() } else { store.check() };
+    }
+    assert_eq!(std::fs::read(outside.join("kept")).unwrap(), b"untouched");
+    assert_eq!(std::fs::read_dir(&outside).unwrap().count(), 1);
+    for id in ["base", "top"] {
+        assert_eq!(std::fs::read(home.join(id).join("diff/file")).unwrap(), id.as_bytes());
+    }
+}
+
+/// The files that [`store`] is to make: whether it is a symlink, where, and what it holds. Never
+/// what layers hold, nor outside of the roots.
+fn parts(data: &[u8]) -> Vec<(bool, PathBuf, &[u8])> {
+    let mut parts: Vec<(bool, PathBuf, &[u8])> = Vec::new();
+    let mut rest = data;
+    while !rest.is_empty() {
+        let len = rest.iter().position(|byte| *byte == b'\n').map_or(rest.len(), |at| at + 1);
+        let (line, tail) = rest.split_at(len);
+        let header = [(&b"== "[..], false), (b"-> ", true)].into_iter();
+        let mut header = header.filter_map(|(mark, is_link)| {
+            Some((line.trim_ascii_end().strip_prefix(mark)?, is_link))
+        });
+        if let Some((name, is_link)) = header.next() {
+            parts.push((is_link, PathBuf::from(std::ffi::OsStr::from_bytes(name)), b""));
+        } else if let Some((is_link, _, content)) = parts.last_mut() {
+            // The parts are slices of one buffer, one after the other.
+            let begin = data.len() - rest.len() - content.len();
+            let end = data.len() - tail.len();
+            *content = &data[begin..end];
+            if *is_link {
+                *content = content.trim_ascii_end();
+            }
+        }
+        rest = tail;
+    }
+    parts.retain(|(is_link, path, content)| {
+        let is_inside = path.starts_with("root") || path.starts_with("run");
+        let is_plain = path.components().all(|part| matches!(part, Component::Normal(_)));
+        // A fault is to be found, not to be suffered: symlinks lead no further than the directory of the case.
+        let target = Path::new(std::ffi::OsStr::from_bytes(content));
+        let ups = target.components().filter(|part| *part == Component::ParentDir).count();
+        let is_harmless = !*is_link || target.is_relative() && ups < path.components().count();
+        let is_content = path.components().any(|part| part.as_os_str() == "diff");
+        is_inside && is_plain && is_harmless && !is_content
+    });
+    parts
 }
 
 /// Bytes of the header of a request, and of that of an answer.

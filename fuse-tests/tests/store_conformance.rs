@@ -506,6 +506,34 @@ fn cleaning_up_takes_mounts_of_old_drivers_down() {
     }
 }
 
+// What the status says of ids is what a mount does.
+both!(ids_are_shifted_where_the_status_says_so);
+fn ids_are_shifted_where_the_status_says_so() {
+    for (driver, _) in ALL {
+        let (store, _) = with_base(driver, "fuse");
+        store.ok(&["layer", "create-rw", "--parent", "base", "top"]);
+        let status = store.ok(&["store", "status"]);
+        let says = |answer: &str| status.contains(&format!("Supports shifting: {answer}\n"));
+        assert!(says("true") != says("false"), "{driver}: {status}");
+        let map = ["--uidmap", "0:1000:100", "--gidmap", "0:1000:100"];
+        let words = [&["layer", "mount"], &map[..], &["top"]].concat();
+        if says("true") {
+            let merged = store.ok(&words);
+            let owners = sh(merged.trim_end(), "stat -c %u:%g d/a");
+            assert_eq!(owners, "1000:1000\n", "{driver}");
+            store.unmount("top");
+        } else {
+            store.fails(&words);
+        }
+        // A copy cannot, and says what can.
+        let words = [&["layer", "mount", "--backend", "flat"], &map[..], &["top"]].concat();
+        let sentence = store.fails(&words);
+        let is_old = matches!(driver, "overlay1" | "aufs");
+        assert_eq!(sentence.contains("lamina store migrate"), is_old, "{sentence}");
+        assert!(sentence.contains("update-id-map"), "{sentence}");
+    }
+}
+
 both!(what_cannot_be_is_refused_alike);
 fn what_cannot_be_is_refused_alike() {
     for (driver, _) in ALL {

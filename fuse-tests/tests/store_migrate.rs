@@ -267,6 +267,29 @@ fn what_records_name_is_kept_or_comes_along() {
     assert_eq!(old.ok(&["store", "list"]), "");
 }
 
+// Docker's images and containers keep their layers, unless whoever removes one insists.
+both!(layers_that_docker_has_stay);
+fn layers_that_docker_has_stay() {
+    for driver in ["overlay2", "overlay1", "aufs"] {
+        let (old, new) = (full(driver), new_store("overlay"));
+        let records = old.root.join("image").join(old.home().file_name().unwrap()).join("layerdb");
+        sh(&old.root, &format!("mkdir -p {0}/sha256/aa {0}/mounts/c {0}/tmp", records.display()));
+        put(records.join("sha256/aa/cache-id"), "middle");
+        put(records.join("sha256/aa/diff"), "sha256:bb");
+        put(records.join("mounts/c/mount-id"), "top\n");
+        put(records.join("mounts/c/init-id"), "top-init");
+        let out = migrate(&old, &new, &["--remove"]);
+        assert!(said(&out).contains(": records of an engine name it; leave --remove"), "{out:?}");
+        assert_eq!(new.ok(&["store", "list"]), "", "{driver}");
+        let sentence = old.fails(&["layer", "remove", "top"]);
+        assert!(sentence.contains("top: records of an engine name it; remove its"), "{sentence}");
+        assert_eq!(old.ok(&["store", "list"]).lines().count(), LAYERS.len(), "{driver}");
+        old.ok(&["layer", "remove", "--force", "top"]);
+        std::fs::remove_dir_all(records).unwrap();
+        old.ok(&["layer", "remove", "middle"]);
+    }
+}
+
 both!(what_cannot_be_migrated_is_refused);
 fn what_cannot_be_migrated_is_refused() {
     let old = full("aufs");

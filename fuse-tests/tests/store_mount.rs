@@ -483,16 +483,35 @@ both!(owners_are_changed_for_good_above_the_content_that_was);
 fn owners_are_changed_for_good_above_the_content_that_was() {
     let store = three_layers();
     fill(&store.diff("top"), "file mine 4755 x\nsymlink s /nowhere\nlink twice mine\nfifo p 600\n");
+    let mut names = vec!["f", "d", "d/b", "e", "mine", "twice", "s", "p", "socket", "."];
+    let diff = store.diff("top");
+    drop(std::os::unix::net::UnixListener::bind(diff.join("socket")).unwrap());
+    let is_root = env::is_machine_root();
+    if is_root {
+        sh(&diff, "mknod null c 1 3; mknod disk b 7 0; cp mine can; setcap cap_net_raw+ep can");
+        sh(&diff, "setfattr -n trusted.x -v 1 null");
+        names.extend(["null", "disk", "can"]);
+    }
+    let kinds = |merged: &Path| sh(merged, "stat -c '%n %F %t:%T %a %y' * 2>&1; readlink s");
+    let marks = |merged: &Path| sh(merged, "getcap can; getfattr -h -d -m trusted.x null");
     let to = ["--to-uidmap", "0:1000:100", "--to-gidmap", "0:2000:100"];
     let words: Vec<&str> =
         ["layer", "update-id-map"].iter().chain(&to).chain(&["top"]).copied().collect();
-    let names = ["f", "d", "d/b", "e", "mine", "twice", "s", "p", "."];
+    let merged = store.mount(&["top"]);
+    let before = kinds(&merged);
+    store.unmount("top");
     for round in 1..3 {
         store.ok(&words);
         let merged = store.mount(&["top"]);
-        for name in names {
+        for name in &names {
             let stat = fs::symlink_metadata(merged.join(name)).unwrap();
             assert_eq!((stat.uid(), stat.gid()), (1000, 2000), "{name} in round {round}");
+        }
+        assert_eq!(kinds(&merged), before);
+        if is_root {
+            let marks = marks(&merged);
+            assert!(marks.contains("cap_net_raw=ep"), "{marks}");
+            assert!(marks.contains("trusted.x=\"1\""), "{marks}");
         }
         assert_eq!(stat_of(&merged.join("mine")).0, 0o4755);
         let ino = |name: &str| fs::metadata(merged.join(name)).unwrap().ino();

@@ -154,12 +154,8 @@ pub fn run(args: LayerCommandArgs) -> Result<(), Failure> {
         LayerCommand::Rebuild(args) => diff::run_layer_rebuild(args),
         LayerCommand::DiffSize(args) => diff::run_layer_diff_size(args),
         LayerCommand::Remove(args) => {
-            if args.force {
-                let (store, id) = (args.layer.store.open()?, parse(&args.layer.id)?);
-                return store.remove_named(&id).map_err(failure);
-            }
             let (store, id) = args.layer.open()?;
-            store.remove(&id).map_err(failure)
+            store.remove(&id, args.force).map_err(failure)
         }
         LayerCommand::Exists(args) => {
             let (store, id) = args.open()?;

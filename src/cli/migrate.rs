@@ -119,7 +119,7 @@ fn migrate(args: &MigrateArgs) -> Result<(usize, u64)> {
             Records::open(&from.root)?.remove(image)?;
         }
         for step in steps.iter().rev() {
-            old.remove(&step.id)?;
+            old.remove(&step.id, false)?;
         }
     }
     Ok((steps.len(), bytes))
@@ -133,7 +133,7 @@ fn refuse_named(store: &dyn Driver, id: &LayerId) -> Result<()> {
     Err(Error::Busy {
         what: format!(
             "{id}: records of an engine name it; leave --remove out, and remove its images and \
-             containers there (podman rmi, podman rm)"
+             containers there (rmi, rm of podman or docker)"
         )
         .into(),
     })

@@ -30,7 +30,9 @@ use super::probe::{self, Backend, Choice, Probe, Wishes};
 use super::serve::Layers;
 use super::stage::{self, TempDir};
 use super::usage::{self, Item, Part};
-use super::{Content, CreateOptions, StoreConfig, Whiteouts, engine, fs_name, lock};
+use super::{
+    Content, CreateOptions, StoreConfig, Whiteouts, engine, fs_name, lock, supports_shifting,
+};
 use crate::archive::flat;
 use crate::error::{Context, Errno, Error, Result};
 use crate::marks;
@@ -431,11 +433,15 @@ impl Driver for Aufs {
     fn status(&self) -> Result<Vec<(String, String)>> {
         let at = || show_path(self.home.path());
         let fs = rustix::fs::fstatfs(self.home.dir()).at("fstatfs", at)?;
+        let wishes = Wishes { is_aufs: true, ..Wishes::default() };
+        let (probe, choice) = probe::try_machine(&self.home, &self.run_home, &wishes, false)?;
+        let shifts = supports_shifting(&probe, &choice);
         Ok(vec![
             ("Driver".to_owned(), self.variant().name().to_owned()),
             ("Root Dir".to_owned(), at()),
             ("Backing Filesystem".to_owned(), fs_name(fs.f_type)),
             ("Dirs".to_owned(), self.list()?.len().to_string()),
+            ("Supports shifting".to_owned(), shifts.to_string()),
         ])
     }
 
@@ -493,7 +499,7 @@ impl Driver for Aufs {
         self.publish(id, &ancestors, temp)
     }
 
-    fn remove(&self, id: &LayerId) -> Result<()> {
+    fn remove(&self, id: &LayerId, even_named: bool) -> Result<()> {
         let locked = self.lock(id, Sharing::Exclusive)?;
         self.with_point(id, |point| point.refuse_mounted())?;
         for child in self.list()? {
@@ -501,7 +507,9 @@ impl Driver for Aufs {
                 return Err(has_child(id, &child));
             }
         }
-        engine::refuse_if_imported(&self.home, id)?;
+        if !even_named {
+            engine::refuse_if_named(&self.home, id)?;
+        }
         let temp = TempDir::new(&self.home)?;
         let dir = temp.dir().as_fd();
         let held = lock::store(&self.home)?;
@@ -548,6 +556,10 @@ impl Driver for Aufs {
     fn is_mounted(&self, id: &LayerId) -> Result<bool> {
         self.ancestors(id)?;
         self.with_point(id, |point| point.is_mounted())
+    }
+
+    fn is_named(&self, id: &LayerId) -> Result<bool> {
+        engine::is_recorded(&self.home, id)
     }
 
     fn try_machine(&self) -> Result<(Probe, Choice)> {

@@ -75,11 +75,11 @@ pub trait Driver: fmt::Debug {
         fill: Option<&mut Fill<'_>>,
     ) -> Result<()>;
 
-    /// Removes a layer with its content.
+    /// Removes a layer with its content; with `even_named` also one that an image or a container has.
     ///
     /// # Errors
-    /// `NoSuchLayer`; `Busy` if it is mounted, or another needs it.
-    fn remove(&self, id: &LayerId) -> Result<()>;
+    /// `NoSuchLayer`; `Busy` if it is mounted, or another layer, an image or a container needs it.
+    fn remove(&self, id: &LayerId, even_named: bool) -> Result<()>;
 
     /// Mounts a layer, or counts once more that it is, and returns where.
     ///
@@ -103,9 +103,7 @@ pub trait Driver: fmt::Debug {
     ///
     /// # Errors
     /// Those of reading them.
-    fn is_named(&self, _id: &LayerId) -> Result<bool> {
-        Ok(false)
-    }
+    fn is_named(&self, id: &LayerId) -> Result<bool>;
 
     /// Returns the store if it can keep content before there is a layer for it.
     fn stager(&self) -> Option<&Store> {
@@ -383,8 +381,8 @@ impl Driver for Store {
         staged.publish()
     }
 
-    fn remove(&self, id: &LayerId) -> Result<()> {
-        Self::remove(self, id)
+    fn remove(&self, id: &LayerId, even_named: bool) -> Result<()> {
+        if even_named { self.remove_named(id) } else { Self::remove(self, id) }
     }
 
     fn mount(&self, id: &LayerId, request: &MountRequest) -> Result<PathBuf> {
@@ -403,7 +401,7 @@ impl Driver for Store {
     }
 
     fn is_named(&self, id: &LayerId) -> Result<bool> {
-        self.is_known(id)
+        self.is_recorded(id)
     }
 
     fn stager(&self) -> Option<&Store> {

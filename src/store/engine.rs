@@ -15,6 +15,7 @@ use rustix::fs::{CWD, Mode, OFlags, openat};
 use serde::{Deserialize, Serialize};
 
 use super::Store;
+use super::docker::LayerDb;
 use super::layout::{Home, LayerId, Variant, io_error, put_small, read_file};
 use super::lock::{self, Held, LAYERS};
 use crate::error::{Context, Error, Result};
@@ -129,16 +130,7 @@ impl Store {
     /// # Errors
     /// `Busy` if so, and as [`Store::known_layers`] and [`Store::image_layers`].
     pub(super) fn refuse_if_named(&self, id: &LayerId) -> Result<()> {
-        let (whose, cure) = if self.is_known(id)? {
-            ("an engine", "remove its image or container there (podman rmi, podman rm)")
-        } else if self.image_layers()?.contains(id.as_str()) {
-            ("lamina image", "remove the image first (lamina image remove)")
-        } else {
-            return Ok(());
-        };
-        Err(Error::Busy {
-            what: format!("{id}: records of {whose} name it; {cure}, or say --force").into(),
-        })
+        refuse(id, self.is_recorded(id)?, || image_layers(self.home()))
     }
 
     /// Returns the layers that the records of containers/storage name; `None` without such.
@@ -167,12 +159,13 @@ impl Store {
         Ok(known)
     }
 
-    /// Returns whether records of containers/storage name a layer.
+    /// Returns whether records of an engine name a layer.
     ///
     /// # Errors
-    /// As [`Store::known_layers`].
-    pub(super) fn is_known(&self, id: &LayerId) -> Result<bool> {
-        Ok(self.known_layers()?.is_some_and(|all| all.contains(id.as_str())))
+    /// As [`Store::known_layers`], and those of reading Docker's.
+    pub(super) fn is_recorded(&self, id: &LayerId) -> Result<bool> {
+        Ok(self.known_layers()?.is_some_and(|all| all.contains(id.as_str()))
+            || self.home().variant() != Variant::Containers && is_recorded(self.home(), id)?)
     }
 
     /// Returns the layers of the images that `lamina image` brought.
@@ -210,16 +203,39 @@ fn image_layers(home: &Home) -> Result<BTreeSet<String>> {
     Ok(known)
 }
 
-/// Fails if an image that `lamina image` brought has a layer.
+/// Returns whether records of an engine name a layer of a home that Docker's may be.
 ///
 /// # Errors
-/// `Busy` if so, and as [`Store::image_layers`].
-pub(super) fn refuse_if_imported(home: &Home, id: &LayerId) -> Result<()> {
-    if !image_layers(home)?.contains(id.as_str()) {
-        return Ok(());
+/// Those of reading the records.
+pub(super) fn is_recorded(home: &Home, id: &LayerId) -> Result<bool> {
+    match LayerDb::open(home)? {
+        Some(records) => records.names(id),
+        None => Ok(false),
     }
+}
+
+/// Fails if an image or a container has a layer of a store of old.
+///
+/// # Errors
+/// `Busy` if so, and those of reading the records.
+pub(super) fn refuse_if_named(home: &Home, id: &LayerId) -> Result<()> {
+    refuse(id, is_recorded(home, id)?, || image_layers(home))
+}
+
+fn refuse(
+    id: &LayerId,
+    is_recorded: bool,
+    of_images: impl FnOnce() -> Result<BTreeSet<String>>,
+) -> Result<()> {
+    let (whose, cure) = if is_recorded {
+        ("an engine", "remove its image or container there (rmi, rm of podman or docker)")
+    } else if of_images()?.contains(id.as_str()) {
+        ("lamina image", "remove the image first (lamina image remove)")
+    } else {
+        return Ok(());
+    };
     Err(Error::Busy {
-        what: format!("{id}: an image has it; remove that first (lamina image remove)").into(),
+        what: format!("{id}: records of {whose} name it; {cure}, or say --force").into(),
     })
 }
 

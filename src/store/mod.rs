@@ -16,6 +16,7 @@ pub mod config;
 pub mod content;
 pub mod create;
 pub mod differ;
+mod docker;
 pub mod driver;
 pub mod engine;
 pub mod flat;
@@ -290,24 +291,11 @@ impl Store {
             ("Supports d_type", truth(!kernel || probe.holds("d_type"))),
             ("Native Overlay Diff", truth(kernel && probe.holds("native-diff"))),
             ("Using metacopy", truth(kernel && probe.holds("metacopy"))),
-            ("Supports shifting", truth(self.supports_shifting(&probe, &choice))),
+            ("Supports shifting", truth(supports_shifting(&probe, &choice))),
             ("Supports volatile", truth(!kernel || probe.holds("volatile"))),
         ]
         .map(|(name, value)| (name.to_owned(), value))
         .to_vec())
-    }
-
-    /// Returns whether a mount can show other ids than the layers have.
-    pub fn supports_shifting(&self, probe: &Probe, choice: &Choice) -> bool {
-        let disabled = std::env::var_os("_CONTAINERS_OVERLAY_DISABLE_IDMAP");
-        if disabled.is_some_and(|value| value == "yes") {
-            return false;
-        }
-        match choice.backend {
-            Some(Backend::Kernel) => probe.holds("idmapped-lowers") || probe.holds("fuse"),
-            Some(Backend::Fuse | Backend::Program(_)) => true,
-            Some(Backend::Flat) | None => false,
-        }
     }
 
     /// Returns the paths of a layer.
@@ -347,7 +335,7 @@ impl Store {
             }
         }
         let has_copy = || flat::find(&found.dir).at("read", || found.home.show(id));
-        if self.options.skip_mount_home || self.is_known(id)? || has_copy()?.is_some() {
+        if self.options.skip_mount_home || self.is_recorded(id)? || has_copy()?.is_some() {
             return Ok(beside);
         }
         Ok(apart)
@@ -427,6 +415,19 @@ fn refuse_others(config: &StoreConfig) -> Result<()> {
         format!("driver {}", config.variant.name()),
         "cannot do this; lamina store migrate makes an overlay or overlay2 store of it",
     ))
+}
+
+/// Returns whether a mount can show other ids than the layers have.
+pub fn supports_shifting(probe: &Probe, choice: &Choice) -> bool {
+    let disabled = std::env::var_os("_CONTAINERS_OVERLAY_DISABLE_IDMAP");
+    if disabled.is_some_and(|value| value == "yes") {
+        return false;
+    }
+    match choice.backend {
+        Some(Backend::Kernel) => probe.holds("idmapped-lowers") || probe.holds("fuse"),
+        Some(Backend::Fuse | Backend::Program(_)) => true,
+        Some(Backend::Flat) | None => false,
+    }
 }
 
 /// Returns the name of a filesystem by its number in statfs(2), or the number.

@@ -12,21 +12,24 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 
-use rustix::fs::{CWD, Mode, OFlags, RenameFlags, openat};
+use rustix::fs::RenameFlags;
 
 use super::check::{Finding, Kind};
 use super::check_old::{self, Findings};
 use super::create::{RootStat, make_dir};
+use super::docker::LayerDb;
 use super::driver::{self, Driver, Fill, Filling, Parts, has_child, no_such};
 use super::flat::{MARK, Place};
-use super::layout::{Home, LayerId, MERGED, Variant, WORK, find_dir, has, read_small, write_small};
+use super::layout::{Home, LayerId, MERGED, Variant, WORK, has, read_small, write_small};
 use super::mounts::{MountRequest, drop_count, open_counts};
 use super::point::{self, Point};
 use super::probe::{self, Backend, Choice, Probe, Wishes};
 use super::serve::Layers;
 use super::stage::{self, TempDir};
 use super::usage::{self, Item, Part};
-use super::{Content, CreateOptions, StoreConfig, Whiteouts, engine, fs_name, lock};
+use super::{
+    Content, CreateOptions, StoreConfig, Whiteouts, engine, fs_name, lock, supports_shifting,
+};
 use crate::archive::flat::{self, Transfer};
 use crate::archive::transfer::Source;
 use crate::archive::view::Stack;
@@ -43,9 +46,6 @@ const ROOT: &[u8] = b"root";
 const UPPER: &[u8] = b"upper";
 /// File of a container layer with the layer whose tree lies beneath.
 const LOWER_ID: &[u8] = b"lower-id";
-
-/// Where Docker's records of layers lie in the root.
-const RECORDS: [&str; 4] = ["image", "overlay", "layerdb", "sha256"];
 
 /// An open store of that driver.
 #[derive(Debug)]
@@ -113,42 +113,12 @@ impl Overlay1 {
     /// Returns what an image layer was made on, which nobody knows but Docker's own records: those
     /// of layers by digest, each with the layer here, and the digest of its parent.
     fn recorded_parent(&self, id: &LayerId) -> Result<Option<LayerId>> {
-        let root = lock::root_of(&self.home);
-        let path = RECORDS.iter().fold(root.to_owned(), |path, name| path.join(name));
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let records = match openat(CWD, &path, flags, Mode::empty()) {
-            Ok(records) => records,
-            Err(Errno::NOENT) => return Ok(None),
-            Err(errno) => return Err(Error::sys("open", show_path(&path), errno)),
-        };
-        let at = || show_path(&path);
-        let mut names = Vec::new();
-        sys::name::list(records.as_fd(), |name, _, _| {
-            names.push(name.to_vec());
-            Ok(())
-        })
-        .at("getdents64", at)?;
-        let read =
-            |record: &[u8], name: &[u8]| match find_dir(records.as_fd(), record).at("open", at)? {
-                Some(record) => read_small(record.as_fd(), name).at("read", at),
-                None => Ok(None),
-            };
-        for name in names {
-            let cache = read(&name, b"cache-id")?;
-            if cache.is_none_or(|cache| cache.trim_ascii() != id.bytes()) {
-                continue;
-            }
-            let Some(digest) = read(&name, b"parent")? else { return Ok(None) };
-            let digest = digest.trim_ascii().strip_prefix(b"sha256:").unwrap_or_default().to_vec();
-            let parent = read(&digest, b"cache-id")?;
-            let parent = parent.and_then(|parent| LayerId::from_bytes(parent.trim_ascii()));
+        let Some(records) = LayerDb::open(&self.home)? else { return Ok(None) };
+        match records.parent(id)? {
             // One that is gone says nothing any more.
-            return match parent {
-                Some(parent) if self.exists(&parent)? => Ok(Some(parent)),
-                _ => Ok(None),
-            };
+            Some(parent) if !self.exists(&parent)? => Ok(None),
+            parent => Ok(parent),
         }
-        Ok(None)
     }
 
     fn content(&self, id: &LayerId, layer: &OwnedFd, name: &[u8]) -> Result<Option<Content>> {
@@ -437,11 +407,15 @@ impl Driver for Overlay1 {
     fn status(&self) -> Result<Vec<(String, String)>> {
         let at = || show_path(self.home.path());
         let fs = rustix::fs::fstatfs(self.home.dir()).at("fstatfs", at)?;
+        let (probe, choice) =
+            probe::try_machine(&self.home, &self.run_home, &Wishes::default(), false)?;
+        let shifts = supports_shifting(&probe, &choice);
         Ok(vec![
             ("Driver".to_owned(), self.variant().name().to_owned()),
             ("Home".to_owned(), at()),
             ("Backing Filesystem".to_owned(), fs_name(fs.f_type)),
             ("Layers".to_owned(), self.list()?.len().to_string()),
+            ("Supports shifting".to_owned(), shifts.to_string()),
         ])
     }
 
@@ -499,7 +473,7 @@ impl Driver for Overlay1 {
         self.publish(id, options.parent, temp, &layer)
     }
 
-    fn remove(&self, id: &LayerId) -> Result<()> {
+    fn remove(&self, id: &LayerId, even_named: bool) -> Result<()> {
         let locked = lock::layer(&self.home, id, Sharing::Exclusive)?.ok_or_else(|| no_such(id))?;
         self.with_point(id, &locked.dir, |point| point.refuse_mounted())?;
         for child in self.list()? {
@@ -508,7 +482,9 @@ impl Driver for Overlay1 {
                 return Err(has_child(id, &child));
             }
         }
-        engine::refuse_if_imported(&self.home, id)?;
+        if !even_named {
+            engine::refuse_if_named(&self.home, id)?;
+        }
         let temp = TempDir::new(&self.home)?;
         let held = lock::store(&self.home)?;
         stage::retire(&temp, id)?;
@@ -545,6 +521,10 @@ impl Driver for Overlay1 {
 
     fn is_mounted(&self, id: &LayerId) -> Result<bool> {
         self.with_point(id, &self.layer(id)?, |point| point.is_mounted())
+    }
+
+    fn is_named(&self, id: &LayerId) -> Result<bool> {
+        engine::is_recorded(&self.home, id)
     }
 
     fn try_machine(&self) -> Result<(Probe, Choice)> {

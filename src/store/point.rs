@@ -147,7 +147,9 @@ pub(super) fn copy(
     request: &MountRequest,
     layers: Layers,
 ) -> Result<()> {
-    refuse_for_flat(id, request, false)?;
+    let other_ids = "change its owners in an overlay store (lamina store migrate, then lamina layer \
+                     update-id-map)";
+    refuse_for_flat(id, request, false, other_ids)?;
     let Layers { diff, lowers, read_only } = layers;
     place.make(Wanted { diff, lowers, read_only, volatile: request.volatile })
 }

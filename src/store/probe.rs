@@ -1,13 +1,13 @@
 //! What kernel and filesystem can do for a store, found by trying it in the store itself.
 //!
-//! The results are kept in the run home and hold until kernel, filesystem, user namespace, program
-//! or mount options change. Nothing is concluded from a version. Trials mount nothing that anybody
+//! The results are kept in the run home and hold until kernel, filesystem, user namespace, capabilities,
+//! the device, program or mount options change. Nothing is concluded from a version. Trials mount nothing that anybody
 //! can see, and their files lie in a temporary directory.
 
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::fs::{Access, CWD, Mode, OFlags, openat};
 use serde::{Deserialize, Serialize};
 
 use super::layout::{Home, io_error, make_dirs, read_small, replace_small};
@@ -29,6 +29,8 @@ struct Key {
     device: u64,
     user: u32,
     user_namespace: String,
+    capabilities: u64,
+    has_fuse_device: bool,
     mount_options: String,
 }
 
@@ -288,6 +290,8 @@ fn probe_key(home: &Home, mount_options: &[String]) -> Result<Key> {
     let namespace = Path::new("/proc/self/ns/user");
     let namespace =
         std::fs::read_link(namespace).map_err(|e| io_error("readlink", namespace, e))?;
+    let capabilities =
+        rustix::thread::capabilities(None).at("capget", || "this process".to_owned())?;
     Ok(Key {
         program: env!("CARGO_PKG_VERSION").to_owned(),
         kernel: format!("{} {}", text(uname.release()), text(uname.version())),
@@ -295,6 +299,9 @@ fn probe_key(home: &Home, mount_options: &[String]) -> Result<Key> {
         device: sys::stat::device(&stat),
         user: rustix::process::geteuid().as_raw(),
         user_namespace: namespace.to_string_lossy().into_owned(),
+        capabilities: capabilities.effective.bits(),
+        has_fuse_device: rustix::fs::access("/dev/fuse", Access::READ_OK | Access::WRITE_OK)
+            .is_ok(),
         mount_options: mount_options.join(","),
     })
 }
@@ -321,6 +328,8 @@ mod tests {
             device: 0,
             user: 0,
             user_namespace: String::new(),
+            capabilities: 0,
+            has_fuse_device: true,
             mount_options: String::new(),
         };
         let fact = |(name, holds): &(&str, bool)| Fact {

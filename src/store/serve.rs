@@ -89,7 +89,8 @@ impl Store {
             options.push(format!("context=\"{label}\""));
         }
         if backend == Backend::Flat {
-            refuse_for_flat(id, request, self.options().force_mask.is_some())?;
+            let other_ids = "give them those owners for good: lamina layer update-id-map";
+            refuse_for_flat(id, request, self.options().force_mask.is_some(), other_ids)?;
         }
         let maps = request.maps.clone();
         Ok(Plan { backend, read_only, diff, lowers, options, maps })
@@ -205,18 +206,16 @@ impl Layers {
     }
 }
 
-/// Fails for what only a mount can do.
+/// Fails for what only a mount can do; `other_ids` is what else shows other ids.
 pub(super) fn refuse_for_flat(
     id: &LayerId,
     request: &MountRequest,
     has_force_mask: bool,
+    other_ids: &str,
 ) -> Result<()> {
     let (what, instead) = match request {
         _ if has_force_mask => ("force_mask", "leave it out, in a store of its own"),
-        MountRequest { maps: Some(_), .. } => (
-            "shown ids that the layers do not have",
-            "give them those owners for good: lamina layer update-id-map",
-        ),
+        MountRequest { maps: Some(_), .. } => ("shown ids that the layers do not have", other_ids),
         MountRequest { label: Some(_), .. } => {
             ("a label", "mount it without, and label the copy: chcon -R")
         }
