@@ -8,6 +8,7 @@ Usage: scripts/bench-archive.sh [FILES [MIB]]
 Measures layers from archives and back, as ratios to tar on the same machine:
 
   diff, changes      ten changed files over a base of FILES files (100000)
+  commit             the same changes from a container's layer into a layer of the store
   apply              a layer of MIB mebibytes (1024), beside tar -x, and podman load if there is podman
 
 Prints the best of five runs each (three for apply), warm cache. Needs root and kernel overlay.
@@ -79,6 +80,18 @@ changes=$(best 5 none "$LAMINA_BIN" layer changes --lower base upper)
 printf 'tar of the ten changed files    %8s ms\n' "$tar"
 printf 'layer diff, %6d files below  %8s ms   %s times tar\n' "$files" "$diff" "$(ratio "$diff" "$tar")"
 printf 'layer changes                   %8s ms\n' "$changes"
+
+place=(--root "$dir/store" --runroot "$dir/store-run" --storage-opt overlay.skip_mount_home=true)
+"$LAMINA_BIN" store init "${place[@]}"
+"$LAMINA_BIN" layer create "${place[@]}" base
+cp -al base/. store/overlay/base/diff/
+"$LAMINA_BIN" layer create-rw "${place[@]}" --parent base work
+cp -a upper/. store/overlay/work/diff/
+commit() {
+    "$LAMINA_BIN" layer diff "${place[@]}" --id work |
+        "$LAMINA_BIN" layer apply "${place[@]}" --id "new-$(date +%N)" --parent base -
+}
+printf 'commit: diff into apply         %8s ms\n' "$(best 5 none commit)"
 
 mkdir tree
 each=$((mib / 4))

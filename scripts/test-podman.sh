@@ -3,10 +3,11 @@ set -euo pipefail
 
 usage() {
     cat <<'END'
-Usage: scripts/test-podman.sh [root|user]...
+Usage: scripts/test-podman.sh [root|user|images]...
 
-Runs podman and buildah on stores of their own, as root and as a user made for it (both unless one is
-named), with the kernel's overlay and with lamina as mount_program:
+Runs podman and buildah on stores of their own, as root and as a user made for it, with the kernel's
+overlay and with lamina as mount_program; and the suites archive_images and archive_containerd, which
+need more programs than setup.sh installs. All of it unless a part is named:
 
 - clients: import, builds with deletions, recreated directories, hard links, capabilities and chown -R,
   run, exec, cp, diff, commit, export, maps of ids, volumes, eight containers at once, restart, a killed
@@ -14,16 +15,19 @@ named), with the kernel's overlay and with lamina as mount_program:
 - stores: what podman writes opens in lamina, shows the same trees, takes a layer that podman then
   runs, and the other way round; layers that both have mounted at once stay until both are done.
 
+- images: layers and images go to and from podman, buildah, skopeo, umoci and containerd.
+
 At the end each store is empty and lamina finds nothing wrong with it.
 
-Installs podman, buildah, busybox and uidmap from the distribution where they are missing.
+Installs podman, buildah, busybox and uidmap, for images skopeo, umoci and containerd too, from the
+distribution where they are missing.
 Environment: LAMINA_BIN, the binary to test instead of building one.
 END
 }
 
 for argument in "$@"; do
     case $argument in
-        root | user) ;;
+        root | user | images) ;;
         -h | --help)
             usage
             exit 0
@@ -34,7 +38,7 @@ for argument in "$@"; do
             ;;
     esac
 done
-[ $# -gt 0 ] || set -- root user
+[ $# -gt 0 ] || set -- root user images
 
 step() {
     printf 'test-podman: %s\n' "$*"
@@ -496,6 +500,12 @@ prepare
 for argument in "$@"; do
     if [ "$argument" = root ]; then
         (everything)
+    elif [ "$argument" = images ]; then
+        for package in skopeo umoci containerd; do
+            command -v "$package" >/dev/null || apt-get install -y -q "$package"
+        done
+        FUSE_TESTS_SKIP_LOG=$dir/skips scripts/test-mounts.sh --test archive_images --test archive_containerd
+        [ ! -s "$dir/skips" ] || fail "images: tests were skipped"
     elif [ "$(stat -c %a /dev/fuse)" != 666 ]; then
         step "user: skipped: /dev/fuse is not for everybody (chmod 666 /dev/fuse)"
     else
