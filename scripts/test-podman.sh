@@ -15,12 +15,13 @@ need more programs than setup.sh installs. All of it unless a part is named:
 - stores: what podman writes opens in lamina, shows the same trees, takes a layer that podman then
   runs, and the other way round; layers that both have mounted at once stay until both are done.
 
-- images: layers and images go to and from podman, buildah, skopeo, umoci and containerd.
+- images: layers and images go to and from podman, buildah, skopeo, umoci and containerd, one of a whole
+  distribution among them.
 
 At the end each store is empty and lamina finds nothing wrong with it.
 
-Installs podman, buildah, busybox and uidmap, for images skopeo, umoci and containerd too, from the
-distribution where they are missing.
+Installs podman, buildah, busybox and uidmap, for images skopeo, umoci, containerd and debootstrap
+too, from the distribution where they are missing.
 Environment: LAMINA_BIN, the binary to test instead of building one.
 END
 }
@@ -483,6 +484,56 @@ END
     )
 }
 
+# A whole distribution and a layer on it: the same tree, changes and image in podman and in ours, both ways.
+distribution() {
+    local suite merged top wanted config from form out
+    local fields='{{.Config}} {{.Architecture}} {{len .RootFS.Layers}} {{.Created}} {{.History}}'
+    suite=$(. /etc/os-release && printf '%s' "${VERSION_CODENAME:-stable}")
+    mkdir -p "$dir/$who"
+    configure distribution ""
+    step "images: $suite by debootstrap"
+    debootstrap --variant=minbase "$suite" "$dir/$suite" >"$dir/debootstrap.log" 2>&1 ||
+        fail "debootstrap: $(tail -n 3 "$dir/debootstrap.log")"
+    tar -C "$dir/$suite" --xattrs -cf "$dir/$suite.tar" .
+    podman import -q "$dir/$suite.tar" localhost/base >/dev/null 2>&1
+    cat >"$dir/context/Debian" <<'END'
+FROM localhost/base
+RUN rm -r /usr/share/doc /var/cache/* && mkdir /usr/share/doc && echo new >/usr/share/doc/new
+RUN chown -R 1000:1000 /usr/share/zoneinfo && chmod 4711 /bin/mount && ln /bin/cat /bin/other
+RUN echo more >>/etc/passwd && mv /usr/share/common-licenses /moved && dpkg --purge --force-all sed
+END
+    podman build -q -f "$dir/context/Debian" -t localhost/top "$dir/context" >"$dir/build.log" 2>&1 ||
+        fail "podman build: $(tail -n 3 "$dir/build.log")"
+    podman save -q -o "$dir/top.tar" localhost/top
+    skopeo copy -q --insecure-policy "docker-archive:$dir/top.tar" "oci:$dir/oci:localhost/top:latest"
+    merged=$(podman image mount localhost/top)
+    local ours=(--root "$dir/ours" --runroot "$dir/ours-run")
+    "$program" store init "${ours[@]}"
+    for from in "$dir/top.tar" "$dir/oci"; do
+        "$program" image import "${ours[@]}" "$from" >/dev/null
+        top=$("$program" image list "${ours[@]}" | cut -d' ' -f3)
+        "$program" layer mount "${ours[@]}" --read-only --backend kernel "$top" >"$dir/mounted"
+        same "$(tree "$merged")" "$(tree "$(cat "$dir/mounted")")" "images: ${from##*/}"
+        "$program" layer unmount "${ours[@]}" "$top"
+        for form in docker oci-tar; do
+            "$program" image export "${ours[@]}" --format "$form" localhost/top:latest "$from.$form"
+        done
+        "$program" image remove "${ours[@]}" localhost/top:latest
+        "$program" store gc "${ours[@]}" >/dev/null
+    done
+    wanted=$(tree "$merged")
+    config=$(podman image inspect -f "$fields" localhost/top)
+    podman image unmount localhost/top >/dev/null
+    for out in "$dir"/{top.tar,oci}.{docker,oci-tar}; do
+        podman rmi -af >/dev/null
+        podman load -q -i "$out" >/dev/null 2>&1
+        same "$config" "$(podman image inspect -f "$fields" localhost/top)" "images: podman load ${out##*/}"
+        same "$wanted" "$(tree "$(podman image mount localhost/top)")" "images: podman load ${out##*/}"
+        podman image unmount localhost/top >/dev/null
+    done
+    finish
+}
+
 everything() {
     mkdir -p "$dir/$who"
     clients kernel ""
@@ -501,11 +552,12 @@ for argument in "$@"; do
     if [ "$argument" = root ]; then
         (everything)
     elif [ "$argument" = images ]; then
-        for package in skopeo umoci containerd; do
+        for package in skopeo umoci containerd debootstrap; do
             command -v "$package" >/dev/null || apt-get install -y -q "$package"
         done
         FUSE_TESTS_SKIP_LOG=$dir/skips scripts/test-mounts.sh --test archive_images --test archive_containerd
         [ ! -s "$dir/skips" ] || fail "images: tests were skipped"
+        (distribution)
     elif [ "$(stat -c %a /dev/fuse)" != 666 ]; then
         step "user: skipped: /dev/fuse is not for everybody (chmod 666 /dev/fuse)"
     else
