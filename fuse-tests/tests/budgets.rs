@@ -167,6 +167,34 @@ fn a_cold_walk() {
     counts.assert_calls("a cold walk", entries + 12 * DIRS + 40);
 }
 
+/// Of each layer that has part in a directory: opened, looked at, asked for marks of both kinds; opened to list it, listed
+/// in two calls, closed twice.
+#[test]
+fn a_directory_in_many_layers() {
+    needs_counts!();
+    const LAYERS: usize = 12;
+    const DIRS: usize = 10;
+    let mut c = Case::new(LAYERS);
+    for layer in 0..LAYERS {
+        for dir in 0..DIRS {
+            put(c.l(layer, &format!("many/d{dir}/f{layer}")), "x");
+        }
+    }
+    c.mount_with("io=noopen");
+    names(c.m(""));
+    let entries = 1 + DIRS + DIRS * LAYERS;
+    let counts = cheapest(&c, || {
+        forget_all();
+        let listed = sh(c.m(""), "find many -printf '%s\n' | wc -l");
+        assert_eq!(listed.trim().parse::<usize>().unwrap(), entries);
+    });
+    let parts = (DIRS + 1) * LAYERS;
+    counts.assert_calls("a walk through many layers", entries + 9 * parts + 60);
+    let lists = counts.calls.get("flistxattr").copied().unwrap_or(0);
+    assert!(lists <= parts + 2, "{lists} of {parts}: {counts:?}");
+    assert_eq!(counts.calls.get("llistxattr"), None, "{counts:?}");
+}
+
 #[test]
 fn creation() {
     needs_counts!();

@@ -146,6 +146,17 @@ impl Dir {
         Arc::new(Self::new(Arc::clone(&self.layer), stat, Some(place)))
     }
 
+    /// Opens the directory `name` beneath this one, and returns it with its attributes, handle open;
+    /// `None` where that cannot be done, whyever: ask [`Dir::find`] then.
+    pub fn open_child(self: &Arc<Self>, name: &[u8]) -> Option<(Arc<Self>, Statx)> {
+        let opened = open::directory(self.handle().ok()?.as_fd(), name).ok()?;
+        let stat = sys::stat::of(&opened).ok()?;
+        let stat = self.seen(Target::Directory(opened.as_fd()), stat).ok()?;
+        let child = self.child(name, &stat);
+        child.adopt(opened);
+        Some((child, stat))
+    }
+
     /// Finds out whether the filesystem of the layer makes inode numbers up, by an entry of this
     /// directory. Only a FUSE server can do that; returns whether this is another filesystem.
     ///
@@ -311,19 +322,24 @@ impl Dir {
     /// # Errors
     /// Those of statx(2).
     pub fn stat(&self) -> Result<Statx> {
-        self.attempt(|dir| self.seen(Target::Handle(dir), sys::stat::of(dir)?))?
+        self.attempt(|dir| self.seen(Target::Directory(dir), sys::stat::of(dir)?))?
             .at("statx", || self.describe(b""))
     }
 
-    /// Tells what the opaque mark of the directory says, in whichever namespace it stands.
+    /// Returns the names of the directory's xattrs, and what its opaque mark says, in whichever
+    /// namespace it stands.
     ///
     /// # Errors
-    /// Those of getxattr(2) but absence; `EACCES` and `EPERM` are errors, never "not opaque".
-    pub fn opaque(&self) -> Result<marks::Opaque> {
-        self.with("getxattr", |dir| {
-            let dir = Target::Handle(dir);
+    /// Those of listxattr(2), and of getxattr(2) but absence; `EACCES` and `EPERM` are errors, never
+    /// "not opaque".
+    pub fn xattrs(&self) -> Result<(Vec<u8>, marks::Opaque)> {
+        self.with("listxattr", |dir| {
+            let dir = Target::Directory(dir);
             // Most directories have no mark, which one call tells.
-            opaque_in(dir, &xattr::list(dir)?)
+            let list = xattr::list(dir)?;
+            let opaque = opaque_in(dir, &list)?;
+            self.note_marks(&list, opaque);
+            Ok((list, opaque))
         })
     }
 
@@ -354,29 +370,27 @@ impl Dir {
     }
 
     fn marks(&self) -> Result<u8> {
-        let known = self.marked.load(Ordering::Relaxed);
-        if known & KNOWN != 0 {
-            return Ok(known);
+        if self.marked.load(Ordering::Relaxed) & KNOWN == 0 {
+            self.xattrs()?;
         }
+        Ok(self.marked.load(Ordering::Relaxed))
+    }
+
+    fn note_marks(&self, list: &[u8], opaque: marks::Opaque) {
         let mut found = KNOWN;
-        let list = self.with("listxattr", |dir| {
-            let dir = Target::Handle(dir);
-            let list = xattr::list(dir)?;
-            if opaque_in(dir, &list)? == marks::Opaque::XattrWhiteouts {
-                found |= XATTR_WHITEOUTS;
-            }
-            Ok(list)
-        })?;
-        if marks::lists_any(&list, &marks::IMPURE_XATTRS) {
+        if opaque == marks::Opaque::XattrWhiteouts {
+            found |= XATTR_WHITEOUTS;
+        }
+        if marks::lists_any(list, &marks::IMPURE_XATTRS) {
             found |= IMPURE;
         }
-        if marks::lists_any(&list, &marks::NESTED_WHITEOUTS_XATTRS)
-            || marks::lists_any(&list, &marks::NESTED_OPAQUE_XATTRS)
+        if marks::lists_any(list, &marks::NESTED_WHITEOUTS_XATTRS)
+            || marks::lists_any(list, &marks::NESTED_OPAQUE_XATTRS)
         {
             found |= NESTED;
         }
         // What was marked meanwhile stays so.
-        Ok(self.marked.fetch_or(found, Ordering::Relaxed) | found)
+        self.marked.fetch_or(found, Ordering::Relaxed);
     }
 
     /// Takes note that the directory was made without marks.

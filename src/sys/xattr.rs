@@ -15,6 +15,9 @@ pub enum Target<'a> {
     Open(BorrowedFd<'a>),
     /// Behind an `O_PATH` descriptor.
     Handle(BorrowedFd<'a>),
+    /// A directory behind a descriptor as [`super::open::directory`] gives one: nearly always open
+    /// for reading, which spares a walk through `/proc`.
+    Directory(BorrowedFd<'a>),
     /// A name in a directory.
     Name(At<'a>),
 }
@@ -52,7 +55,9 @@ pub fn list(target: Target<'_>) -> Result<Vec<u8>, Errno> {
 pub fn set(target: Target<'_>, name: &[u8], value: &[u8], flags: XattrFlags) -> Result<(), Errno> {
     retry_on_intr(|| match target {
         Target::Open(fd) => rustix::fs::fsetxattr(fd, name, value, flags),
-        Target::Handle(fd) => rustix::fs::setxattr(FdPath::of(fd).bytes(), name, value, flags),
+        Target::Handle(fd) | Target::Directory(fd) => {
+            rustix::fs::setxattr(FdPath::of(fd).bytes(), name, value, flags)
+        }
         Target::Name(at) => {
             rustix::fs::lsetxattr(FdPath::beneath(at.dir, at.name).bytes(), name, value, flags)
         }
@@ -66,7 +71,9 @@ pub fn set(target: Target<'_>, name: &[u8], value: &[u8], flags: XattrFlags) -> 
 pub fn remove(target: Target<'_>, name: &[u8]) -> Result<(), Errno> {
     retry_on_intr(|| match target {
         Target::Open(fd) => rustix::fs::fremovexattr(fd, name),
-        Target::Handle(fd) => rustix::fs::removexattr(FdPath::of(fd).bytes(), name),
+        Target::Handle(fd) | Target::Directory(fd) => {
+            rustix::fs::removexattr(FdPath::of(fd).bytes(), name)
+        }
         Target::Name(at) => {
             rustix::fs::lremovexattr(FdPath::beneath(at.dir, at.name).bytes(), name)
         }
@@ -77,6 +84,10 @@ fn get_into(target: Target<'_>, name: &[u8], buffer: &mut [u8]) -> Result<usize,
     retry_on_intr(|| match target {
         Target::Open(fd) => rustix::fs::fgetxattr(fd, name, &mut *buffer),
         Target::Handle(fd) => rustix::fs::getxattr(FdPath::of(fd).bytes(), name, &mut *buffer),
+        Target::Directory(fd) => match rustix::fs::fgetxattr(fd, name, &mut *buffer) {
+            Err(Errno::BADF) => rustix::fs::getxattr(FdPath::of(fd).bytes(), name, &mut *buffer),
+            done => done,
+        },
         Target::Name(at) => {
             rustix::fs::lgetxattr(FdPath::beneath(at.dir, at.name).bytes(), name, &mut *buffer)
         }
@@ -87,6 +98,10 @@ fn list_into(target: Target<'_>, buffer: &mut [u8]) -> Result<usize, Errno> {
     retry_on_intr(|| match target {
         Target::Open(fd) => rustix::fs::flistxattr(fd, &mut *buffer),
         Target::Handle(fd) => rustix::fs::listxattr(FdPath::of(fd).bytes(), &mut *buffer),
+        Target::Directory(fd) => match rustix::fs::flistxattr(fd, &mut *buffer) {
+            Err(Errno::BADF) => rustix::fs::listxattr(FdPath::of(fd).bytes(), &mut *buffer),
+            done => done,
+        },
         Target::Name(at) => {
             rustix::fs::llistxattr(FdPath::beneath(at.dir, at.name).bytes(), &mut *buffer)
         }

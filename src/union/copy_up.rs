@@ -478,7 +478,7 @@ pub(super) fn copy_attributes(
             said.kind = Some((libc::S_IFREG, (0, 0)));
         }
         match to {
-            Target::Open(fd) | Target::Handle(fd) => carrier.put(fd, &said),
+            Target::Open(fd) | Target::Handle(fd) | Target::Directory(fd) => carrier.put(fd, &said),
             Target::Name(at) => sys::open::handle(at.dir, at.name)
                 .and_then(|handle| carrier.put(handle.as_fd(), &said)),
         }
@@ -499,7 +499,9 @@ pub(super) fn copy_attributes(
     copy_xattrs(route, from, to)?;
     if !is_symlink {
         match to {
-            Target::Open(fd) | Target::Handle(fd) => sys::name::chmod_handle(fd, mode),
+            Target::Open(fd) | Target::Handle(fd) | Target::Directory(fd) => {
+                sys::name::chmod_handle(fd, mode)
+            }
             Target::Name(at) => sys::open::handle(at.dir, at.name)
                 .and_then(|handle| sys::name::chmod_handle(&handle, mode)),
         }
@@ -511,7 +513,9 @@ pub(super) fn copy_attributes(
 fn copy_times(to: Target<'_>, stat: &Statx) -> Result<()> {
     let times = times_of(stat);
     match to {
-        Target::Open(fd) | Target::Handle(fd) => sys::name::set_times_handle(fd, &times),
+        Target::Open(fd) | Target::Handle(fd) | Target::Directory(fd) => {
+            sys::name::set_times_handle(fd, &times)
+        }
         Target::Name(at) => sys::name::set_times(at, &times),
     }
     .at("utimensat", || "a copy in work")

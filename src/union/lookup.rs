@@ -2,7 +2,6 @@
 //!
 //! Locks: `Dir::names` of the parent for reading, over the calls of one lookup.
 
-use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -20,7 +19,6 @@ use crate::error::{Errno, Result};
 use crate::layer::{self, UPPER};
 use crate::marks;
 use crate::sys;
-use crate::sys::name::At;
 use crate::sys::stat::{self, Statx};
 use crate::sys::xattr::{self, Target};
 
@@ -170,13 +168,22 @@ impl Union {
         }
     }
 
-    /// Finds a name in a single part.
-    fn find_in(&self, part: &Arc<layer::Dir>, name: &[u8]) -> Result<Option<Found>> {
+    /// Finds a name in a single part. What is `expected` to be a directory with more beneath is
+    /// opened at once, as its marks will be asked.
+    fn find_in(
+        &self,
+        part: &Arc<layer::Dir>,
+        name: &[u8],
+        expected: bool,
+    ) -> Result<Option<Found>> {
         if part.layer.is_leftover(name) {
             return Ok(None);
         }
-        let Some(mut stat) = part.find(name)? else { return Ok(None) };
         let layer = part.layer.index;
+        if expected && let Some((child, stat)) = part.open_child(name) {
+            return Ok(Some(Found { stat, layer, parts: vec![child] }));
+        }
+        let Some(mut stat) = part.find(name)? else { return Ok(None) };
         Ok(match fact_of(part, name, &mut stat)? {
             Fact::Absent | Fact::Whiteout => None,
             Fact::Leaf => Some(Found { stat, layer, parts: Vec::new() }),
@@ -195,34 +202,53 @@ impl Union {
         name: &[u8],
         others: &[layer::Index],
     ) -> Result<Option<Found>> {
-        let Some(mut found) = self.find_in(top, name)? else { return Ok(None) };
+        let Some(mut found) = self.find_in(top, name, !others.is_empty())? else { return Ok(None) };
         let mut part = top;
         let mut others = others.iter();
         while let Some(last) = found.parts.last() {
             if part.layer.index >= self.lowest {
                 break;
             }
-            let list = part.call("listxattr", name, |at| xattr::list(Target::Name(at)))?;
-            if marks::lists_any(&list, &marks::REDIRECT_XATTRS) {
-                if !is_closed(last)?
-                    && let Some(redirect) = self.listed_redirect(part, name, &list)?
-                {
-                    self.follow(dir, &mut found, redirect)?;
+            let Some(layer) = others.next() else {
+                // Nothing but a redirect leads further; it need not be opened to be asked for one.
+                let list = part.call("listxattr", name, |at| xattr::list(Target::Name(at)))?;
+                if marks::lists_any(&list, &marks::REDIRECT_XATTRS) && !is_closed(last)? {
+                    self.follow_listed(dir, &mut found, part, name, &list)?;
                 }
                 break;
+            };
+            let (list, opaque) = last.xattrs()?;
+            if opaque == marks::Opaque::Yes || has_opaque_name(last)? {
+                break;
             }
-            let Some(layer) = others.next() else { break };
-            if is_closed(last)? {
+            if marks::lists_any(&list, &marks::REDIRECT_XATTRS) {
+                self.follow_listed(dir, &mut found, part, name, &list)?;
                 break;
             }
             part = dir.part(*layer).ok_or(Errno::STALE)?;
-            let Some(below) = self.find_in(part, name)? else { break };
+            let has_more = !others.as_slice().is_empty();
+            let Some(below) = self.find_in(part, name, has_more)? else { break };
             if below.parts.is_empty() {
                 break;
             }
             found.parts.extend(below.parts);
         }
         Ok(Some(found))
+    }
+
+    /// Finds further parts of `found` where the redirect leads that its xattrs have.
+    fn follow_listed(
+        &self,
+        dir: &Dir,
+        found: &mut Found,
+        part: &Arc<layer::Dir>,
+        name: &[u8],
+        list: &[u8],
+    ) -> Result<()> {
+        match self.listed_redirect(part, name, list)? {
+            Some(redirect) => self.follow(dir, found, redirect),
+            None => Ok(()),
+        }
     }
 
     /// Finds the parts of a listed name, asking opaque marks where more lies beneath.
@@ -502,13 +528,13 @@ pub(super) fn fact_of(part: &layer::Dir, name: &[u8], stat: &mut Statx) -> Resul
 /// Tells whether a directory of a layer hides everything beneath it.
 ///
 /// # Errors
-/// Those of getxattr(2) and statx(2) but absence.
+/// As [`layer::Dir::xattrs`], and those of statx(2) but absence.
 pub(super) fn is_closed(part: &layer::Dir) -> Result<bool> {
-    if part.opaque()? == marks::Opaque::Yes {
-        return Ok(true);
-    }
-    let handle = part.handle()?;
-    let found = At::new(handle.as_fd(), marks::OPAQUE_NAME);
-    part.call("statx", marks::OPAQUE_NAME, |_| stat::find(found.dir, found.name))
+    Ok(part.xattrs()?.1 == marks::Opaque::Yes || has_opaque_name(part)?)
+}
+
+/// Tells whether the name lies in a directory that hides everything beneath it.
+fn has_opaque_name(part: &layer::Dir) -> Result<bool> {
+    part.call("statx", marks::OPAQUE_NAME, |at| stat::find(at.dir, at.name))
         .map(|stat| stat.is_some())
 }

@@ -181,13 +181,15 @@ impl Work {
     ) -> Result<bool> {
         let given = if self.can.chown {
             match object {
-                Target::Open(fd) | Target::Handle(fd) => sys::name::chown_handle(fd, uid, gid),
+                Target::Open(fd) | Target::Handle(fd) | Target::Directory(fd) => {
+                    sys::name::chown_handle(fd, uid, gid)
+                }
                 Target::Name(at) => sys::name::chown(at, uid, gid),
             }
             .map(|()| true)
         } else {
             match object {
-                Target::Open(fd) | Target::Handle(fd) => sys::stat::of(fd),
+                Target::Open(fd) | Target::Handle(fd) | Target::Directory(fd) => sys::stat::of(fd),
                 Target::Name(at) => sys::stat::at(at.dir, at.name),
             }
             .map(|stat| {
