@@ -266,6 +266,8 @@ fn changes_beneath_a_moving_directory_are_not_lost() {
             put(c.l(n % 2, &format!("d{round}/s{}/f{n}", n % 4)), "old");
             put(c.l(1, &format!("d{round}/s{}/gone{n}", n % 4)), "old");
             put(c.l(n % 2, &format!("d{round}/s4/f{n}")), "old");
+            // Enough of them for several threads.
+            put(c.l(n % 2, &format!("d{round}/s{}/w{n}/f", n % 4)), "old");
         }
     }
     c.mount();
@@ -325,6 +327,7 @@ fn changes_beneath_a_moving_directory_are_not_lost() {
                 assert_eq!(text(moved.join(format!("s{}/moved{n}", (n + 1) % 4))), "old");
             }
             assert_eq!(text(moved.join(format!("s5/f{n}"))), "old");
+            assert_eq!(text(moved.join(&s).join(format!("w{n}/f"))), "old");
         }
     }
     let now = look(c.m(""));
@@ -340,6 +343,8 @@ fn a_server_killed_while_it_moves_a_directory_leaves_it_before_or_after() {
     let mut c = Case::new(1);
     for n in 0..400 {
         put(c.l(0, &format!("d/s{}/f{n}", n % 7)), format!("content {n}"));
+        // Enough directories for several threads.
+        put(c.l(0, &format!("d/s{}/t{}/g{n}", n % 7, n % 49)), "x".repeat(n * 17));
     }
     symlink("f1", c.l(0, "d/sym")).unwrap();
     fs::hard_link(c.l(0, "d/s1/f1"), c.l(0, "d/s2/hard")).unwrap();
@@ -353,7 +358,7 @@ fn a_server_killed_while_it_moves_a_directory_leaves_it_before_or_after() {
         let (old, new) = (c.m("d"), c.m("e"));
         let rename = std::thread::spawn(move || fs::rename(old, new));
         // When it has done so much of its work.
-        let limit = rng.below(450) as u64;
+        let limit = rng.below(900) as u64;
         let done = || sh(c.u(""), "find . -type f 2>/dev/null | wc -l || :").trim().parse::<u64>();
         // At once every third time: the rename may be quicker than who looks at it.
         if round % 3 != 0 {

@@ -22,6 +22,7 @@ use super::walk::{Change, Sink, all};
 use crate::error::{Context, Errno, Error, Result};
 use crate::layer::{Dir, Index};
 use crate::marks;
+use crate::sys::data::Part;
 use crate::sys::name::At;
 use crate::sys::stat::Statx;
 use crate::sys::{self, xattr};
@@ -297,7 +298,8 @@ impl Filling {
                 let data = leaf.open_data()?;
                 let file =
                     parent.call("openat", name, |at| sys::open::create(at.dir, at.name, 0o600))?;
-                sys::data::copy(data.as_fd(), file.as_fd(), leaf.stat.stx_size, true, &|| false)
+                let part = Part { len: leaf.stat.stx_size, whole: true, dense: false };
+                sys::data::copy(data.as_fd(), file.as_fd(), part, &|| false)
                     .at("copy_file_range", || parent.describe(name))?;
                 self.describe(&Place::Open(&file, parent, name), &object)
             }

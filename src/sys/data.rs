@@ -5,24 +5,46 @@ use std::os::fd::BorrowedFd;
 use rustix::fs::SeekFrom;
 use rustix::io::{Errno, retry_on_intr};
 
+use super::stat::Statx;
+
 /// Bytes copied at a time where the data must pass through memory.
 const CHUNK: usize = 1024 * 1024;
+/// Bytes up to which read and write are the faster way.
+const SMALL: u64 = 64 * 1024;
 /// Bytes copied by one copy_file_range(2) of a whole copy: some milliseconds.
 const CHUNK_IN_KERNEL: usize = 16 * CHUNK;
 
-/// Copies the first `len` bytes of `from` to the empty file `to`, holes kept.
+/// What of a file is copied.
+#[derive(Clone, Copy, Debug)]
+pub struct Part {
+    /// Bytes from the start.
+    pub len: u64,
+    /// That is all of it: it may be cloned.
+    pub whole: bool,
+    /// There are no holes to look for.
+    pub dense: bool,
+}
+
+impl Part {
+    /// Returns the first `len` bytes of a file with these attributes.
+    pub fn first(len: u64, stat: &Statx) -> Self {
+        let dense = stat.stx_blocks.saturating_mul(512) >= stat.stx_size;
+        Self { len, whole: len == stat.stx_size, dense }
+    }
+}
+
+/// Copies a part of `from` to the empty file `to`, holes kept.
 ///
-/// A clone (FICLONE) if `whole`, else copy_file_range(2) of each extent, else read and write.
-/// Leaves `to` at exactly `len` bytes, or fewer if `from` is shorter. `is_given_up` is asked now and
-/// then whether to stop.
+/// A clone (FICLONE) if it is whole, else copy_file_range(2) of each extent, else read and write;
+/// the last at once for what is small, as that is done in two calls. Leaves `to` at exactly `len`
+/// bytes, or fewer if `from` is shorter. `is_given_up` is asked now and then whether to stop.
 ///
 /// # Errors
 /// `EINTR` if it was given up; `ENOSPC`, `EDQUOT`, `EIO` and whatever else the calls report.
 pub fn copy(
     from: BorrowedFd<'_>,
     to: BorrowedFd<'_>,
-    len: u64,
-    whole: bool,
+    Part { len, whole, dense }: Part,
     is_given_up: &dyn Fn() -> bool,
 ) -> Result<(), Errno> {
     if len == 0 {
@@ -31,11 +53,16 @@ pub fn copy(
     if whole && rustix::fs::ioctl_ficlone(to, from).is_ok() {
         return Ok(());
     }
+    let is_small = dense && len <= SMALL;
     let mut offset = 0;
-    let mut in_kernel = true;
+    let mut in_kernel = !is_small;
     while offset < len {
-        let Some(start) = seek(from, SeekFrom::Data(offset), len)? else { break };
-        let end = seek(from, SeekFrom::Hole(start), len)?.unwrap_or(len);
+        let (start, end) = if is_small {
+            (0, len)
+        } else {
+            let Some(start) = seek(from, SeekFrom::Data(offset), len)? else { break };
+            (start, seek(from, SeekFrom::Hole(start), len)?.unwrap_or(len))
+        };
         let mut done = start;
         while done < end {
             if is_given_up() {
@@ -63,7 +90,8 @@ pub fn copy(
         }
         offset = end;
     }
-    retry_on_intr(|| rustix::fs::ftruncate(to, len))
+    // What was written whole has its size.
+    if is_small { Ok(()) } else { retry_on_intr(|| rustix::fs::ftruncate(to, len)) }
 }
 
 /// Returns the next data or hole before `end`; `None` past the last data.

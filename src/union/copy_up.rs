@@ -29,6 +29,7 @@ use crate::layer::{self, UPPER};
 use crate::marks;
 use crate::overrides::Override;
 use crate::sys;
+use crate::sys::data::Part;
 use crate::sys::inode_flags;
 use crate::sys::name::At;
 use crate::sys::stat::Statx;
@@ -139,10 +140,11 @@ impl Union {
         let itself = if source.lent { Some(self.lower_handle(node)?) } else { None };
         let from = itself.as_ref().map_or(source.file.as_fd(), AsFd::as_fd);
         let origin = self.set_origin(upper, (from, stat), Target::Open(to))?;
-        let len = extent.of(stat.stx_size);
-        let whole = len == stat.stx_size;
+        let mut part = Part::first(extent.of(stat.stx_size), stat);
+        // The blocks counted are those of the file that lends nothing.
+        part.dense &= !source.lent;
         let is_given_up = || self.interrupts.is_given_up();
-        sys::data::copy(source.file.as_fd(), to, len, whole, &is_given_up)
+        sys::data::copy(source.file.as_fd(), to, part, &is_given_up)
             .at("copy_file_range", || "from a lower file to work")?;
         // Not before: data would be written through to the disk bit by bit.
         match &itself {

@@ -12,7 +12,7 @@
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use rustix::fs::RenameFlags;
 
@@ -24,7 +24,7 @@ use super::lookup::Found;
 use super::node::{Dir, Node};
 use super::publish::Temp;
 use super::readdir::Names;
-use super::{Union, Upper, lock};
+use super::{Union, Upper, interrupt, lock};
 use crate::error::{Errno, Result};
 use crate::layer::{self, UPPER};
 use crate::sys;
@@ -61,6 +61,10 @@ impl CopyLimit {
 const BATCH_FILES: usize = 4096;
 /// Bytes that one sync waits for, about.
 const BATCH_BYTES: u64 = 256 << 20;
+
+/// Threads that copy for one move, at most; and directories that each of them should have.
+const COPIERS_MAX: usize = 4;
+const DIRS_EACH: usize = 8;
 
 /// How often what others do meanwhile may call for one more round.
 const ROUNDS: u32 = 16;
@@ -119,14 +123,8 @@ impl Union {
         let upper = self.writable()?;
         for _ in 0..ROUNDS {
             let dirs = self.survey(upper, top)?;
-            let mut batch = Vec::new();
-            let mut bytes = 0;
-            for dir in &dirs {
-                if self.is_there(&dir.node, self.copy_up(&dir.node, Extent::All))? {
-                    self.stage_leaves(upper, &dir.node, &mut batch, &mut bytes)?;
-                }
-            }
-            self.publish_batch(upper, &mut batch)?;
+            let mut staged = self.stage_all(upper, &dirs)?;
+            self.publish_batch(upper, &mut staged)?;
             // Children come after their parents.
             let mut done = true;
             for dir in dirs.iter().rev() {
@@ -196,6 +194,57 @@ impl Union {
     fn pin_found(&self, parent: &Arc<Node>, child: &Child<'_>, found: Found) -> Result<Pin<'_>> {
         let (node, _) = self.enter(parent, child.name, found)?;
         Ok(Pin { union: self, node })
+    }
+
+    /// Prepares copies of what lies in the lower parts of directories, the directories themselves
+    /// published; returns those that wait for a sync. Several threads take one directory after the
+    /// other, of which none waits for another's names.
+    fn stage_all<'a>(&'a self, upper: &'a Upper, dirs: &[Pin<'_>]) -> Result<Vec<Ready<'a>>> {
+        let (next, failed) = (AtomicUsize::new(0), AtomicBool::new(false));
+        let caller = interrupt::served();
+        let work = || {
+            let (mut batch, mut bytes) = (Vec::new(), 0);
+            while let Some(dir) = dirs.get(next.fetch_add(1, Ordering::Relaxed))
+                && !failed.load(Ordering::Relaxed)
+            {
+                let there = self.is_there(&dir.node, self.copy_up(&dir.node, Extent::All));
+                let staged = match there {
+                    Ok(true) => self.stage_leaves(upper, &dir.node, &mut batch, &mut bytes),
+                    Ok(false) => Ok(()),
+                    Err(error) => Err(error),
+                };
+                if let Err(error) = staged {
+                    failed.store(true, Ordering::Relaxed);
+                    return Err(error);
+                }
+            }
+            Ok(batch)
+        };
+        let help = || {
+            // Who waits for the caller waits for this.
+            interrupt::serve(caller.0, caller.1);
+            work()
+        };
+        let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+        let threads = cpus.min(COPIERS_MAX).min(dirs.len() / DIRS_EACH);
+        std::thread::scope(|scope| {
+            let start = || std::thread::Builder::new().name("copier".into());
+            // Fewer do as well.
+            let helpers: Vec<_> =
+                (1..threads).map_while(|_| start().spawn_scoped(scope, help).ok()).collect();
+            let mut staged = work();
+            for helper in helpers {
+                let helped = helper.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+                staged = match (staged, helped) {
+                    (Ok(mut all), Ok(more)) => {
+                        all.extend(more);
+                        Ok(all)
+                    }
+                    (Err(error), _) | (_, Err(error)) => Err(error),
+                };
+            }
+            staged
+        })
     }
 
     /// Prepares copies of what lies in the lower parts of a directory, but for directories.

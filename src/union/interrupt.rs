@@ -32,6 +32,11 @@ pub fn serve(request: u64, pid: u32) {
     SERVED.set((request, pid));
 }
 
+/// Returns what this thread serves, for [`serve`] in one that helps it.
+pub(super) fn served() -> (u64, u32) {
+    SERVED.get()
+}
+
 /// Requests that were interrupted.
 #[derive(Debug, Default)]
 pub(super) struct Interrupts {

@@ -30,6 +30,7 @@ use crate::error::{Context, Errno, Error, Result};
 use crate::layer::{self, UPPER};
 use crate::marks::{self, Digest, Metacopy, Redirect};
 use crate::sys;
+use crate::sys::data::Part;
 use crate::sys::stat::Statx;
 use crate::sys::xattr::{self, Target};
 
@@ -262,9 +263,10 @@ impl Union {
         let capability = xattr::get(Target::Open(file.as_fd()), CAPABILITY);
         let capability = capability.at("getxattr", || A_FILE)?;
         let len = extent.of(stat.stx_size);
-        let whole = len == stat.stx_size;
+        // It has a size, and no blocks, already.
+        let part = Part { len, whole: len == stat.stx_size, dense: false };
         let is_given_up = || self.interrupts.is_given_up();
-        let filled = sys::data::copy(data.as_fd(), file.as_fd(), len, whole, &is_given_up)
+        let filled = sys::data::copy(data.as_fd(), file.as_fd(), part, &is_given_up)
             .at("copy_file_range", || "from a lower file to its metacopy")
             // What nobody needs is cut off before the mark goes, so that no zeros ever show.
             .and_then(|()| sys::data::truncate(file.as_fd(), len).at("ftruncate", || A_FILE));
