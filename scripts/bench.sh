@@ -92,6 +92,13 @@ mount -o loop,noatime "$dir/memory/image" "$dir/fs"
 chmod 755 "$dir"
 mountpoint -q /sys/kernel/tracing || mount -t tracefs tracefs /sys/kernel/tracing || true
 
+# Our own with an option, where that is to show something.
+variants() {
+    local word
+    printf '%s\n' --peer "lamina-volatile=$1,volatile" --for copyup --peer "lamina-metacopy=$1,metacopy=on" --for chmod
+    [ "$2" = rootless ] || printf '%s\n' --peer "lamina-passthrough=$1,io=passthrough"
+    [ "$2" = rootless ] || for word in read random mmap write; do printf '%s\n' --for "$word"; done
+}
 peers=(--peer "lamina=$target/lamina" --peer "fuse-overlayfs-1=$(command -v fuse-overlayfs)")
 [ ! -x "$cache/bin/fuse-overlayfs" ] || peers+=(--peer "fuse-overlayfs-2=$cache/bin/fuse-overlayfs")
 # For whoever may not look into the home of root.
@@ -103,8 +110,9 @@ for mode in "${modes[@]}"; do
     printf '== %s\n' "$mode"
     mkdir "$dir/fs/$mode"
     arguments=(--at "$dir/fs/$mode" --mode "$mode" --rounds "$rounds" --scale "$scale" "${only[@]}")
+    readarray -t more < <(variants "$dir/bin/lamina" "$mode")
     if [ "$mode" = root ]; then
-        "$dir/bin/lamina-bench" "${arguments[@]}" --out "$dir/out" "${peers[@]}"
+        "$dir/bin/lamina-bench" "${arguments[@]}" --out "$dir/out" "${peers[@]}" "${more[@]}"
     else
         "$dir/bin/lamina-bench" --serve "$dir/control" &
         server=$!
@@ -115,7 +123,7 @@ for mode in "${modes[@]}"; do
         [ ! -x "$dir/bin/fuse-overlayfs-2" ] || peers+=(--peer "fuse-overlayfs-2=$dir/bin/fuse-overlayfs-2")
         HOME=$dir/out-user setpriv --reuid 65534 --regid 65534 --clear-groups -- \
             unshare --user --map-root-user --mount \
-            "$dir/bin/lamina-bench" "${arguments[@]}" --out "$dir/out-user" --control "$dir/control" "${peers[@]}"
+            "$dir/bin/lamina-bench" "${arguments[@]}" --out "$dir/out-user" --control "$dir/control" "${peers[@]}" "${more[@]}"
     fi
 done
 mkdir -p docs/benchmarks

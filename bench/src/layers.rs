@@ -131,6 +131,7 @@ pub fn stack(
         plain = copy;
     }
     Ok(Stack {
+        is_changed,
         lowers: (0..count).map(|n| layers.lower(n)).collect(),
         upper: run.join("upper"),
         plain,

@@ -36,10 +36,10 @@ struct Arguments {
 
 const USAGE: &str = "\
 Usage: lamina-bench --at DIR --out DIR --mode WORD [--rounds N] [--scale N] [--only NAME]...
-                    [--peer NAME=PROGRAM]... [--control SOCKET]
+                    [--peer NAME=PROGRAM[,OPTION;...] [--for NAME]...]... [--control SOCKET]
        lamina-bench --serve SOCKET
 
-Peers: native and kernel are always there; PROGRAM is a mount program.
+Peers: native and kernel are always there; PROGRAM is a mount program, for scenarios of these NAMEs.
 --serve answers on SOCKET for who may not drop caches or trace requests.
 ";
 
@@ -71,6 +71,10 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Arguments, String> {
                 let (program, options) = program.split_once(',').unwrap_or((program, ""));
                 arguments.peers.push(Peer::program(name, program, options));
             }
+            "--for" => {
+                let last = arguments.peers.last_mut().ok_or("--for comes after --peer")?;
+                last.only.push(value()?);
+            }
             _ => return Err(format!("unknown argument {word}\n{USAGE}")),
         }
     }
@@ -93,7 +97,7 @@ fn run(arguments: Arguments) -> Result<(), String> {
             for n in 0..arguments.peers.len() {
                 let peer = &arguments.peers[(n + round) % arguments.peers.len()];
                 let is_counted = round == 0;
-                if is_counted && !peer.has_server() {
+                if is_counted && !peer.has_server() || !peer.takes_part(scenario.name) {
                     continue;
                 }
                 let place = scenario::Place { at: &arguments.at, scale: arguments.scale };

@@ -15,6 +15,8 @@ pub struct Peer {
     /// Its name in reports.
     pub name: String,
     kind: Kind,
+    /// What the names of its scenarios begin with; all, if nothing is said.
+    pub only: Vec<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,18 +33,23 @@ enum Kind {
 impl Peer {
     /// The bare filesystem.
     pub fn native() -> Peer {
-        Peer { name: "native".into(), kind: Kind::Native }
+        Peer { name: "native".into(), kind: Kind::Native, only: Vec::new() }
     }
 
     /// Kernel overlayfs.
     pub fn kernel() -> Peer {
-        Peer { name: "kernel".into(), kind: Kind::Kernel }
+        Peer { name: "kernel".into(), kind: Kind::Kernel, only: Vec::new() }
     }
 
     /// A mount program, and options it always gets.
     pub fn program(name: &str, program: &str, options: &str) -> Peer {
         let kind = Kind::Program { program: program.into(), options: options.into() };
-        Peer { name: name.into(), kind }
+        Peer { name: name.into(), kind, only: Vec::new() }
+    }
+
+    /// Tells whether it takes part in a scenario.
+    pub fn takes_part(&self, scenario: &str) -> bool {
+        self.only.is_empty() || self.only.iter().any(|word| scenario.starts_with(&**word))
     }
 
     /// Tells whether a program serves it.
@@ -65,6 +72,8 @@ pub struct Stack {
     pub upper: PathBuf,
     /// The merged tree as plain files, for [`Peer::native`].
     pub plain: PathBuf,
+    /// Something is written to it.
+    pub is_changed: bool,
 }
 
 /// A mount that ends when dropped.
@@ -108,7 +117,10 @@ impl Mounted {
             Kind::Native => {}
             Kind::Kernel => mount_kernel(&stack.lowers, &stack.upper, &work, &merged)?,
             Kind::Program { program, options } => {
-                let list = if options.is_empty() {
+                // Files beneath a mount that can copy them up are not handed to the kernel.
+                let list = if options.contains("io=passthrough") && !stack.is_changed {
+                    format!("lowerdir={},{options}", lowers.join(":"))
+                } else if options.is_empty() {
                     list
                 } else {
                     format!("{list},{}", options.replace(';', ","))
