@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use fuse_tests::case::{BOUND, getx, is_mounted, names, put, said, sh, text};
+use fuse_tests::case::{BOUND, append, getx, is_mounted, names, put, said, sh, text};
 use fuse_tests::env::{processes_with_argument, wait_until};
 use fuse_tests::fixture::fill;
 use fuse_tests::store::TestStore;
@@ -131,6 +131,47 @@ fn layers_are_made_shown_changed_packed_and_unpacked() {
         assert_eq!(store.ok(&["store", "list"]), "");
         store.check_no_leftovers();
     });
+}
+
+/// Splits an archive into a tar-split record: what is no file's data, and the names of files.
+const SPLIT: &str = r#"
+import base64, json, sys, tarfile
+data, at = open(sys.argv[1], "rb").read(), 0
+def segment(end):
+    if end > at:
+        print(json.dumps({"type": 2, "payload": base64.b64encode(data[at:end]).decode()}))
+for member in tarfile.open(sys.argv[1]):
+    segment(member.offset_data)
+    size = member.size if member.isreg() else 0
+    print(json.dumps({"type": 1, "name": member.name, "size": size, "payload": "AAAAAAAAAAA="}))
+    at = member.offset_data + size
+segment(len(data))
+"#;
+
+// The bytes that a layer came as, made of its files through those beneath: what engines push again.
+both!(the_archive_of_a_layer_is_rebuilt);
+fn the_archive_of_a_layer_is_rebuilt() {
+    if Command::new("/usr/bin/python3").arg("-V").output().is_err() {
+        skip!("needs /usr/bin/python3");
+    }
+    for (driver, _) in ALL {
+        let (store, _) = with_base(driver, "fuse");
+        store.ok(&["layer", "create-rw", "--parent", "base", "top"]);
+        let merged = store.mount(&["--backend", "fuse", "top"]);
+        sh(&merged, CHANGES);
+        store.unmount("top");
+        let file = pack(&store, "top");
+        store.ok(&["layer", "apply", "--id", "new", "--parent", "base", &file]);
+        let (record, out) = (format!("{file}.split"), format!("{file}.again"));
+        sh(store.sandbox.root(), &format!("/usr/bin/python3 - {file} >{record} <<'END'{SPLIT}END"));
+        let words = ["layer", "rebuild", "--id", "new", "--tar-split", &record, "-O", &out];
+        store.ok(&words);
+        assert!(fs::read(&file).unwrap() == fs::read(&out).unwrap(), "{driver}: other bytes");
+        // A file that is not what it was cannot be passed off as that.
+        append(store.diff("new").join("big"), "x");
+        let sentence = store.fails(&words);
+        assert!(sentence.contains("big"), "{driver}: {sentence}");
+    }
 }
 
 // What one layer hides, the next shows anew, and a third hides again.

@@ -1,8 +1,8 @@
 //! What kernel and filesystem can do for a store, found by trying it in the store itself.
 //!
-//! The results are kept in the run home and hold until kernel, filesystem, user namespace, capabilities,
-//! the device, program or mount options change. Nothing is concluded from a version. Trials mount nothing that anybody
-//! can see, and their files lie in a temporary directory.
+//! The results are kept in the run home and hold until kernel, filesystem, user namespace,
+//! capabilities, the device, program or mount options change. Nothing is concluded from a version.
+//! Trials mount nothing that anybody can see, and their files lie in a temporary directory.
 
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
