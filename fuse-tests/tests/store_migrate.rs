@@ -290,6 +290,22 @@ fn layers_that_docker_has_stay() {
     }
 }
 
+// containers/storage had a driver for aufs, and kept its list of layers beside the home too.
+both!(layers_of_aufs_that_podman_has_stay);
+fn layers_of_aufs_that_podman_has_stay() {
+    let old = full("aufs");
+    let records = old.root.join("aufs-layers");
+    std::fs::create_dir(&records).unwrap();
+    put(records.join("layers.json"), r#"[{"id":"middle"},{"id":"top"}]"#);
+    let sentence = old.fails(&["layer", "remove", "top"]);
+    assert!(sentence.contains("top: records of an engine name it; remove its"), "{sentence}");
+    put(records.join("layers.json"), r#"[{"id":"middle"}]"#);
+    old.ok(&["layer", "remove", "top"]);
+    put(records.join("layers.json"), "{");
+    let sentence = old.fails(&["layer", "remove", "middle"]);
+    assert!(sentence.contains("aufs-layers/layers.json: is no list of layers"), "{sentence}");
+}
+
 both!(what_cannot_be_migrated_is_refused);
 fn what_cannot_be_migrated_is_refused() {
     let old = full("aufs");

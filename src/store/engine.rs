@@ -145,18 +145,7 @@ impl Store {
             dir.join("volatile-layers.json"),
             run.join("volatile-layers.json"),
         ];
-        let mut known = None;
-        for path in files {
-            let Some(text) = read_text(&path)? else { continue };
-            let records: Vec<LayerRecord> = serde_json::from_str(&text).map_err(|error| {
-                let what = format!("is no list of layers ({error}); repair it with podman").into();
-                Error::Corrupt { what, at: show_path(&path).into() }
-            })?;
-            known
-                .get_or_insert_with(BTreeSet::new)
-                .extend(records.into_iter().map(|record| record.id));
-        }
-        Ok(known)
+        named_in(&files)
     }
 
     /// Returns whether records of an engine name a layer.
@@ -203,11 +192,31 @@ fn image_layers(home: &Home) -> Result<BTreeSet<String>> {
     Ok(known)
 }
 
-/// Returns whether records of an engine name a layer of a home that Docker's may be.
+/// Returns the layers that files of containers/storage name; `None` if none of them is there.
+fn named_in(files: &[PathBuf]) -> Result<Option<BTreeSet<String>>> {
+    let mut known = None;
+    for path in files {
+        let Some(text) = read_text(path)? else { continue };
+        let records: Vec<LayerRecord> = serde_json::from_str(&text).map_err(|error| {
+            let what = format!("is no list of layers ({error}); repair it with podman").into();
+            Error::Corrupt { what, at: show_path(path).into() }
+        })?;
+        known.get_or_insert_with(BTreeSet::new).extend(records.into_iter().map(|record| record.id));
+    }
+    Ok(known)
+}
+
+/// Returns whether records of an engine name a layer of a home that Docker's may be, or that of
+/// another driver of containers/storage, which kept `layers.json` beside it too.
 ///
 /// # Errors
-/// Those of reading the records.
+/// `Corrupt` for a list that cannot be read; those of reading the records.
 pub(super) fn is_recorded(home: &Home, id: &LayerId) -> Result<bool> {
+    let layers = format!("{}-layers", home.variant().home_name());
+    let list = lock::root_of(home).join(layers).join("layers.json");
+    if named_in(&[list])?.is_some_and(|all| all.contains(id.as_str())) {
+        return Ok(true);
+    }
     match LayerDb::open(home)? {
         Some(records) => records.names(id),
         None => Ok(false),
