@@ -63,7 +63,7 @@ mount options:
   writeback              let the kernel collect small writes; errors come late
   io=auto|noopen|open    whether opening a file is a request; auto: only where the server needs it
   io=passthrough         open, and the kernel serves files of the upper by itself; root only
-  threads=N, transport=dev|fuser, fsname=NAME, log_level=LEVEL, log_file=FILE
+  threads=N, transport=dev|uring|fuser, fsname=NAME, log_level=LEVEL, log_file=FILE
 ";
 
 const EXAMPLES: &str = "\

@@ -66,7 +66,7 @@ pub fn serve(
     on_ready: impl FnOnce() + Send,
 ) -> Result<()> {
     match options.transport {
-        Transport::Dev => dev::serve(device, union, options, on_ready),
+        Transport::Dev | Transport::Uring => dev::serve(device, union, options, on_ready),
         Transport::Fuser => transport_fuser::serve(device, union, options, on_ready),
     }
 }

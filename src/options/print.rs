@@ -59,8 +59,8 @@ impl MountOptions {
         if let Some(threads) = self.threads {
             items.push(format!("threads={threads}").into_bytes());
         }
-        if self.transport == Transport::Fuser {
-            items.push(b"transport=fuser".to_vec());
+        if self.transport != Transport::default() {
+            items.push(format!("transport={}", self.transport.name()).into_bytes());
         }
         if let Some(timeout) = self.timeout {
             let (whole, rest) = (timeout.as_secs(), timeout.subsec_nanos());
@@ -173,7 +173,8 @@ mod tests {
             Just(Propagation::Slave),
             Just(Propagation::Unbindable)
         ]);
-        let transport = prop_oneof![Just(Transport::Dev), Just(Transport::Fuser)];
+        let transport =
+            prop_oneof![Just(Transport::Dev), Just(Transport::Uring), Just(Transport::Fuser)];
         let io = proptest::option::of(prop_oneof![
             Just(IoMode::NoOpen),
             Just(IoMode::Open),

@@ -68,8 +68,21 @@ pub enum Transport {
     /// Our own, straight from the device.
     #[default]
     Dev,
+    /// Our own, by io_uring where the kernel has that, else as `Dev`.
+    Uring,
     /// The `fuser` crate.
     Fuser,
+}
+
+impl Transport {
+    /// Returns the word after `transport=`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Dev => "dev",
+            Self::Uring => "uring",
+            Self::Fuser => "fuser",
+        }
+    }
 }
 
 /// What a mount does with UUIDs, as the kernel's `uuid=`.
@@ -235,10 +248,11 @@ pub(super) fn parse_abilities(names: &str) -> Result<Vec<Ability>> {
 pub(super) fn parse_transport(name: &str) -> Result<Transport> {
     match name {
         "dev" => Ok(Transport::Dev),
+        "uring" => Ok(Transport::Uring),
         "fuser" => Ok(Transport::Fuser),
         other => Err(Error::invalid(
             format!("transport={other}"),
-            "is no transport; use dev (the default) or fuser",
+            "is no transport; use dev (the default), uring or fuser",
         )),
     }
 }

@@ -6,6 +6,7 @@
 
 pub mod data;
 pub mod fuse_device;
+pub mod fuse_ring;
 pub mod handle;
 pub mod inode_flags;
 pub mod lockfile;

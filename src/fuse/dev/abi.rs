@@ -108,6 +108,7 @@ pub(super) mod init {
     pub(in super::super) const INIT_EXT: u64 = 1 << 30;
     pub(in super::super) const PASSTHROUGH: u64 = 1 << 37;
     pub(in super::super) const NO_EXPORT_SUPPORT: u64 = 1 << 38;
+    pub(in super::super) const OVER_IO_URING: u64 = 1 << 41;
 }
 
 /// Bits of `SetAttrIn::valid`.

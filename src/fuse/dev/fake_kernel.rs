@@ -5,7 +5,7 @@ use super::decode::{Request, decode};
 use super::handshake::{self, Answer, Offer, Wishes};
 use super::notify::Notifier;
 use super::passthrough::Passthrough;
-use super::pool::{self, Serve};
+use super::pool::{self, Group, Serve, Source};
 use super::reply::Reply;
 use super::session::Session;
 use crate::error::Errno;
@@ -664,8 +664,10 @@ fn the_pool_grows_while_all_wait_and_shrinks_again() {
     let kernel = Kernel(kernel);
     let barrier = Arc::new(Barrier::default());
     let session = Arc::clone(&barrier);
-    let server =
-        std::thread::spawn(move || pool::run("grow", session, BUFFER, Arc::new(device), 2));
+    let server = std::thread::spawn(move || {
+        let groups = vec![Group::new(Source::Device, 2)];
+        pool::run("grow", session, BUFFER, Arc::new(device), groups, || ())
+    });
     for unique in 0..WAITING {
         kernel.send(&request(op::SYNCFS, unique, 1, &sample(op::SYNCFS)));
     }

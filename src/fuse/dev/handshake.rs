@@ -47,6 +47,8 @@ pub(super) struct Wishes {
     /// How deep filesystems are stacked on which the kernel takes data straight from beneath; with 0
     /// it does not.
     pub(super) passthrough_depth: u32,
+    /// Requests come by io_uring. Once agreed on, none comes before all queues are registered.
+    pub(super) uring: bool,
 }
 
 /// What was agreed on.
@@ -72,7 +74,7 @@ impl Terms {
 /// `EXPORT_SUPPORT` (no file handles are given out), `HAS_EXPIRE_ONLY` (no name is ever expired),
 /// `CREATE_SUPP_GROUP` (it tells one group, and only of requests that need none: the kernel has
 /// checked the permission and taken setgid away), `HAS_RESEND` (nobody takes a mount over),
-/// `SECURITY_CTX`, `ALLOW_IDMAP` and `OVER_IO_URING` (not served).
+/// `SECURITY_CTX` and `ALLOW_IDMAP` (not served).
 const ALWAYS: u64 = init::ASYNC_READ
     | init::BIG_WRITES
     | init::DONT_MASK
@@ -139,6 +141,7 @@ pub(super) fn negotiate(offer: &Offer, wishes: &Wishes) -> Result<Answer, Errno>
         (wishes.posix_acl, init::POSIX_ACL),
         (wishes.writeback, init::WRITEBACK_CACHE),
         (passthrough, init::PASSTHROUGH),
+        (wishes.uring, init::OVER_IO_URING),
     ] {
         if wish {
             wanted |= flag;
@@ -176,7 +179,8 @@ mod tests {
     const KERNEL_6_18: Offer =
         Offer { major: 7, minor: 45, max_readahead: 128 << 10, flags: 0x7fd_73ff_fffb };
 
-    const ACL: Wishes = Wishes { posix_acl: true, writeback: false, passthrough_depth: 0 };
+    const ACL: Wishes =
+        Wishes { posix_acl: true, writeback: false, passthrough_depth: 0, uring: false };
 
     fn agree(offer: &Offer, wishes: &Wishes) -> (Terms, abi::InitOut) {
         match negotiate(offer, wishes) {
@@ -237,6 +241,18 @@ mod tests {
         let (terms, reply) = agree(&offer, &wishes);
         assert!(!terms.has(init::PASSTHROUGH));
         assert_eq!(reply.max_stack_depth, 0);
+    }
+
+    #[test]
+    fn rings_are_asked_for_when_wished_and_offered() {
+        let wishes = Wishes { uring: true, ..Wishes::default() };
+        let (terms, reply) = agree(&KERNEL_6_18, &wishes);
+        assert!(!terms.has(init::OVER_IO_URING), "not offered unless the administrator says so");
+        assert_eq!(reply.flags2 & 1 << 9, 0);
+        let offer = Offer { flags: KERNEL_6_18.flags | init::OVER_IO_URING, ..KERNEL_6_18 };
+        let (terms, reply) = agree(&offer, &wishes);
+        assert!(terms.has(init::OVER_IO_URING));
+        assert_eq!(reply.flags2 & 1 << 9, 1 << 9);
     }
 
     #[test]

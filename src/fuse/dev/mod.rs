@@ -4,7 +4,8 @@
 //! [`reply`] answers into bytes, [`handshake`] agrees with the kernel on what to use, [`session`]
 //! carries a request to the dispatcher and its answer back, [`notify`] tells the kernel what it did
 //! not ask, [`passthrough`] knows which files the kernel serves by itself, and [`pool`] has the
-//! threads. Only the last three touch the device. [`replay`] takes the place of the last for requests
+//! threads, to which [`uring`] brings requests by io_uring where that is asked for. Only the last four
+//! touch the device. [`replay`] takes the place of these two for requests
 //! that come from elsewhere.
 //!
 //! Locks: the pool's own, held for moments and over no request. A crash leaves the mount without a
@@ -21,15 +22,17 @@ mod pool;
 pub mod replay;
 mod reply;
 mod session;
+mod uring;
 
 use self::handshake::{Terms, Wishes};
 use self::notify::Notifier;
 use self::passthrough::Passthrough;
+use self::pool::{Group, Source};
 use self::session::Session;
 use super::ServeOptions;
 use super::dispatch::Dispatcher;
 use crate::error::{Errno, Error, Result};
-use crate::options::IoMode;
+use crate::options::{IoMode, Transport};
 use crate::union::Union;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -57,6 +60,7 @@ pub(super) fn serve(
     on_ready: impl FnOnce() + Send,
 ) -> Result<()> {
     let device = Arc::new(device);
+    let queues = (options.transport == Transport::Uring).then(uring::queues);
     let wishes = Wishes {
         posix_acl: options.posix_acl,
         writeback: options.writeback,
@@ -66,6 +70,7 @@ pub(super) fn serve(
             IoMode::Passthrough => 1,
             IoMode::Open | IoMode::NoOpen => 0,
         },
+        uring: matches!(queues, Some(Ok(_))),
     };
     let terms = shake_hands(&device, &wishes)?;
     let passthrough = terms.has(abi::init::PASSTHROUGH);
@@ -83,9 +88,20 @@ pub(super) fn serve(
         counts: Arc::clone(&options.counts),
     };
     tracing::debug!(?terms, ?options, "serving");
-    on_ready();
+    let threads = options.threads.max(1);
+    let groups = match queues {
+        Some(Ok(queues)) if terms.has(abi::init::OVER_IO_URING) => uring::groups(queues, threads),
+        None => vec![Group::new(Source::Device, threads)],
+        Some(refused) => {
+            let why = refused.err().unwrap_or_else(|| {
+                "the kernel does not offer it: it takes Linux 6.14 and enable_uring of fuse".into()
+            });
+            tracing::warn!("transport=uring: {why}; requests are carried by transport=dev");
+            vec![Group::new(Source::Device, threads)]
+        }
+    };
     let buffer = terms.transfer + REQUEST_EXTRA;
-    pool::run("worker", session, buffer, device, options.threads.max(1))
+    pool::run("worker", session, buffer, device, groups, on_ready)
 }
 
 /// Answers INIT and returns what was agreed on.

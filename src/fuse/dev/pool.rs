@@ -1,12 +1,14 @@
-//! The threads that serve: each reads a request, serves it, writes the answer, and so on.
+//! The threads that serve: each takes a request, serves it, gives the answer, and so on.
 //!
-//! A few of them always stand ready. A request that takes long, such as a large copy-up, keeps its
-//! thread; when all are kept, one more is started, until one is free again, up to
-//! [`WORKERS_MAX`]. Whoever finds more threads idle than need be ends. All that this costs a request
+//! They come in groups, each for one [`Source`] of requests, which no other group can help.
+//! A few of each always stand ready. A request that takes long, such as a large copy-up, keeps its
+//! thread; when all of a group are kept, one more is started, until one is free again, up to
+//! [`WORKERS_MAX`]. Whoever finds more threads idle than need be ends, where that may be. All that this costs a request
 //! is two atomic additions: the thread that called [`run`] looks after the rest, and sleeps while
-//! not all workers are at work.
+//! not all workers of a group are at work.
 
 use super::reply::Reply;
+use super::uring::Entry;
 use super::{DEVICE, read_request};
 use crate::error::{Errno, Error, Result};
 use crate::sys::fuse_device;
@@ -16,13 +18,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-/// Most threads that serve one mount, unless more were asked for.
+/// Most threads of a group, unless more were asked for.
 const WORKERS_MAX: usize = 64;
 
 /// How often the pool looks whether anything moves while all are at work.
 const TICK: Duration = Duration::from_millis(2);
 
-/// [`Pool::load`] counts requests served above this bit, and those in work below.
+/// [`Group::load`] counts requests served above this bit, and those in work below.
 const SERVED: u64 = 1 << 16;
 
 /// What the workers do; a test puts something else than a session in its place.
@@ -34,6 +36,68 @@ pub(super) trait Serve: Send + Sync + 'static {
     fn take_back(&self, reply: &mut Reply);
 }
 
+/// Where workers take requests from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Source {
+    /// The device: read(2) and write(2).
+    Device,
+    /// A queue of requests by io_uring, that of one CPU. Its workers never end before the mount: a
+    /// request may be on its way to any of them.
+    Queue(u16),
+}
+
+/// The workers of one source.
+#[derive(Debug)]
+pub(super) struct Group {
+    source: Source,
+    /// Workers that always stand ready.
+    standing: usize,
+    /// Workers there are; raised by the keeper alone, read without a lock.
+    workers: AtomicUsize,
+    /// Workers there ever were.
+    started: AtomicUsize,
+    /// Requests in work, and requests served times [`SERVED`].
+    load: AtomicU64,
+}
+
+impl Group {
+    /// A group without workers yet, of which `standing` shall always be ready.
+    pub(super) fn new(source: Source, standing: usize) -> Self {
+        Self {
+            source,
+            standing,
+            workers: AtomicUsize::new(0),
+            started: AtomicUsize::new(0),
+            load: AtomicU64::new(0),
+        }
+    }
+
+    /// Tells whether all workers are at work; not so when they have all ended.
+    fn is_saturated(&self) -> bool {
+        let load = self.load.load(Ordering::SeqCst);
+        let workers = self.workers.load(Ordering::SeqCst);
+        workers > 0 && load % SERVED >= workers as u64
+    }
+
+    /// Notes that a request was served; tells whether this thread shall end.
+    fn finish(&self) -> bool {
+        // One less in work, one more served.
+        let busy = (self.load.fetch_add(SERVED - 1, Ordering::SeqCst) % SERVED) - 1;
+        let workers = self.workers.load(Ordering::Relaxed);
+        if workers <= self.standing || self.source != Source::Device {
+            return false;
+        }
+        let idle = workers.saturating_sub(usize::try_from(busy).unwrap_or(usize::MAX));
+        if idle <= self.standing {
+            return false;
+        }
+        // Whoever ends is counted out here, so that no two do for one reason.
+        self.workers
+            .compare_exchange(workers, workers - 1, Ordering::SeqCst, Ordering::Relaxed)
+            .is_ok()
+    }
+}
+
 /// The workers of one mount.
 struct Pool<S> {
     /// What its threads are called, before their number.
@@ -43,13 +107,8 @@ struct Pool<S> {
     buffer: usize,
     /// What the mount was made with; clones of it serve the same mount.
     device: Arc<OwnedFd>,
-    /// Workers that always stand ready.
-    standing: usize,
-    /// Workers there are; changed with `state` locked, read without.
-    workers: AtomicUsize,
-    /// Requests in work, and requests served times [`SERVED`].
-    load: AtomicU64,
-    /// The keeper sleeps until somebody finds all workers at work.
+    groups: Vec<Group>,
+    /// The keeper sleeps until somebody finds all workers of a group at work.
     keeper_sleeps: AtomicBool,
     state: Mutex<State>,
     changed: Condvar,
@@ -58,14 +117,14 @@ struct Pool<S> {
 /// What the keeper is told of.
 #[derive(Default)]
 struct State {
-    /// Why a worker gave up.
-    failed: Option<Errno>,
-    /// Number of the next thread.
-    next: usize,
+    /// Why a worker gave up, and in what.
+    failed: Option<(&'static str, Errno)>,
+    /// Workers that take requests, or have.
+    ready: usize,
 }
 
-/// Serves on `device` with `standing` threads or more until the mount is gone; requests and replies
-/// have up to `buffer` bytes.
+/// Serves on `device` until the mount is gone; requests and replies have up to `buffer` bytes. Calls
+/// `on_ready` once there is a worker for all sources.
 ///
 /// # Errors
 /// The first failure of the device that is not the end of the mount.
@@ -74,60 +133,91 @@ pub(super) fn run(
     session: impl Serve,
     buffer: usize,
     device: Arc<OwnedFd>,
-    standing: usize,
+    groups: Vec<Group>,
+    on_ready: impl FnOnce(),
 ) -> Result<()> {
     let pool = Arc::new(Pool {
         name,
         session,
         buffer,
         device,
-        standing,
-        workers: AtomicUsize::new(0),
-        load: AtomicU64::new(0),
+        groups,
         keeper_sleeps: AtomicBool::new(false),
         state: Mutex::default(),
         changed: Condvar::new(),
     });
-    for _ in 0..standing {
-        if let Err(errno) = pool.start_worker() {
-            if pool.workers.load(Ordering::Relaxed) == 0 {
-                return Err(Error::sys("clone", "worker thread", errno));
+    let mut started = 0;
+    for (index, group) in pool.groups.iter().enumerate() {
+        for _ in 0..group.standing {
+            if let Err(errno) = pool.start_worker(index) {
+                if group.workers.load(Ordering::Relaxed) == 0 {
+                    return Err(Error::sys("clone", "worker thread", errno));
+                }
+                tracing::warn!(%errno, "fewer threads than wanted");
+                break;
             }
-            tracing::warn!(%errno, "fewer threads than wanted");
-            break;
+            started += 1;
         }
     }
+    pool.await_ready(started)?;
+    on_ready();
     pool.keep()
 }
 
 impl<S: Serve> Pool<S> {
-    /// Starts one more thread.
-    fn start_worker(self: &Arc<Self>) -> std::result::Result<(), Errno> {
-        let mut state = self.state.lock();
-        let number = state.next;
+    /// Starts one more thread of a group.
+    fn start_worker(self: &Arc<Self>, index: usize) -> std::result::Result<(), Errno> {
+        let Some(group) = self.groups.get(index) else { return Err(Errno::INVAL) };
+        let number = group.started.load(Ordering::Relaxed);
         let pool = Arc::clone(self);
         // Counted before it runs, so that the pool never looks empty too early.
-        self.workers.fetch_add(1, Ordering::SeqCst);
+        group.workers.fetch_add(1, Ordering::SeqCst);
+        let name = match group.source {
+            Source::Device => format!("{}-{number}", self.name),
+            Source::Queue(cpu) => format!("{}-{cpu}/{number}", self.name),
+        };
         let work = move || {
-            let mut end = End { pool: &pool, retired: false, failed: None };
-            // The first one has the mount's own descriptor.
-            let channel = if number == 0 { None } else { pool.clone_device() };
-            let channel = channel.unwrap_or_else(|| Arc::clone(&pool.device));
-            match pool.work(&channel) {
+            let Some(group) = pool.groups.get(index) else { return };
+            let mut end = End { pool: &pool, group, retired: false, failed: None };
+            let worked = match group.source {
+                Source::Device => {
+                    // The first one has the mount's own descriptor.
+                    let channel = if number == 0 { None } else { pool.clone_device() };
+                    let channel = channel.unwrap_or_else(|| Arc::clone(&pool.device));
+                    pool.work(group, &channel).map_err(|errno| ("read", errno))
+                }
+                Source::Queue(cpu) => pool.work_queue(group, cpu, number),
+            };
+            match worked {
                 Ok(retired) => end.retired = retired,
-                Err(errno) => end.failed = Some(errno),
+                Err(failure) => end.failed = Some(failure),
             }
         };
-        match std::thread::Builder::new().name(format!("{}-{number}", self.name)).spawn(work) {
+        match std::thread::Builder::new().name(name).spawn(work) {
             Ok(_detached) => {
-                state.next += 1;
+                group.started.fetch_add(1, Ordering::Relaxed);
                 Ok(())
             }
             Err(error) => {
-                self.workers.fetch_sub(1, Ordering::SeqCst);
+                group.workers.fetch_sub(1, Ordering::SeqCst);
                 Err(Errno::from_io_error(&error).unwrap_or(Errno::AGAIN))
             }
         }
+    }
+
+    /// Waits until `count` workers take requests, or one failed.
+    fn await_ready(&self, count: usize) -> Result<()> {
+        let mut state = self.state.lock();
+        while state.ready < count && state.failed.is_none() {
+            self.changed.wait(&mut state);
+        }
+        state.failed.map_or(Ok(()), |(op, errno)| Err(Error::sys(op, DEVICE, errno)))
+    }
+
+    /// Notes that a worker takes requests.
+    fn note_ready(&self) {
+        self.state.lock().ready += 1;
+        self.changed.notify_one();
     }
 
     /// Returns a descriptor of its own for a thread, so that threads do not wait for each other in
@@ -144,12 +234,13 @@ impl<S: Serve> Pool<S> {
 
     /// Serves until the mount is gone, or until this thread is not needed any more: tells which by
     /// `true` for the latter, and is counted out then.
-    fn work(&self, channel: &OwnedFd) -> std::result::Result<bool, Errno> {
+    fn work(&self, group: &Group, channel: &OwnedFd) -> std::result::Result<bool, Errno> {
+        self.note_ready();
         // Zeroed by the system when first touched: what is never used costs nothing.
         let mut request = vec![0; self.buffer];
         let mut reply = Reply::new(self.buffer);
         while let Some(len) = read_request(channel, &mut request)? {
-            self.begin();
+            self.begin(group);
             let bytes = request.get(..len).unwrap_or_default();
             let sent = match self.session.serve(bytes, &mut reply) {
                 Some(answer) => send(channel, answer),
@@ -158,9 +249,34 @@ impl<S: Serve> Pool<S> {
             if let Err(errno) = sent {
                 self.undelivered(channel, bytes, &mut reply, errno);
             }
-            if self.finish() {
+            if group.finish() {
                 return Ok(true);
             }
+        }
+        Ok(false)
+    }
+
+    /// Serves one entry of the queue of `cpu` until the mount is gone; never tells `true`.
+    fn work_queue(
+        &self,
+        group: &Group,
+        cpu: u16,
+        number: usize,
+    ) -> std::result::Result<bool, (&'static str, Errno)> {
+        let mut entry = match Entry::register(&self.device, cpu, self.buffer) {
+            Ok(entry) => entry,
+            Err(errno) if number >= group.standing => {
+                tracing::warn!(%errno, "no further entry of a queue; requests may have to wait");
+                return Ok(false);
+            }
+            Err(errno) => return Err(("FUSE_IO_URING_CMD_REGISTER", errno)),
+        };
+        self.note_ready();
+        let failed = |errno| ("FUSE_IO_URING_CMD_COMMIT_AND_FETCH", errno);
+        while let Some(arrival) = entry.wait().map_err(failed)? {
+            self.begin(group);
+            entry.answer(arrival, &self.session).map_err(failed)?;
+            group.finish();
         }
         Ok(false)
     }
@@ -181,9 +297,9 @@ impl<S: Serve> Pool<S> {
     }
 
     /// Notes that a request was taken up.
-    fn begin(&self) {
-        let busy = (self.load.fetch_add(1, Ordering::SeqCst) % SERVED) + 1;
-        let all = busy >= self.workers.load(Ordering::SeqCst) as u64;
+    fn begin(&self, group: &Group) {
+        let busy = (group.load.fetch_add(1, Ordering::SeqCst) % SERVED) + 1;
+        let all = busy >= group.workers.load(Ordering::SeqCst) as u64;
         if all && self.keeper_sleeps.load(Ordering::SeqCst) {
             // Locked, so that the keeper either waits or has yet to look.
             drop(self.state.lock());
@@ -191,68 +307,51 @@ impl<S: Serve> Pool<S> {
         }
     }
 
-    /// Notes that a request was served; tells whether this thread shall end.
-    fn finish(&self) -> bool {
-        // One less in work, one more served.
-        let busy = (self.load.fetch_add(SERVED - 1, Ordering::SeqCst) % SERVED) - 1;
-        let workers = self.workers.load(Ordering::Relaxed);
-        if workers <= self.standing {
-            return false;
-        }
-        let idle = workers.saturating_sub(usize::try_from(busy).unwrap_or(usize::MAX));
-        if idle <= self.standing {
-            return false;
-        }
-        // Whoever ends is counted out here, so that no two do for one reason.
-        self.workers
-            .compare_exchange(workers, workers - 1, Ordering::SeqCst, Ordering::Relaxed)
-            .is_ok()
-    }
-
     /// Looks after the workers until there are none, or one failed.
     fn keep(self: &Arc<Self>) -> Result<()> {
         let mut state = self.state.lock();
         let mut sleeps = true;
+        let mut before = Vec::with_capacity(self.groups.len());
         loop {
-            if let Some(errno) = state.failed {
-                return Err(Error::sys("read", DEVICE, errno));
+            if let Some((op, errno)) = state.failed {
+                return Err(Error::sys(op, DEVICE, errno));
             }
-            if self.workers.load(Ordering::SeqCst) == 0 {
+            if self.groups.iter().all(|group| group.workers.load(Ordering::SeqCst) == 0) {
                 return Ok(());
             }
             if sleeps {
                 self.keeper_sleeps.store(true, Ordering::SeqCst);
                 // All may be at work since before they could know that somebody sleeps.
-                if !self.is_saturated(self.load.load(Ordering::SeqCst)) {
+                if !self.groups.iter().any(Group::is_saturated) {
                     self.changed.wait(&mut state);
                 }
                 self.keeper_sleeps.store(false, Ordering::SeqCst);
             }
-            let before = self.load.load(Ordering::SeqCst);
+            before.clear();
+            before.extend(self.groups.iter().map(|group| group.load.load(Ordering::SeqCst)));
             // Awake for a while at least, so that a busy mount does not wake it for each request.
             self.changed.wait_for(&mut state, TICK);
-            let after = self.load.load(Ordering::SeqCst);
-            sleeps = !self.is_saturated(after);
-            // Nothing was begun and nothing served meanwhile: all of them wait for something.
-            if !sleeps && before == after {
-                MutexGuard::unlocked(&mut state, || self.grow());
+            sleeps = true;
+            for (index, (group, before)) in self.groups.iter().zip(&before).enumerate() {
+                if !group.is_saturated() {
+                    continue;
+                }
+                sleeps = false;
+                // Nothing was begun and nothing served meanwhile: all of them wait for something.
+                if group.load.load(Ordering::SeqCst) == *before {
+                    MutexGuard::unlocked(&mut state, || self.grow(index, group));
+                }
             }
         }
     }
 
-    /// Tells whether all workers are at work; not so when they have all ended.
-    fn is_saturated(&self, load: u64) -> bool {
-        let workers = self.workers.load(Ordering::SeqCst);
-        workers > 0 && load % SERVED >= workers as u64
-    }
-
-    /// Starts one more worker, if there may be one.
-    fn grow(self: &Arc<Self>) {
-        let workers = self.workers.load(Ordering::SeqCst);
-        if workers >= self.standing.max(WORKERS_MAX) {
+    /// Starts one more worker of a group, if there may be one.
+    fn grow(self: &Arc<Self>, index: usize, group: &Group) {
+        let workers = group.workers.load(Ordering::SeqCst);
+        if workers >= group.standing.max(WORKERS_MAX) {
             return;
         }
-        match self.start_worker() {
+        match self.start_worker(index) {
             Ok(()) => tracing::debug!(workers, "all workers wait; one more"),
             Err(errno) => tracing::warn!(%errno, "no further thread; requests may have to wait"),
         }
@@ -267,16 +366,17 @@ fn send(channel: &OwnedFd, answer: &[u8]) -> std::result::Result<(), Errno> {
 /// Tells the keeper that a thread has ended, however it did.
 struct End<'a, S> {
     pool: &'a Pool<S>,
+    group: &'a Group,
     /// Counted out already.
     retired: bool,
-    failed: Option<Errno>,
+    failed: Option<(&'static str, Errno)>,
 }
 
 impl<S> Drop for End<'_, S> {
     fn drop(&mut self) {
         let mut state = self.pool.state.lock();
         if !self.retired {
-            self.pool.workers.fetch_sub(1, Ordering::SeqCst);
+            self.group.workers.fetch_sub(1, Ordering::SeqCst);
         }
         state.failed = state.failed.or(self.failed);
         self.pool.changed.notify_one();

@@ -6,7 +6,7 @@ use crate::union::NodeId;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// Bytes of the header that every reply begins with.
-const HEADER: usize = size_of::<abi::OutHeader>();
+pub(super) const HEADER: usize = size_of::<abi::OutHeader>();
 
 /// Names of a listing are padded to a multiple of this.
 const ALIGN: usize = 8;
@@ -15,7 +15,9 @@ const ALIGN: usize = 8;
 #[derive(Debug)]
 pub(super) struct Reply {
     buffer: Box<[u8]>,
-    /// Bytes in use, the header's included.
+    /// Where the header stands.
+    start: usize,
+    /// Where the bytes in use end.
     len: usize,
     /// To be taken back should this reply not arrive.
     pub(super) gives: Gives,
@@ -41,13 +43,28 @@ impl Reply {
     /// nothing.
     pub(super) fn new(capacity: usize) -> Self {
         let buffer = vec![0; HEADER + capacity].into_boxed_slice();
-        Self { buffer, len: HEADER, gives: Gives::default() }
+        Self::over(buffer, 0)
+    }
+
+    /// Returns a reply in `buffer`, with its header at `start`.
+    pub(super) fn over(buffer: Box<[u8]>, start: usize) -> Self {
+        Self { buffer, start, len: start + HEADER, gives: Gives::default() }
+    }
+
+    /// Returns the buffer.
+    pub(super) fn into_buffer(self) -> Box<[u8]> {
+        self.buffer
     }
 
     /// Forgets what was put.
     pub(super) fn clear(&mut self) {
-        self.len = HEADER;
+        self.len = self.start + HEADER;
         self.gives = Gives::default();
+    }
+
+    /// Returns what was completed.
+    pub(super) fn bytes(&self) -> &[u8] {
+        self.buffer.get(self.start..self.len).unwrap_or_default()
     }
 
     /// Appends a structure; what does not fit is left out, and told by `false`.
@@ -79,7 +96,7 @@ impl Reply {
 
     /// Returns how many bytes follow the header.
     pub(super) fn payload(&self) -> usize {
-        self.len - HEADER
+        self.len - self.start - HEADER
     }
 
     /// Appends one name of a listing whose names take up to `limit` bytes, with its entry if it has
@@ -106,7 +123,7 @@ impl Reply {
 
     /// The nodes of a listing with entries.
     pub(super) fn listed(&self) -> impl Iterator<Item = NodeId> {
-        let mut rest = self.buffer.get(HEADER..self.len).unwrap_or_default();
+        let mut rest = self.buffer.get(self.start + HEADER..self.len).unwrap_or_default();
         std::iter::from_fn(move || {
             let (entry, after) = abi::EntryOut::read_from_prefix(rest).ok()?;
             let (dirent, after) = abi::Dirent::read_from_prefix(after).ok()?;
@@ -125,7 +142,7 @@ impl Reply {
 
     /// Completes the reply as a refusal, which has nothing but its number.
     pub(super) fn refuse(&mut self, unique: u64, number: i32) -> &[u8] {
-        self.len = HEADER;
+        self.len = self.start + HEADER;
         self.finish_with(unique, -number)
     }
 
@@ -137,11 +154,11 @@ impl Reply {
 
     fn finish_with(&mut self, unique: u64, error: i32) -> &[u8] {
         // No buffer is as large as that.
-        let len = u32::try_from(self.len).unwrap_or(u32::MAX);
+        let len = u32::try_from(self.len - self.start).unwrap_or(u32::MAX);
         let header = abi::OutHeader { len, error, unique };
-        if let Some(room) = self.buffer.get_mut(..HEADER) {
+        if let Some(room) = self.buffer.get_mut(self.start..self.start + HEADER) {
             room.copy_from_slice(header.as_bytes());
         }
-        self.buffer.get(..self.len).unwrap_or_default()
+        self.bytes()
     }
 }
