@@ -195,6 +195,28 @@ fn a_directory_in_many_layers() {
     assert_eq!(counts.calls.get("llistxattr"), None, "{counts:?}");
 }
 
+// Files come to the upper with the directory that they are in: no name of their own is published.
+#[test]
+fn moving_a_lower_directory() {
+    needs_counts!();
+    const DIRS: usize = 20;
+    const FILES: usize = 20;
+    let c = mounted(|c| {
+        for dir in 0..DIRS {
+            for file in 0..FILES {
+                put(c.l(0, &format!("tree/d{dir}/f{file}")), "x");
+            }
+        }
+    });
+    let counts = counted(&c, || fs::rename(c.m("tree"), c.m("moved")).unwrap());
+    let renames: usize =
+        ["renameat", "renameat2", "linkat"].iter().filter_map(|call| counts.calls.get(*call)).sum();
+    assert!(renames <= DIRS + 3, "{renames} renames: {counts:?}");
+    // A file: three statx, two opens and closes, two listxattr, a handle, its origin, a try to clone,
+    // its flags, read, write, owner, mode, times. A directory: some forty.
+    counts.assert_calls("moving a lower directory", DIRS * FILES * 16 + (DIRS + 1) * 42);
+}
+
 #[test]
 fn creation() {
     needs_counts!();

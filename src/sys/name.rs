@@ -149,6 +149,11 @@ pub fn chown_handle(handle: impl AsFd, uid: Option<u32>, gid: Option<u32>) -> Re
 /// # Errors
 /// Those of the call.
 pub fn chmod_handle(handle: impl AsFd, mode: u32) -> Result<(), Errno> {
+    match chmod_open(&handle, mode) {
+        // `O_PATH`. For all others the walk through /proc is spared.
+        Err(Errno::BADF) => {}
+        done => return done,
+    }
     let path = FdPath::of(handle);
     retry_on_intr(|| rustix::fs::chmod(path.bytes(), Mode::from_raw_mode(mode & 0o7777)))
 }
@@ -182,6 +187,11 @@ pub fn set_times(at: At<'_>, times: &Timestamps) -> Result<(), Errno> {
 /// # Errors
 /// Those of the call.
 pub fn set_times_handle(handle: impl AsFd, times: &Timestamps) -> Result<(), Errno> {
+    match set_times_open(&handle, times) {
+        // `O_PATH`, as above.
+        Err(Errno::BADF) => {}
+        done => return done,
+    }
     let path = FdPath::of(handle);
     retry_on_intr(|| rustix::fs::utimensat(rustix::fs::CWD, path.bytes(), times, AtFlags::empty()))
 }

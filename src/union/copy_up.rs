@@ -19,10 +19,11 @@ use super::attr::{FileType, times_of};
 use super::file::Data;
 use super::index::{Base, missing_links};
 use super::look::{Route, mode_without_acl, override_of, try_owner};
-use super::node::Node;
+use super::node::{Dir, Node};
 use super::origin::Origin;
 use super::protect;
 use super::publish::{self, Staged, Temp, Work};
+use super::readdir::Names;
 use super::{Leaf, Union, Upper, lock};
 use crate::error::{Context, Errno, Error, Result};
 use crate::layer::{self, UPPER};
@@ -98,7 +99,9 @@ impl Union {
             let (staged, origin) = self.stage_copy(upper, node, &stat, extent)?;
             self.publish_copy(upper, node, Copy::File(staged), origin)
         } else {
-            let (temp, origin) = self.copy_special(upper, node, &stat)?;
+            let temp = upper.work.temp();
+            let at = (&*upper.work.dir, &*temp.name);
+            let origin = self.copy_special(upper, node, &stat, at)?;
             self.publish_copy(upper, node, Copy::Special(temp), origin)
         }
     }
@@ -158,57 +161,56 @@ impl Union {
         Ok(origin)
     }
 
-    /// Prepares the copy of an object that is no directory under a name in work, not synced. Tells
-    /// whether its number can be found again on the disk.
-    pub(super) fn stage_named<'a>(
+    /// Prepares the copy of an object that is no directory as `name` in a directory in work, not
+    /// synced. Tells whether its number can be found again on the disk.
+    pub(super) fn stage_named(
         &self,
-        upper: &'a Upper,
+        upper: &Upper,
         node: &Arc<Node>,
         stat: &Statx,
-    ) -> Result<(Temp<'a>, bool)> {
+        (dir, name): (&layer::Dir, &[u8]),
+    ) -> Result<bool> {
         if node.kind != FileType::Regular {
-            let (temp, origin) = self.copy_special(upper, node, stat)?;
-            return Ok((temp, origin.lasts()));
+            return Ok(self.copy_special(upper, node, stat, (dir, name))?.lasts());
         }
         let source = self.source_data(node)?;
-        let temp = upper.work.temp();
-        let file = temp.call("openat", |at| sys::open::create(at.dir, at.name, 0o600))?;
+        let file = dir.call("openat", name, |at| sys::open::create(at.dir, at.name, 0o600))?;
         let origin = self.fill_copy(upper, &source, node, (file.as_fd(), stat), Extent::All)?;
-        Ok((temp, origin.lasts()))
+        Ok(origin.lasts())
     }
 
-    /// Prepares the copy of a symlink, device, pipe or socket.
-    fn copy_special<'a>(
+    /// Prepares the copy of a symlink, device, pipe or socket as `name` in a directory in work.
+    fn copy_special(
         &self,
-        upper: &'a Upper,
+        upper: &Upper,
         node: &Arc<Node>,
         stat: &Statx,
-    ) -> Result<(Temp<'a>, Origin)> {
-        let temp = upper.work.temp();
+        (dir, name): (&layer::Dir, &[u8]),
+    ) -> Result<Origin> {
         let source = self.lower_handle(node)?;
         if sys::stat::is_whiteout(stat) {
             // Of a nested overlay. Its xattr comes with the others, unless they change their names.
-            let file = temp.call("openat", |at| sys::open::create(at.dir, at.name, 0o600))?;
-            let name = upper.work.namespace.of(&marks::NESTED_WHITEOUT_XATTRS);
-            xattr::set(Target::Open(file.as_fd()), name, b"y", XattrFlags::empty())
+            let file = dir.call("openat", name, |at| sys::open::create(at.dir, at.name, 0o600))?;
+            let mark = upper.work.namespace.of(&marks::NESTED_WHITEOUT_XATTRS);
+            xattr::set(Target::Open(file.as_fd()), mark, b"y", XattrFlags::empty())
                 .at("setxattr", || "a whiteout in work")?;
         } else if node.kind == FileType::Symlink {
             let target = self.link_target(node)?;
-            temp.call("symlinkat", |at| sys::name::symlink(&target, at))?;
+            dir.call("symlinkat", name, |at| sys::name::symlink(&target, at))?;
         } else if upper.carrier.is_some() {
             // Stands for it.
-            temp.call("openat", |at| sys::open::create(at.dir, at.name, 0o600))?;
+            dir.call("openat", name, |at| sys::open::create(at.dir, at.name, 0o600))?;
         } else {
             let mode = u32::from(stat.stx_mode) & (libc::S_IFMT | 0o600);
             let rdev = (stat.stx_rdev_major, stat.stx_rdev_minor);
-            temp.call("mknodat", |at| sys::name::mknod(at, mode, rdev))?;
+            dir.call("mknodat", name, |at| sys::name::mknod(at, mode, rdev))?;
         }
-        let work = upper.work.dir.handle()?;
-        let to = Target::Name(At::new(work.as_fd(), &temp.name));
+        let dir = dir.handle()?;
+        let to = Target::Name(At::new(dir.as_fd(), name));
         let origin = self.set_origin(upper, (source.as_fd(), stat), to)?;
         let route = self.route(self.layer_of(node), upper);
         copy_attributes(&upper.work, route, Target::Handle(source.as_fd()), to, stat)?;
-        Ok((temp, origin))
+        Ok(origin)
     }
 
     /// Publishes a finished copy under the name of the node, or keeps it without one.
@@ -387,25 +389,8 @@ impl Union {
         if dir.upper.get().is_some() {
             return Ok(());
         }
-        let source = dir.top().ok_or(Errno::STALE)?;
-        let stat = source.stat()?;
         let temp = upper.work.make_directory(0o700)?;
-        let from = source.handle()?;
-        let work = upper.work.dir.handle()?;
-        let made = Target::Name(At::new(work.as_fd(), &temp.name));
-        self.set_origin(upper, (from.as_fd(), &stat), made)?;
-        match sys::open::directory(from.as_fd(), b".") {
-            Ok(from) => inode_flags::pass_on(from.as_fd(), || {
-                sys::open::directory(work.as_fd(), &temp.name)
-            }),
-            // We may not list it, nor need to.
-            Err(Errno::ACCESS) => Ok(()),
-            Err(errno) => Err(errno),
-        }
-        .at("ioctl", || "the flags of a copy in work")?;
-        let route = self.route(source.layer.index, upper);
-        copy_attributes(&upper.work, route, Target::Handle(from.as_fd()), made, &stat)?;
-
+        self.fill_directory(upper, dir, &temp.name)?;
         let parent = node.place.read().parent.clone().ok_or(Errno::STALE)?;
         let above = lock::directory(&parent)?;
         let mut names = above.names.write();
@@ -416,16 +401,52 @@ impl Union {
             }
             place.name.clone()
         };
+        self.publish_directory(upper, node, temp, (above, &mut names), &name)
+    }
+
+    /// Gives the directory `name` in work what the lower one has, but for its children.
+    pub(super) fn fill_directory(&self, upper: &Upper, dir: &Dir, name: &[u8]) -> Result<()> {
+        let source = dir.top().ok_or(Errno::STALE)?;
+        let stat = source.stat()?;
+        let from = source.handle()?;
+        let work = upper.work.dir.handle()?;
+        let made = Target::Name(At::new(work.as_fd(), name));
+        self.set_origin(upper, (from.as_fd(), &stat), made)?;
+        match sys::open::directory(from.as_fd(), b".") {
+            Ok(from) => {
+                inode_flags::pass_on(from.as_fd(), || sys::open::directory(work.as_fd(), name))
+            }
+            // We may not list it, nor need to.
+            Err(Errno::ACCESS) => Ok(()),
+            Err(errno) => Err(errno),
+        }
+        .at("ioctl", || "the flags of a copy in work")?;
+        let route = self.route(source.layer.index, upper);
+        copy_attributes(&upper.work, route, Target::Handle(from.as_fd()), made, &stat)
+    }
+
+    /// Publishes a directory in work as the upper part of `node`, which has none and is `name` in
+    /// `above`.
+    ///
+    /// # Locks
+    /// Held by the caller: `Node::copy` of the directory, `Dir::names` of the one above.
+    pub(super) fn publish_directory(
+        &self,
+        upper: &Upper,
+        node: &Node,
+        temp: Temp<'_>,
+        (above, names): (&Dir, &mut Names),
+        name: &[u8],
+    ) -> Result<()> {
         let to = above.upper.get().ok_or(Errno::STALE)?;
         let made = temp.call("statx", |at| sys::stat::at(at.dir, at.name))?;
         upper.work.set_impure(to)?;
-        unnoticed(to, || upper.work.publish(temp, to, &name, RenameFlags::empty()))?;
+        unnoticed(to, || upper.work.publish(temp, to, name, RenameFlags::empty()))?;
         if let Some(listing) = &mut names.listing {
-            listing.copied_up(&name, (sys::stat::device(&made), made.stx_ino));
+            listing.copied_up(name, (sys::stat::device(&made), made.stx_ino));
         }
         // Held back until the directory is there: set once, under Node::copy.
-        let part = to.child(&name, &made);
-        drop(dir.upper.set(part));
+        drop(lock::directory(node)?.upper.set(to.child(name, &made)));
         node.place.write().layer = UPPER;
         Ok(())
     }
@@ -557,7 +578,7 @@ fn copy_xattrs(route: Route, from: Target<'_>, to: Target<'_>) -> Result<()> {
 /// Publishes a copy in `dir` without changing the times of `dir`: nobody changed that directory.
 ///
 /// Like the kernel's, best effort: the copy is published whether or not the times can be restored.
-fn unnoticed<T>(dir: &layer::Dir, publish: impl FnOnce() -> Result<T>) -> Result<T> {
+pub(super) fn unnoticed<T>(dir: &layer::Dir, publish: impl FnOnce() -> Result<T>) -> Result<T> {
     let before = dir.stat()?;
     let published = publish()?;
     let times = times_of(&before);

@@ -1,34 +1,29 @@
 //! Brings a whole directory to the upper layer, so that one rename can move it.
 //!
-//! Every step leaves what is shown as it was: what lies beneath is copied up as by any change of it,
-//! many files between two syncs; then each directory, from the innermost out, is marked opaque,
+//! Every step leaves what is shown as it was: what lies beneath is copied up, many files between two
+//! syncs (`staging`); then each directory, from the innermost out, is marked opaque,
 //! because its upper part holds all of it. From there on it has no lower parts. Changes made
 //! meanwhile go on undisturbed: there is never less in the upper than before, so one more look at
 //! the names, taken with them locked, finds whatever was missed.
 //!
-//! Locks: none over copying. `Dir::names` of one directory over publishing its copies, where
-//! `Node::copy` of each is tried, not waited for; and over the last look and the mark.
+//! Locks: none over copying; over publishing those of `staging`; `Dir::names` of one directory over the
+//! last look and the mark.
 //! Crash: leaves copies in the upper that show what the lowers show.
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use rustix::fs::RenameFlags;
-
-use super::attr::{FileType, show, times_of};
+use super::attr::{FileType, times_of};
 use super::copy_up::Extent;
-use super::file::Data;
 use super::listing::Child;
 use super::lookup::Found;
 use super::node::{Dir, Node};
-use super::publish::Temp;
-use super::readdir::Names;
+use super::staging::{Leaf, Staging};
 use super::{Union, Upper, interrupt, lock};
 use crate::error::{Errno, Result};
-use crate::layer::{self, UPPER};
+use crate::layer::UPPER;
 use crate::sys;
-use crate::sys::stat::Statx;
 
 /// How much is copied at most to move a directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,6 +64,14 @@ const DIRS_EACH: usize = 8;
 /// How often what others do meanwhile may call for one more round.
 const ROUNDS: u32 = 16;
 
+/// Copies that wait for one sync, of one thread.
+#[derive(Default)]
+struct Batch<'a> {
+    ready: Vec<Staging<'a>>,
+    files: usize,
+    bytes: u64,
+}
+
 /// One count of a node.
 pub(super) struct Pin<'a> {
     union: &'a Union,
@@ -79,25 +82,6 @@ impl Drop for Pin<'_> {
     fn drop(&mut self) {
         self.union.release(&self.node, 1);
     }
-}
-
-/// What a directory shows of a lower part.
-struct Leaf<'a> {
-    name: Box<[u8]>,
-    pin: Pin<'a>,
-    stat: Statx,
-}
-
-/// A finished copy that waits for the sync.
-struct Ready<'a> {
-    parent: Arc<Node>,
-    name: Box<[u8]>,
-    pin: Pin<'a>,
-    temp: Temp<'a>,
-    /// What statx(2) says of the copy, as users see it.
-    made: Statx,
-    /// Its number can be found again on the disk.
-    lasts: bool,
 }
 
 impl Union {
@@ -123,8 +107,8 @@ impl Union {
         let upper = self.writable()?;
         for _ in 0..ROUNDS {
             let dirs = self.survey(upper, top)?;
-            let mut staged = self.stage_all(upper, &dirs)?;
-            self.publish_batch(upper, &mut staged)?;
+            let staged = self.stage_all(upper, &dirs)?;
+            self.publish_batch(upper, staged)?;
             // Children come after their parents.
             let mut done = true;
             for dir in dirs.iter().rev() {
@@ -135,15 +119,6 @@ impl Union {
             }
         }
         Err(Errno::BUSY.into())
-    }
-
-    /// Tells whether a directory still had a name when something was done to it.
-    fn is_there(&self, node: &Node, done: Result<()>) -> Result<bool> {
-        match done {
-            Ok(()) => Ok(true),
-            Err(_) if node.place.read().gone => Ok(false),
-            Err(error) => Err(error),
-        }
     }
 
     /// Finds the directories with lower parts from `top` on, parents first, and adds up what is to
@@ -196,29 +171,25 @@ impl Union {
         Ok(Pin { union: self, node })
     }
 
-    /// Prepares copies of what lies in the lower parts of directories, the directories themselves
-    /// published; returns those that wait for a sync. Several threads take one directory after the
-    /// other, of which none waits for another's names.
-    fn stage_all<'a>(&'a self, upper: &'a Upper, dirs: &[Pin<'_>]) -> Result<Vec<Ready<'a>>> {
+    /// Copies what lies in the lower parts of directories, and publishes it but for what is left to
+    /// wait for a sync, which is returned. Several threads take one directory after the other, of
+    /// which none waits for another's names.
+    fn stage_all<'a>(&'a self, upper: &'a Upper, dirs: &[Pin<'_>]) -> Result<Vec<Staging<'a>>> {
         let (next, failed) = (AtomicUsize::new(0), AtomicBool::new(false));
         let caller = interrupt::served();
         let work = || {
-            let (mut batch, mut bytes) = (Vec::new(), 0);
-            while let Some(dir) = dirs.get(next.fetch_add(1, Ordering::Relaxed))
-                && !failed.load(Ordering::Relaxed)
-            {
-                let there = self.is_there(&dir.node, self.copy_up(&dir.node, Extent::All));
-                let staged = match there {
-                    Ok(true) => self.stage_leaves(upper, &dir.node, &mut batch, &mut bytes),
-                    Ok(false) => Ok(()),
-                    Err(error) => Err(error),
-                };
-                if let Err(error) = staged {
+            let mut batch = Batch::default();
+            loop {
+                let order = next.fetch_add(1, Ordering::Relaxed);
+                let Some(dir) = dirs.get(order) else { return Ok(batch.ready) };
+                if failed.load(Ordering::Relaxed) {
+                    return Ok(batch.ready);
+                }
+                if let Err(error) = self.stage_directory(upper, order, &dir.node, &mut batch) {
                     failed.store(true, Ordering::Relaxed);
                     return Err(error);
                 }
             }
-            Ok(batch)
         };
         let help = || {
             // Who waits for the caller waits for this.
@@ -247,31 +218,35 @@ impl Union {
         })
     }
 
-    /// Prepares copies of what lies in the lower parts of a directory, but for directories.
-    fn stage_leaves<'a>(
+    /// Copies what lies in the lower parts of a directory, but for directories.
+    fn stage_directory<'a>(
         &'a self,
         upper: &'a Upper,
+        order: usize,
         parent: &Arc<Node>,
-        batch: &mut Vec<Ready<'a>>,
-        bytes: &mut u64,
+        batch: &mut Batch<'a>,
     ) -> Result<()> {
         let dir = lock::directory(parent)?;
-        for Leaf { name, pin, stat } in self.lower_leaves(parent, dir)? {
-            if pin.node.links.get().is_some() || pin.node.is_upper() {
+        let leaves = self.lower_leaves(parent, dir)?;
+        if leaves.is_empty() && dir.upper.get().is_some() || parent.place.read().gone {
+            return Ok(());
+        }
+        let mut staging = Staging::new(upper, order, parent)?;
+        for leaf in leaves {
+            if leaf.pin.node.links.get().is_some() || leaf.pin.node.is_upper() {
                 // Its names are linked to one copy, which has its own way; or it is a metacopy.
-                self.copy_up(&pin.node, Extent::All)?;
+                self.copy_up(&leaf.pin.node, Extent::All)?;
                 continue;
             }
-            let (temp, lasts) = self.stage_named(upper, &pin.node, &stat)?;
-            let mut made = temp.call("statx", |at| sys::stat::at(at.dir, at.name))?;
-            show(&pin.node, &mut made);
-            *bytes += made.stx_blocks * 512;
-            batch.push(Ready { parent: Arc::clone(parent), name, pin, temp, made, lasts });
-            if batch.len() >= BATCH_FILES || *bytes >= BATCH_BYTES {
-                self.publish_batch(upper, batch)?;
-                *bytes = 0;
+            batch.bytes += self.stage_leaf(upper, &mut staging, leaf)?;
+            batch.files += 1;
+            if batch.files >= BATCH_FILES || batch.bytes >= BATCH_BYTES {
+                let full = std::mem::replace(&mut staging, Staging::new(upper, order, parent)?);
+                batch.ready.push(self.complete(upper, full)?);
+                self.publish_batch(upper, std::mem::take(batch).ready)?;
             }
         }
+        batch.ready.push(self.complete(upper, staging)?);
         Ok(())
     }
 
@@ -296,71 +271,16 @@ impl Union {
     }
 
     /// Publishes finished copies, unless somebody else was first or their names are gone.
-    fn publish_batch(&self, upper: &Upper, batch: &mut Vec<Ready<'_>>) -> Result<()> {
+    fn publish_batch(&self, upper: &Upper, mut batch: Vec<Staging<'_>>) -> Result<()> {
         if batch.is_empty() {
             return Ok(());
         }
         if !self.volatile {
             upper.sync()?;
         }
-        let mut rest = batch.drain(..).peekable();
-        while let Some(first) = rest.next() {
-            let parent = Arc::clone(&first.parent);
-            let dir = lock::directory(&parent)?;
-            let mut names = dir.names.write();
-            let to = dir.upper.get().ok_or(Errno::STALE)?;
-            // Nobody changed the directory, so its times stay.
-            let before = to.stat()?;
-            upper.work.set_impure(to)?;
-            let mut next = Some(first);
-            while let Some(ready) = next {
-                self.publish_ready(upper, to, &mut names, ready)?;
-                next = rest.next_if(|ready| Arc::ptr_eq(&ready.parent, &parent));
-            }
-            let times = times_of(&before);
-            if let Err(error) = to.with("utimensat", |to| sys::name::set_times_handle(to, &times)) {
-                tracing::debug!("times of a directory not restored after a copy-up: {error}");
-            }
-        }
-        Ok(())
-    }
-
-    fn publish_ready(
-        &self,
-        upper: &Upper,
-        to: &Arc<layer::Dir>,
-        names: &mut Names,
-        ready: Ready<'_>,
-    ) -> Result<()> {
-        let Ready { parent, name, pin, temp, made, lasts } = ready;
-        let object = (sys::stat::device(&made), made.stx_ino);
-        let node = &pin.node;
-        // Whoever holds it copies the file up by itself.
-        let Some(_copying) = node.copy.try_lock() else { return Ok(()) };
-        {
-            let place = node.place.read();
-            if place.gone || place.layer == UPPER || !place.is_named(&parent, &name) {
-                return Ok(());
-            }
-        }
-        self.pass_on_whiteout(upper, &made, to)?;
-        // Whoever has the file open may not be able to open it again by its mode.
-        let data = if node.is_opened() && node.kind == FileType::Regular {
-            Some(Data::new(temp.call("openat", |at| sys::open::writer(at.dir, at.name))?))
-        } else {
-            None
-        };
-        self.numbers.keep(object.0, object.1, node.ino);
-        upper
-            .work
-            .publish(temp, to, &name, RenameFlags::empty())
-            .inspect_err(|_| self.numbers.drop_kept(object.0, object.1))?;
-        if let Some(listing) = &mut names.listing {
-            listing.copied_up(&name, object);
-        }
-        self.set_upper(node, data, object, lasts);
-        node.is_whole.store(true, Ordering::Release);
-        Ok(())
+        // A parent comes as a whole unless a child has called for it.
+        batch.sort_by_key(|staging| staging.order);
+        batch.into_iter().try_for_each(|staging| self.publish_staging(upper, staging))
     }
 
     /// Marks a directory opaque if its upper part holds all that it shows; tells whether it does.

@@ -32,6 +32,7 @@ mod redirect;
 mod remove;
 mod rename;
 pub(crate) mod resolve;
+mod staging;
 #[cfg(test)]
 mod testing;
 mod xattr;

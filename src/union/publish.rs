@@ -294,7 +294,7 @@ impl Work {
         name: &[u8],
         flags: RenameFlags,
     ) -> Result<()> {
-        self.exchange_or_rename(&temp, to, name, flags)?;
+        self.exchange_or_rename((&self.dir, &temp.name), to, name, flags)?;
         if !flags.contains(RenameFlags::EXCHANGE) {
             // Moved away, so there is nothing to clean up.
             std::mem::forget(temp);
@@ -304,18 +304,28 @@ impl Work {
 
     /// Swaps what `temp` names with `name` in `to`; the other object is in work then, as `temp`.
     pub(crate) fn exchange(&self, temp: &Temp<'_>, to: &layer::Dir, name: &[u8]) -> Result<()> {
-        self.exchange_or_rename(temp, to, name, RenameFlags::EXCHANGE)
+        self.exchange_or_rename((&self.dir, &temp.name), to, name, RenameFlags::EXCHANGE)
+    }
+
+    /// Publishes what is `name` in a directory in work as the same in `to`.
+    pub(crate) fn publish_child(
+        &self,
+        dir: &layer::Dir,
+        to: &layer::Dir,
+        name: &[u8],
+    ) -> Result<()> {
+        self.exchange_or_rename((dir, name), to, name, RenameFlags::empty())
     }
 
     fn exchange_or_rename(
         &self,
-        temp: &Temp<'_>,
+        (dir, from): (&layer::Dir, &[u8]),
         to: &layer::Dir,
         name: &[u8],
         flags: RenameFlags,
     ) -> Result<()> {
-        let handle = self.dir.handle()?;
-        let from = At::new(handle.as_fd(), &temp.name);
+        let handle = dir.handle()?;
+        let from = At::new(handle.as_fd(), from);
         to.call("renameat2", name, |to| {
             match sys::name::rename(from, to, flags) {
                 Err(Errno::ACCESS) => {}
