@@ -49,11 +49,19 @@ chmod 666 "$FUSE_TESTS_SKIP_LOG"
 printf 'suites: as user %s\n' "$(id -un)"
 cargo test -p fuse-tests --locked "$@"
 
-# A share of them over the other transport.
+# A share of them over the other transports; io_uring where the kernel offers it.
 if [ $# = 0 ]; then
-    printf 'suites: over transport=fuser\n'
-    FUSE_TESTS_OPTIONS=transport=fuser cargo test -p fuse-tests --locked --quiet \
-        --test posix_basic --test merge --test regressions --test users --test transport
+    transports=(fuser)
+    if [ "$(cat /sys/module/fuse/parameters/enable_uring 2>/dev/null)" = Y ]; then
+        transports+=(uring)
+    else
+        printf 'suites: skipped over transport=uring: enable_uring of the fuse module is not Y\n'
+    fi
+    for transport in "${transports[@]}"; do
+        printf 'suites: over transport=%s\n' "$transport"
+        FUSE_TESTS_OPTIONS=transport=$transport cargo test -p fuse-tests --locked --quiet \
+            --test posix_basic --test merge --test regressions --test users --test transport
+    done
 fi
 
 # The same binaries as somebody without privilege, who has a range of ids to map.

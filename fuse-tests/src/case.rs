@@ -146,6 +146,13 @@ impl Case {
         self.mount_by_hand(command);
     }
 
+    /// As [`Case::mount_unsealed`], with an `-o` option more.
+    #[track_caller]
+    pub fn mount_unsealed_with(&mut self, option: &str) {
+        let command = self.spec().option(option).command();
+        self.mount_by_hand(command);
+    }
+
     /// Mounts by a command that ends when the mount is there.
     #[track_caller]
     pub fn mount_by_hand(&mut self, mut command: Command) {

@@ -20,6 +20,15 @@ pub fn no_strace() -> Option<String> {
     (!found.is_ok_and(|status| status.success())).then(|| "needs strace".to_owned())
 }
 
+/// Why requests cannot be counted here, if so.
+pub fn no_counts() -> Option<String> {
+    let options = std::env::var("FUSE_TESTS_OPTIONS").unwrap_or_default();
+    if options.contains("transport=uring") {
+        return Some("strace sees no requests by io_uring".to_owned());
+    }
+    no_strace()
+}
+
 /// What a server was asked, and did, in a while.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Counts {

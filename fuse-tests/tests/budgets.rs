@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use fuse_tests::case::{Case, forget_all, gone, names, put, sh, text};
-use fuse_tests::trace::{Counts, count, no_strace};
+use fuse_tests::trace::{Counts, count, no_counts};
 use fuse_tests::{needs_root, skip};
 use rustix::fs::{Timespec, Timestamps};
 
@@ -21,7 +21,7 @@ macro_rules! needs_counts {
     () => {
         let _alone = ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         needs_root!();
-        if let Some(reason) = no_strace() {
+        if let Some(reason) = no_counts() {
             skip!("{reason}");
         }
     };

@@ -13,7 +13,7 @@ use fuse_tests::case::{
 };
 use fuse_tests::env::wait_until;
 use fuse_tests::fixture::pattern;
-use fuse_tests::trace::{count, no_strace};
+use fuse_tests::trace::{count, no_counts};
 use fuse_tests::{needs_kernel_overlay, needs_root, skip};
 use rustix::io::Errno;
 
@@ -760,7 +760,7 @@ fn more_open_files_than_descriptors() {
 #[test]
 fn passthrough_serves_the_upper_and_no_lower_beneath_it() {
     needs_root!();
-    if let Some(reason) = no_strace() {
+    if let Some(reason) = no_counts() {
         skip!("{reason}");
     }
     let content = pattern(1 << 20, 9);

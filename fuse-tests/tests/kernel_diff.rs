@@ -83,12 +83,13 @@ fn sequences_in_a_user_namespace() {
 }
 
 /// Each changes how ours works, and nothing that is seen.
-const OPTIONS: [[&str; 2]; 10] = [
+const OPTIONS: [[&str; 2]; 11] = [
     ["io=open", ""],
     ["io=passthrough", ""],
     ["io=noopen,writeback", ""],
     ["io=open,writeback", ""],
     ["transport=fuser", ""],
+    ["transport=uring", ""],
     ["uuid=on", ""],
     ["uuid=off,xino=on", "xino=on"],
     ["fsync=0,threads=1", ""],

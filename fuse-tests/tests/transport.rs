@@ -182,11 +182,11 @@ fn the_server_tells_what_it_was_asked() {
     assert_eq!(text(c.m("file")), "x");
 }
 
-/// Both are accepted, and a word that is neither is refused.
+/// All are accepted, by a kernel without io_uring too.
 #[test]
 fn every_transport_serves() {
     needs_root!();
-    for name in ["dev", "fuser"] {
+    for name in ["dev", "uring", "fuser"] {
         if is_other_program() {
             skip!("another program has no transports to choose from");
         }
@@ -198,6 +198,132 @@ fn every_transport_serves() {
         c.remount();
         assert_eq!(names(c.m("")), ["moved"]);
     }
+}
+
+/// Why the kernel carries no requests by io_uring, if so.
+fn no_rings() -> Option<String> {
+    let read = |path| fs::read_to_string(path).map(|text| text.trim().to_owned());
+    let offered = read("/sys/module/fuse/parameters/enable_uring");
+    let refused = read("/proc/sys/kernel/io_uring_disabled");
+    match (offered.as_deref(), refused.as_deref()) {
+        (Ok("Y"), Ok("0")) => None,
+        found => Some(format!("the kernel offers no FUSE over io_uring: {found:?}")),
+    }
+}
+
+/// Names of the server's threads that serve a queue, and the CPUs of each.
+fn ring_threads(c: &Case) -> Vec<(String, String)> {
+    let tasks = fs::read_dir(format!("/proc/{}/task", c.server())).unwrap();
+    let status = tasks.map(|task| fs::read_to_string(task.unwrap().path().join("status")).unwrap());
+    let field = |status: &str, name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
+        line.trim().to_owned()
+    };
+    let all = status.map(|s| (field(&s, "Name:"), field(&s, "Cpus_allowed_list:")));
+    all.filter(|(name, _)| name.contains('/')).collect()
+}
+
+/// Each CPU has threads of its own that serve it; what is larger than one request and what has a name in it arrive whole;
+/// the mount ends in the ordinary way.
+#[test]
+fn requests_come_by_rings_where_the_kernel_has_them() {
+    needs_root!();
+    needs_our_transport!();
+    if let Some(reason) = no_rings() {
+        skip!("{reason}");
+    }
+    let content = fuse_tests::fixture::pattern(5 << 20, 3);
+    let mut c = Case::new(1);
+    put(c.l(0, "lower"), &content);
+    let log = c.sandbox.root().join("log");
+    c.mount_with(&format!("transport=uring,log_level=info,log_file={}", log.display()));
+    let threads = ring_threads(&c);
+    assert!(!threads.is_empty(), "{}", text(&log));
+    for (name, cpus) in &threads {
+        let queue = name.rsplit(['-', '/']).nth(1).unwrap();
+        assert_eq!(cpus, queue, "{name}");
+    }
+    assert!(!text(&log).contains("transport=uring:"), "{}", text(&log));
+
+    assert!(fs::read(c.m("lower")).unwrap() == content);
+    put(c.m("upper"), &content);
+    for name in [c.m("lower"), c.m(&"n".repeat(255))] {
+        put(&name, "short");
+        let value = [7; 3_000];
+        fuse_tests::case::setx(&name, "trusted.large", value);
+        assert!(fuse_tests::case::getx(&name, "trusted.large").unwrap() == value);
+        assert_eq!(fuse_tests::case::getx(&name, "trusted.none"), None);
+    }
+    for n in 0..300 {
+        fs::create_dir(c.m(&format!("dir-{n}"))).unwrap();
+    }
+    assert_eq!(names(c.m("")).len(), 303);
+    gone(c.m("absent"));
+    c.remount();
+    assert_eq!(names(c.m("")).len(), 303);
+    assert!(fs::read(c.m("upper")).unwrap() == content);
+}
+
+/// Nobody hangs on a server that was killed: not who waits for an answer of it, nor who comes later.
+#[test]
+fn a_killed_server_leaves_nobody_waiting_for_rings() {
+    needs_root!();
+    needs_our_transport!();
+    if let Some(reason) = no_rings() {
+        skip!("{reason}");
+    }
+    let mut c = Case::new(1);
+    put(c.l(0, "file"), "x");
+    c.mount_unsealed_with("transport=uring");
+    assert!(!ring_threads(&c).is_empty());
+    std::thread::scope(|scope| {
+        let merged = c.m("");
+        let asks = scope.spawn(move || {
+            (0_u64..)
+                .find_map(|n| match fs::metadata(merged.join(format!("absent-{n}"))) {
+                    Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+                    other => Some(other.unwrap_err().raw_os_error()),
+                })
+                .unwrap()
+        });
+        kill_process(c.server(), Signal::KILL).unwrap();
+        let told = asks.join().unwrap().map(Errno::from_raw_os_error);
+        let gone = [Errno::NOTCONN, Errno::CONNABORTED, Errno::CANCELED];
+        assert!(told.is_some_and(|errno| gone.contains(&errno)), "{told:?}");
+    });
+    c.unmount();
+}
+
+/// Where the system has no rings, or not for us, the device carries all, and the log tells why.
+#[test]
+fn without_rings_the_device_carries_requests() {
+    needs_root!();
+    needs_our_transport!();
+    if let Some(reason) = fuse_tests::trace::no_strace() {
+        skip!("{reason}");
+    }
+    let mut c = Case::new(1);
+    put(c.l(0, "file"), "x");
+    let log = c.sandbox.root().join("log");
+    let options = format!("transport=uring,log_level=info,log_file={}", log.display());
+    let own = c.spec().option(&options).command();
+    let mut command = std::process::Command::new("strace");
+    command.args(["-D", "-f", "-qq", "-o", "/dev/null"]);
+    command.args(["-e", "inject=io_uring_setup:error=EPERM"]);
+    command.arg(own.get_program()).args(own.get_args()).stdin(std::process::Stdio::null());
+    c.mount_by_hand(command);
+    assert_eq!(text(c.m("file")), "x");
+    let said = text(&log);
+    assert!(said.contains("transport=uring: io_uring_setup: Operation not permitted"), "{said}");
+    c.unmount();
+    if no_rings().is_none() {
+        return;
+    }
+    fs::remove_file(&log).unwrap();
+    c.mount_with(&options);
+    assert_eq!(text(c.m("file")), "x");
+    assert!(ring_threads(&c).is_empty());
+    assert!(text(&log).contains("transport=uring: "), "{}", text(&log));
 }
 
 /// Bytes of a file that takes a while to copy: more than a few steps of a copy.

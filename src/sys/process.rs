@@ -8,9 +8,25 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, UnixAddr, recvmsg};
 use nix::unistd::ForkResult;
-use rustix::process::Pid;
+use rustix::process::{Pid, getpid};
+use rustix::thread::{sched_getaffinity, sched_setaffinity};
 
 use crate::error::{Errno, Error, Result};
+
+/// Returns how many CPUs this process may run on, also where the calling thread is bound to one.
+pub fn cpus() -> usize {
+    let cpus = sched_getaffinity(Some(getpid())).map_or(1, |cpus| cpus.count());
+    usize::try_from(cpus).unwrap_or(1).max(1)
+}
+
+/// Lets the calling thread run wherever the process may: it began bound to a CPU if whoever started it
+/// is.
+///
+/// # Errors
+/// Those of sched_setaffinity(2).
+pub fn unbind() -> rustix::io::Result<()> {
+    sched_setaffinity(None, &sched_getaffinity(Some(getpid()))?)
+}
 
 /// Which of the two processes after a fork this is.
 #[derive(Debug)]

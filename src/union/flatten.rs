@@ -194,10 +194,12 @@ impl Union {
         let help = || {
             // Who waits for the caller waits for this.
             interrupt::serve(caller.0, caller.1);
+            if let Err(errno) = sys::process::unbind() {
+                tracing::debug!(%errno, "a copier stays on the CPU of its caller");
+            }
             work()
         };
-        let cpus = std::thread::available_parallelism().map_or(1, usize::from);
-        let threads = cpus.min(COPIERS_MAX).min(dirs.len() / DIRS_EACH);
+        let threads = sys::process::cpus().min(COPIERS_MAX).min(dirs.len() / DIRS_EACH);
         std::thread::scope(|scope| {
             let start = || std::thread::Builder::new().name("copier".into());
             // Fewer do as well.

@@ -563,7 +563,7 @@ fn mark_volatile(work: &layer::Dir) -> Result<()> {
 }
 
 /// How many descriptors the process may have open; a share of it is used for caches.
-fn descriptor_limit() -> usize {
+pub fn descriptor_limit() -> usize {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
     limit.and_then(|limit| usize::try_from(limit).ok()).map_or(1 << 16, |limit| limit.min(1 << 16))
 }

@@ -665,7 +665,7 @@ fn the_pool_grows_while_all_wait_and_shrinks_again() {
     let barrier = Arc::new(Barrier::default());
     let session = Arc::clone(&barrier);
     let server = std::thread::spawn(move || {
-        let groups = vec![Group::new(Source::Device, 2)];
+        let groups = vec![Group::new(Source::Device, 2, 64)];
         pool::run("grow", session, BUFFER, Arc::new(device), groups, || ())
     });
     for unique in 0..WAITING {

@@ -27,13 +27,13 @@ mod uring;
 use self::handshake::{Terms, Wishes};
 use self::notify::Notifier;
 use self::passthrough::Passthrough;
-use self::pool::{Group, Source};
+use self::pool::{Group, Source, WORKERS_MAX};
 use self::session::Session;
 use super::ServeOptions;
 use super::dispatch::Dispatcher;
 use crate::error::{Errno, Error, Result};
 use crate::options::{IoMode, Transport};
-use crate::union::Union;
+use crate::union::{Union, descriptor_limit};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use zerocopy::IntoBytes;
@@ -90,14 +90,16 @@ pub(super) fn serve(
     tracing::debug!(?terms, ?options, "serving");
     let threads = options.threads.max(1);
     let groups = match queues {
-        Some(Ok(queues)) if terms.has(abi::init::OVER_IO_URING) => uring::groups(queues, threads),
-        None => vec![Group::new(Source::Device, threads)],
+        Some(Ok(queues)) if terms.has(abi::init::OVER_IO_URING) => {
+            uring::groups(queues, threads, descriptor_limit())
+        }
+        None => vec![Group::new(Source::Device, threads, WORKERS_MAX)],
         Some(refused) => {
             let why = refused.err().unwrap_or_else(|| {
                 "the kernel does not offer it: it takes Linux 6.14 and enable_uring of fuse".into()
             });
             tracing::warn!("transport=uring: {why}; requests are carried by transport=dev");
-            vec![Group::new(Source::Device, threads)]
+            vec![Group::new(Source::Device, threads, WORKERS_MAX)]
         }
     };
     let buffer = terms.transfer + REQUEST_EXTRA;

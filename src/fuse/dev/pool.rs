@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 /// Most threads of a group, unless more were asked for.
-const WORKERS_MAX: usize = 64;
+pub(super) const WORKERS_MAX: usize = 64;
 
 /// How often the pool looks whether anything moves while all are at work.
 const TICK: Duration = Duration::from_millis(2);
@@ -52,6 +52,8 @@ pub(super) struct Group {
     source: Source,
     /// Workers that always stand ready.
     standing: usize,
+    /// Workers there may be.
+    most: usize,
     /// Workers there are; raised by the keeper alone, read without a lock.
     workers: AtomicUsize,
     /// Workers there ever were.
@@ -61,11 +63,12 @@ pub(super) struct Group {
 }
 
 impl Group {
-    /// A group without workers yet, of which `standing` shall always be ready.
-    pub(super) fn new(source: Source, standing: usize) -> Self {
+    /// A group without workers yet, of which `standing` shall always be ready, and `most` may come.
+    pub(super) fn new(source: Source, standing: usize, most: usize) -> Self {
         Self {
             source,
             standing,
+            most: most.max(standing),
             workers: AtomicUsize::new(0),
             started: AtomicUsize::new(0),
             load: AtomicU64::new(0),
@@ -348,7 +351,7 @@ impl<S: Serve> Pool<S> {
     /// Starts one more worker of a group, if there may be one.
     fn grow(self: &Arc<Self>, index: usize, group: &Group) {
         let workers = group.workers.load(Ordering::SeqCst);
-        if workers >= group.standing.max(WORKERS_MAX) {
+        if workers >= group.most {
             return;
         }
         match self.start_worker(index) {

@@ -9,7 +9,7 @@
 //! Locks: none. A crash leaves the mount without a server, as with any transport.
 
 use super::REQUEST_EXTRA;
-use super::pool::{Group, Serve, Source};
+use super::pool::{Group, Serve, Source, WORKERS_MAX};
 use super::reply::{HEADER, Reply};
 use crate::error::Errno;
 use crate::sys::fuse_ring::{self, Arrival, Ring, SLACK};
@@ -23,6 +23,9 @@ const CPUS_MAX: u16 = 64;
 
 /// Threads for each CPU, so that a request which takes long does not keep others waiting.
 const STANDING: usize = 2;
+
+/// Descriptors that there must be for each ring, which takes one and keeps it.
+const DESCRIPTORS_EACH: usize = 32;
 
 /// Tells the CPUs that the kernel may ever run on, as a list of ranges.
 const POSSIBLE: &str = "/sys/devices/system/cpu/possible";
@@ -57,11 +60,13 @@ fn count(list: &str) -> Option<u16> {
 }
 
 /// Returns the workers for `queues` queues, where `threads` were asked for in all, and for what comes
-/// by the device nevertheless.
-pub(super) fn groups(queues: u16, threads: usize) -> Vec<Group> {
-    let each = threads.div_ceil(usize::from(queues).max(1)).max(STANDING.min(threads));
-    let device = std::iter::once(Group::new(Source::Device, 1));
-    device.chain((0..queues).map(|queue| Group::new(Source::Queue(queue), each))).collect()
+/// by the device nevertheless; `descriptors` is how many the process may have open.
+pub(super) fn groups(queues: u16, threads: usize, descriptors: usize) -> Vec<Group> {
+    let count = usize::from(queues).max(1);
+    let most = (descriptors / DESCRIPTORS_EACH / count).clamp(1, WORKERS_MAX);
+    let each = threads.div_ceil(count).max(STANDING.min(threads)).min(most);
+    let device = std::iter::once(Group::new(Source::Device, 1, WORKERS_MAX));
+    device.chain((0..queues).map(|queue| Group::new(Source::Queue(queue), each, most))).collect()
 }
 
 /// One entry of a queue.
@@ -164,10 +169,19 @@ mod tests {
 
     #[test]
     fn every_cpu_has_workers() {
-        for (queues, threads, each) in [(2, 4, 2), (2, 1, 1), (1, 1, 1), (8, 8, 2), (2, 64, 32)] {
-            let groups = groups(queues, threads);
+        for (queues, threads, limit, each, most) in [
+            (2, 4, 1 << 16, 2, 64),
+            (2, 1, 1 << 16, 1, 64),
+            (1, 1, 1 << 16, 1, 64),
+            (8, 8, 1 << 16, 2, 64),
+            (2, 64, 1 << 16, 32, 64),
+            (2, 4, 1024, 2, 16),
+            (2, 4, 64, 1, 1),
+            (64, 8, 64, 1, 1),
+        ] {
+            let groups = groups(queues, threads, limit);
             assert_eq!(groups.len(), usize::from(queues) + 1);
-            let expected = format!("{:?}", Group::new(Source::Queue(queues - 1), each));
+            let expected = format!("{:?}", Group::new(Source::Queue(queues - 1), each, most));
             assert_eq!(format!("{:?}", groups.last().unwrap()), expected);
         }
     }
