@@ -690,6 +690,30 @@ while True:
     );
 }
 
+// What the kernel has collected is written after it was asked for the time, and after it told one.
+#[test]
+fn collected_writes_keep_the_time_that_is_shown() {
+    needs_root!();
+    each(
+        |c| (0..20).for_each(|n| put(c.l(1, &format!("lower{n}")), "content")),
+        |c| {
+            let names = (0..20).flat_map(|n| [format!("lower{n}"), format!("new{n}")]);
+            let names: Vec<_> = names.collect();
+            for name in &names {
+                put(c.m(name), "written");
+            }
+            fuse_tests::fixture::set_mtime(&c.m("lower7"), 1_000_000_000, 5).unwrap();
+            let times = |c: &Case| {
+                let modified = |name: &String| fs::metadata(c.m(name)).unwrap().modified().unwrap();
+                names.iter().map(modified).collect::<Vec<_>>()
+            };
+            let seen = times(c);
+            c.remount();
+            assert_eq!(times(c), seen);
+        },
+    );
+}
+
 // Whoever collects writes shows the old time, others the new one, and the next mount must show the same.
 #[test]
 fn a_file_cut_to_the_size_it_has_keeps_the_time_that_is_shown() {

@@ -515,7 +515,10 @@ impl Filesystem for Server {
     ) {
         let kill =
             write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID).then(|| writer(request));
-        let written = self.node(ino).and_then(|node| self.dispatch.write(node, offset, data, kill));
+        let collected = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
+        let written = self
+            .node(ino)
+            .and_then(|node| self.dispatch.write(node, offset, data, kill, collected));
         if written.is_ok_and(|written| written.mode_changed) {
             self.forget_attributes(ino);
         }

@@ -422,6 +422,52 @@ impl Union {
         Ok((stat.stx_mtime.tv_sec, stat.stx_mtime.tv_nsec) == (time.sec, time.nsec))
     }
 
+    /// Takes note of the modification time that the kernel tells of a file whose writes it collects:
+    /// it may send them after that.
+    ///
+    /// # Errors
+    /// `ESTALE` for an unknown node.
+    pub fn keep_modified(&self, node: NodeId, time: Time) -> Result<()> {
+        let node = self.node(node)?;
+        if node.kind == FileType::Regular {
+            node.place.write().modified_mut().replace(time);
+        }
+        Ok(())
+    }
+
+    /// Takes note of the modification time of a file before the kernel sends the first of what it has
+    /// collected: that is the time which it shows, and it may have no other to tell.
+    ///
+    /// # Errors
+    /// `ESTALE` for an unknown node; those of statx(2).
+    pub fn hold_modified(&self, node: NodeId) -> Result<()> {
+        let node = self.node(node)?;
+        if node.place.read().modified().is_none() {
+            let modified = self.stat_of(&node)?.stx_mtime;
+            let time = Time { sec: modified.tv_sec, nsec: modified.tv_nsec };
+            // Before anything is written, so whoever comes later finds it.
+            node.place.write().modified_mut().get_or_insert(time);
+        }
+        Ok(())
+    }
+
+    /// Gives a file back the modification time that was noted last.
+    ///
+    /// # Errors
+    /// `ESTALE` for an unknown node; those of utimensat(2).
+    pub fn restore_modified(&self, node: NodeId) -> Result<()> {
+        let node = self.node(node)?;
+        let noted = || node.place.read().modified();
+        let mut last = None;
+        // Once more if another one was told meanwhile, and is overwritten.
+        while let Some(time) = noted().filter(|time| last != Some(*time)) {
+            let set = SetAttr { mtime: Some(SetTime::At(time)), ..SetAttr::default() };
+            self.apply(&node, &set, Owner::default())?;
+            last = Some(time);
+        }
+        Ok(())
+    }
+
     fn apply(&self, node: &Arc<Node>, set: &SetAttr, owner: Owner) -> Result<()> {
         if let Some(carrier) = self.writable()?.carrier {
             return self.apply_overridden(node, carrier, set, owner);

@@ -14,7 +14,7 @@ use std::sync::{Arc, OnceLock};
 use hashbrown::HashTable;
 use parking_lot::{Mutex, RwLock};
 
-use super::attr::FileType;
+use super::attr::{FileType, Time};
 use super::file::Data;
 use super::protect::Protection;
 use super::readdir::Names;
@@ -122,6 +122,7 @@ pub(crate) struct Place {
 struct Rare {
     held: Option<Arc<OwnedFd>>,
     others: Vec<(Arc<Node>, Box<[u8]>)>,
+    modified: Option<Time>,
 }
 
 impl Place {
@@ -171,6 +172,15 @@ impl Place {
 
     pub(crate) fn others_mut(&mut self) -> &mut Vec<(Arc<Node>, Box<[u8]>)> {
         &mut self.rare.get_or_insert_default().others
+    }
+
+    /// The modification time of a file whose writes the kernel collects.
+    pub(crate) fn modified(&self) -> Option<Time> {
+        self.rare.as_ref()?.modified
+    }
+
+    pub(crate) fn modified_mut(&mut self) -> &mut Option<Time> {
+        &mut self.rare.get_or_insert_default().modified
     }
 
     /// Takes the name that was noted last.

@@ -132,6 +132,8 @@ pub(super) mod fopen {
     pub(in super::super) const PASSTHROUGH: u32 = 1 << 7;
 }
 
+/// `WriteIn::write_flags`: the kernel writes back what it has collected.
+pub(super) const WRITE_CACHE: u32 = 1 << 0;
 /// `WriteIn::write_flags`: the writer may not keep setuid and setgid bits.
 pub(super) const WRITE_KILL_SUIDGID: u32 = 1 << 2;
 /// `FsyncIn::fsync_flags`: fdatasync(2).

@@ -76,6 +76,7 @@ pub(super) enum Request<'a> {
         offset: u64,
         data: &'a [u8],
         kill_privileges: bool,
+        collected: bool,
     },
     Statfs,
     Release,
@@ -251,7 +252,8 @@ fn decode_body(opcode: u32, mut body: Body<'_>, setxattr_ext: bool) -> Result<Re
         op::WRITE => {
             let abi::WriteIn { offset, size, write_flags, .. } = body.take()?;
             let kill_privileges = write_flags & abi::WRITE_KILL_SUIDGID != 0;
-            Request::Write { offset, data: body.bytes(size.into())?, kill_privileges }
+            let collected = write_flags & abi::WRITE_CACHE != 0;
+            Request::Write { offset, data: body.bytes(size.into())?, kill_privileges, collected }
         }
         op::STATFS => Request::Statfs,
         op::RELEASE => Request::Release,

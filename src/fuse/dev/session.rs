@@ -166,9 +166,9 @@ impl Session {
                 self.put_created(self.dispatch.tmpfile(&caller, node, mode & PERMISSIONS), reply)
             }
             Request::Read { offset, size } => self.read(node, offset, size, reply),
-            Request::Write { offset, data, kill_privileges } => {
+            Request::Write { offset, data, kill_privileges, collected } => {
                 let kill = self.write_kills(header, kill_privileges);
-                self.write(node, offset, data, kill, reply)
+                self.write(node, offset, data, (kill, collected), reply)
             }
             Request::ReadDir { offset, size, plus } => {
                 let limit = usize::try_from(size).unwrap_or(usize::MAX);
@@ -322,10 +322,10 @@ impl Session {
         node: NodeId,
         offset: u64,
         data: &[u8],
-        kill: Option<Writer>,
+        (kill, collected): (Option<Writer>, bool),
         reply: &mut Reply,
     ) -> Answer<()> {
-        let written = self.dispatch.write(node, offset, data, kill)?;
+        let written = self.dispatch.write(node, offset, data, kill, collected)?;
         if written.mode_changed {
             self.notifier.forget_attributes(node);
         }

@@ -78,15 +78,26 @@ impl Dispatcher {
         self.run("read", node, b"", || self.union.read(node, offset, buf))
     }
 
-    /// Writes `data`; `kill_privileges` takes the setuid and setgid bits away with it.
+    /// Writes `data`; `kill_privileges` takes the setuid and setgid bits away with it. What the kernel
+    /// has `collected` does not change the modification time, which is the kernel's to tell.
     pub(in super::super) fn write(
         &self,
         node: NodeId,
         offset: u64,
         data: &[u8],
         kill_privileges: Option<Writer>,
+        collected: bool,
     ) -> Answer<Written> {
-        self.run("write", node, b"", || self.union.write(node, offset, data, kill_privileges))
+        self.run("write", node, b"", || {
+            if collected {
+                self.union.hold_modified(node)?;
+            }
+            let written = self.union.write(node, offset, data, kill_privileges)?;
+            if collected {
+                self.union.restore_modified(node)?;
+            }
+            Ok(written)
+        })
     }
 
     /// Answers a close(2): nothing was held back, so there is nothing to report.

@@ -173,7 +173,12 @@ impl Dispatcher {
                 }
                 self.union.getattr(node)
             }
-            set => self.union.setattr(node, set),
+            set => {
+                if let (true, Some(SetTime::At(time))) = (self.writeback, set.mtime) {
+                    self.union.keep_modified(node, time)?;
+                }
+                self.union.setattr(node, set)
+            }
         })
     }
 
