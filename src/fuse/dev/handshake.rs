@@ -246,11 +246,12 @@ mod tests {
     #[test]
     fn rings_are_asked_for_when_wished_and_offered() {
         let wishes = Wishes { uring: true, ..Wishes::default() };
-        let (terms, reply) = agree(&KERNEL_6_18, &wishes);
-        assert!(!terms.has(init::OVER_IO_URING), "not offered unless the administrator says so");
-        assert_eq!(reply.flags2 & 1 << 9, 0);
-        let offer = Offer { flags: KERNEL_6_18.flags | init::OVER_IO_URING, ..KERNEL_6_18 };
+        // Unless the administrator says so.
+        let offer = Offer { flags: KERNEL_6_18.flags & !init::OVER_IO_URING, ..KERNEL_6_18 };
         let (terms, reply) = agree(&offer, &wishes);
+        assert!(!terms.has(init::OVER_IO_URING));
+        assert_eq!(reply.flags2 & 1 << 9, 0);
+        let (terms, reply) = agree(&KERNEL_6_18, &wishes);
         assert!(terms.has(init::OVER_IO_URING));
         assert_eq!(reply.flags2 & 1 << 9, 1 << 9);
     }
