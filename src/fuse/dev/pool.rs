@@ -268,6 +268,11 @@ impl<S: Serve> Pool<S> {
     ) -> std::result::Result<bool, (&'static str, Errno)> {
         let mut entry = match Entry::register(&self.device, cpu, self.buffer) {
             Ok(entry) => entry,
+            // The mount was gone before it was served: nobody waits.
+            Err(Errno::NOTCONN | Errno::CONNABORTED | Errno::NODEV) => {
+                self.note_ready();
+                return Ok(false);
+            }
             Err(errno) if number >= group.standing => {
                 tracing::warn!(%errno, "no further entry of a queue; requests may have to wait");
                 return Ok(false);
