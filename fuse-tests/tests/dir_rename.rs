@@ -377,6 +377,35 @@ fn changes_beneath_a_moving_directory_are_not_lost() {
     check_upper_is_plain(&c);
 }
 
+// What waits in work to be published is bounded, whatever it is: a filesystem may have no room for as many
+// directories in one, and all of it is lost if the server is stopped.
+#[test]
+fn empty_directories_do_not_pile_up_in_work() {
+    needs_root!();
+    const DIRS: usize = 20_000;
+    let mut c = Case::new(1);
+    for n in 0..DIRS {
+        fs::create_dir_all(c.l(0, &format!("d/{}/{n}", n % 10))).unwrap();
+    }
+    c.mount_with("dir_rename_entries=30k");
+    let work = c.w("work");
+    let waiting = || fs::read_dir(&work).map_or(0, Iterator::count);
+    let (mut most, moved) = (0, AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let done = fs::rename(c.m("d"), c.m("e"));
+            moved.store(true, Ordering::Release);
+            done.unwrap();
+        });
+        while !moved.load(Ordering::Acquire) {
+            most = most.max(waiting());
+        }
+    });
+    assert_eq!(sh(c.m("e"), "find . -mindepth 2 | wc -l").trim(), DIRS.to_string());
+    // Four threads, each with as many as it may have.
+    assert!((1..=4 * 4096 + 100).contains(&most), "{most} directories in work");
+}
+
 // Killed at any moment of the rename, the server leaves the tree before or after it.
 #[test]
 fn a_server_killed_while_it_moves_a_directory_leaves_it_before_or_after() {

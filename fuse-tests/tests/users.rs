@@ -4,10 +4,11 @@
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt, chown};
+use std::path::PathBuf;
 use std::process::{Command, Output};
 
 use fuse_tests::case::{
-    Case, getx, mode, put, said, same_as_the_kernel, setx, sh, text, user_command,
+    Case, getx, mode, put, said, same_as_the_kernel, setx, sh, text, user_command, work_residue,
 };
 use fuse_tests::env;
 use fuse_tests::{needs_kernel_overlay, needs_root};
@@ -334,6 +335,60 @@ fn a_user_changes_what_is_in_a_read_only_directory() {
 print(*('%o' % os.stat(p).st_mode for p in ('ro', 'ro/sub', 'ro/f')), open('ro/sub/f').read())",
     );
     assert_eq!(said, "40555 40555 100600 old+\n");
+}
+
+// Without privilege, a directory cannot be moved that has one beneath which its owner may not write to: that
+// one is marked; nor while somebody reads a file that nobody may write.
+#[test]
+fn a_user_moves_a_directory_with_read_only_ones_in_it() {
+    needs_root!();
+    let mut c = Case::new(2);
+    for (n, dir) in ["d/ro/deep", "d/merged", "d/made"].iter().enumerate() {
+        put(c.l(n % 2, &format!("{dir}/f")), "content");
+        put(c.l(1, &format!("{dir}/g")), "content");
+        put(c.l(1, &format!("{dir}/gone")), "content");
+    }
+    // A part by hand, which says nothing of where it comes from.
+    put(c.u("d/made/up"), "content");
+    sh(c.l(0, "d"), "chmod 444 ro/deep/f");
+    sh(c.l(1, "d"), "chmod 400 merged/g; chmod 440 made/g");
+    for top in [c.l(0, "d"), c.l(1, "d"), c.u("d")] {
+        sh(top, "for d in ro/deep ro merged made; do test ! -e $d || chmod 555 $d; done");
+    }
+    mount_as_user(&mut c);
+    let show = "def show(top):
+    for dir, dirs, files in sorted(os.walk(top)):
+        for path in [dir] + sorted(dir + '/' + name for name in files):
+            stat = os.stat(path)
+            print(path[1:], '%o' % stat.st_mode, stat.st_size, stat.st_ino)
+";
+    let before = user_python(
+        &c,
+        &format!(
+            "{show}os.chmod('d/ro', 0o755); os.chmod('d/ro', 0o555)
+os.chmod('d/merged', 0o755); os.remove('d/merged/gone'); os.chmod('d/merged', 0o555)
+show('d')"
+        ),
+    );
+    assert!(
+        before.contains("/ro/deep/f 100444 7 ") && !before.contains("/merged/gone"),
+        "{before}"
+    );
+    let moved = user_python(
+        &c,
+        &format!(
+            "{show}reading = [os.open('d/' + name, os.O_RDONLY) for name in ('ro/deep/f', 'merged/g')]
+os.rename('d', 'e')
+for fd in reading: assert os.read(fd, 9) == b'content'
+show('e')"
+        ),
+    );
+    assert_eq!(moved, before);
+    c.unmount();
+    mount_as_user(&mut c);
+    assert_eq!(user_python(&c, &format!("{show}show('e')")), before);
+    c.unmount();
+    assert_eq!(work_residue(&c), [] as [PathBuf; 0]);
 }
 
 // The setuid bit that a write by somebody else takes away stays in the kernel's cache: the changed

@@ -578,14 +578,15 @@ fn copy_xattrs(route: Route, from: Target<'_>, to: Target<'_>) -> Result<()> {
 /// Publishes a copy in `dir` without changing the times of `dir`: nobody changed that directory.
 ///
 /// Like the kernel's, best effort: the copy is published whether or not the times can be restored.
+/// Of several copies some may be published before one fails.
 pub(super) fn unnoticed<T>(dir: &layer::Dir, publish: impl FnOnce() -> Result<T>) -> Result<T> {
     let before = dir.stat()?;
-    let published = publish()?;
+    let published = publish();
     let times = times_of(&before);
     if let Err(error) = dir.with("utimensat", |dir| sys::name::set_times_handle(dir, &times)) {
         tracing::debug!("times of a directory not restored after a copy-up: {error}");
     }
-    Ok(published)
+    published
 }
 
 /// NFS shows its own ACLs as an xattr, which no other filesystem takes.
@@ -632,5 +633,27 @@ impl Copy<'_> {
             Self::Special(temp) => temp.call("openat", |at| sys::open::handle(at.dir, at.name))?,
         };
         Ok(Arc::new(handle))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::union::open_in;
+
+    #[test]
+    fn a_directory_keeps_its_times_though_not_all_copies_are_published() {
+        let place = tempfile::tempdir().unwrap();
+        let union = open_in(place.path(), |_| ());
+        let root = &union.upper.as_ref().unwrap().root;
+        let old = std::time::UNIX_EPOCH + std::time::Duration::from_secs(1);
+        let dir = std::fs::File::open(place.path().join("u")).unwrap();
+        dir.set_times(std::fs::FileTimes::new().set_modified(old)).unwrap();
+        let failed: Result<()> = unnoticed(root, || {
+            root.call("mkdirat", b"first", |at| sys::name::mkdir(at, 0o700))?;
+            Err(Errno::NOSPC.into())
+        });
+        assert_eq!(failed.unwrap_err().errno(), Errno::NOSPC);
+        assert_eq!(dir.metadata().unwrap().modified().unwrap(), old);
     }
 }

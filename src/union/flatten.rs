@@ -52,8 +52,8 @@ impl CopyLimit {
     }
 }
 
-/// Copies published after one sync, at most.
-const BATCH_FILES: usize = 4096;
+/// Copies, directories among them, published after one sync, at most.
+const BATCH_COPIES: usize = 4096;
 /// Bytes that one sync waits for, about.
 const BATCH_BYTES: u64 = 256 << 20;
 
@@ -68,8 +68,14 @@ const ROUNDS: u32 = 16;
 #[derive(Default)]
 struct Batch<'a> {
     ready: Vec<Staging<'a>>,
-    files: usize,
+    copies: usize,
     bytes: u64,
+}
+
+impl Batch<'_> {
+    fn is_full(&self) -> bool {
+        self.copies >= BATCH_COPIES || self.bytes >= BATCH_BYTES
+    }
 }
 
 /// One count of a node.
@@ -241,14 +247,18 @@ impl Union {
                 continue;
             }
             batch.bytes += self.stage_leaf(upper, &mut staging, leaf)?;
-            batch.files += 1;
-            if batch.files >= BATCH_FILES || batch.bytes >= BATCH_BYTES {
+            batch.copies += 1;
+            if batch.is_full() {
                 let full = std::mem::replace(&mut staging, Staging::new(upper, order, parent)?);
                 batch.ready.push(self.complete(upper, full)?);
                 self.publish_batch(upper, std::mem::take(batch).ready)?;
             }
         }
         batch.ready.push(self.complete(upper, staging)?);
+        batch.copies += 1;
+        if batch.is_full() {
+            self.publish_batch(upper, std::mem::take(batch).ready)?;
+        }
         Ok(())
     }
 

@@ -21,7 +21,7 @@ use super::attr::FileType;
 use super::index::{self, Indexed};
 use super::lookup::{Found, Identity, fact_of};
 use super::node::{Dir, Node};
-use super::publish::Work;
+use super::publish::{Work, if_writable};
 use super::resolve::Fact;
 use super::{Union, Upper};
 use crate::error::{Context, Errno, Result};
@@ -29,6 +29,7 @@ use crate::layer;
 use crate::marks;
 use crate::sys;
 use crate::sys::handle::{BTRFS_MAGIC, EXT_MAGIC, Handle, XFS_MAGIC};
+use crate::sys::name::At;
 use crate::sys::stat::Statx;
 use crate::sys::xattr::{self, Target};
 
@@ -322,7 +323,13 @@ impl Union {
         }
         let record = self.origins.record(sys::stat::device(stat), source)?;
         let name = upper.work.namespace.of(&marks::ORIGIN_XATTRS);
-        match xattr::set(copy, name, &record, XattrFlags::empty()) {
+        let set = || xattr::set(copy, name, &record, XattrFlags::empty());
+        let is_set = set().or_else(|errno| match copy {
+            // An upper one already, which its owner may not be allowed to write to.
+            Target::Directory(dir) => if_writable(errno, At::new(dir, b"."), set),
+            Target::Open(_) | Target::Handle(_) | Target::Name(_) => Err(errno),
+        });
+        match is_set {
             Ok(()) => {}
             // Of a symlink or device in the user namespace; a filesystem without xattrs.
             Err(Errno::PERM | Errno::OPNOTSUPP) => return Ok(Origin::None),
@@ -350,7 +357,7 @@ impl Union {
             return Ok(());
         }
         let (source, copy) = (lower.handle()?, part.handle()?);
-        self.set_origin(upper, (source.as_fd(), &lower.stat()?), Target::Handle(copy.as_fd()))?;
+        self.set_origin(upper, (source.as_fd(), &lower.stat()?), Target::Directory(copy.as_fd()))?;
         let parent = node.place.read().parent.clone();
         let above = parent.as_ref().and_then(|parent| parent.dir.as_ref()?.upper.get());
         above.map_or(Ok(()), |above| upper.work.set_impure(above))

@@ -233,13 +233,16 @@ impl Work {
         Ok(())
     }
 
-    /// Marks an open directory opaque.
+    /// Marks an open directory opaque; also one that its owner may not write to.
     pub(crate) fn set_opaque_handle(&self, dir: BorrowedFd<'_>) -> std::result::Result<(), Errno> {
-        if self.can.marks.is_none() {
-            return mark_opaque(dir);
-        }
         let name = self.namespace.of(&marks::OPAQUE_XATTRS);
-        xattr::set(Target::Handle(dir), name, marks::OPAQUE_VALUE, XattrFlags::empty())
+        let set = || match self.can.marks {
+            None => mark_opaque(dir),
+            Some(_) => {
+                xattr::set(Target::Handle(dir), name, marks::OPAQUE_VALUE, XattrFlags::empty())
+            }
+        };
+        set().or_else(|errno| if_writable(errno, At::new(dir, b"."), set))
     }
 
     /// Marks the upper directory `dir` as one that may hold whiteouts of a nested overlay, unless it
@@ -480,7 +483,7 @@ impl Writable {
 
 /// Makes a call once more that failed for want of permission, with the directory that it changes
 /// writable: a copy-up needs no permission of its owner.
-fn if_writable<T>(
+pub(super) fn if_writable<T>(
     errno: Errno,
     at: At<'_>,
     call: impl FnOnce() -> std::result::Result<T, Errno>,

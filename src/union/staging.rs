@@ -24,6 +24,7 @@ use super::{Union, Upper, lock};
 use crate::error::{Errno, Result};
 use crate::layer::{self, UPPER};
 use crate::sys;
+use crate::sys::name::At;
 use crate::sys::stat::Statx;
 
 /// What a directory shows of a lower part.
@@ -60,8 +61,19 @@ impl Ready<'_> {
         if !node.is_opened() || node.kind != FileType::Regular {
             return Ok(None);
         }
-        dir.call("openat", &self.name, |at| sys::open::writer(at.dir, at.name))
-            .map(|file| Some(Data::new(file)))
+        let mode = u32::from(self.made.stx_mode);
+        let open = |at: At<'_>| match sys::open::writer(at.dir, at.name) {
+            // Nobody sees the copy yet, so its mode may be another for a moment.
+            Err(Errno::ACCESS) => {
+                let handle = sys::open::handle(at.dir, at.name)?;
+                sys::name::chmod_handle(&handle, mode | 0o600)?;
+                let opened = sys::open::writer(at.dir, at.name);
+                sys::name::chmod_handle(&handle, mode)?;
+                opened
+            }
+            opened => opened,
+        };
+        dir.call("openat", &self.name, open).map(|file| Some(Data::new(file)))
     }
 }
 
