@@ -69,10 +69,13 @@ target=${CARGO_TARGET_DIR:-$PWD/target}/release
 
 dir=$(mktemp -d /var/tmp/lamina-bench.XXXXXX)
 server=
+# Whether transport=uring is allowed; it is while this runs.
+rings=/sys/module/fuse/parameters/enable_uring allowed=
 clean_up() {
     local status=$?
     trap - EXIT
     [ -z "$server" ] || kill "$server" || true
+    [ -z "$allowed" ] || printf '%s' "$allowed" >"$rings"
     umount "$dir/fs" 2>/dev/null || true
     umount "$dir/memory" 2>/dev/null || true
     rm -rf --one-file-system "$dir"
@@ -92,9 +95,18 @@ mount -o loop,noatime "$dir/memory/image" "$dir/fs"
 chmod 755 "$dir"
 mountpoint -q /sys/kernel/tracing || mount -t tracefs tracefs /sys/kernel/tracing || true
 
+if [ -w "$rings" ]; then
+    allowed=$(<"$rings")
+    printf Y >"$rings"
+fi
+
 # Our own with an option, where that is to show something.
 variants() {
     local word
+    if [ -n "$allowed" ]; then
+        printf '%s\n' --peer "lamina-uring=$1,transport=uring"
+        for word in small read random write storm dirs rmlower; do printf '%s\n' --for "$word"; done
+    fi
     printf '%s\n' --peer "lamina-volatile=$1,volatile" --for copyup --peer "lamina-metacopy=$1,metacopy=on" --for chmod
     [ "$2" = rootless ] || printf '%s\n' --peer "lamina-passthrough=$1,io=passthrough"
     [ "$2" = rootless ] || for word in read random mmap write; do printf '%s\n' --for "$word"; done
