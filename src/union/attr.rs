@@ -423,16 +423,16 @@ impl Union {
     }
 
     /// Takes note of the modification time that the kernel tells of a file whose writes it collects:
-    /// it may send them after that.
+    /// it may send them after that. Returns what was noted before.
     ///
     /// # Errors
     /// `ESTALE` for an unknown node.
-    pub fn keep_modified(&self, node: NodeId, time: Time) -> Result<()> {
+    pub fn keep_modified(&self, node: NodeId, time: Option<Time>) -> Result<Option<Time>> {
         let node = self.node(node)?;
-        if node.kind == FileType::Regular {
-            node.place.write().modified_mut().replace(time);
+        if node.kind != FileType::Regular {
+            return Ok(None);
         }
-        Ok(())
+        Ok(std::mem::replace(node.place.write().modified_mut(), time))
     }
 
     /// Takes note of the modification time of a file before the kernel sends the first of what it has

@@ -93,12 +93,14 @@ pub(super) fn serve(
         Some(Ok(queues)) if terms.has(abi::init::OVER_IO_URING) => {
             uring::groups(queues, threads, descriptor_limit())
         }
-        None => vec![Group::new(Source::Device, threads, WORKERS_MAX)],
-        Some(refused) => {
-            let why = refused.err().unwrap_or_else(|| {
-                "the kernel does not offer it: it takes Linux 6.14 and enable_uring of fuse".into()
-            });
-            tracing::warn!("transport=uring: {why}; requests are carried by transport=dev");
+        refused => {
+            if let Some(refused) = refused {
+                let why = refused.err().unwrap_or_else(|| {
+                    "the kernel does not offer it: it takes Linux 6.14 and enable_uring of fuse"
+                        .into()
+                });
+                tracing::warn!("transport=uring: {why}; requests are carried by transport=dev");
+            }
             vec![Group::new(Source::Device, threads, WORKERS_MAX)]
         }
     };

@@ -93,8 +93,9 @@ impl Dispatcher {
                 self.union.hold_modified(node)?;
             }
             let written = self.union.write(node, offset, data, kill_privileges)?;
-            if collected {
-                self.union.restore_modified(node)?;
+            // What was written is written, whether or not its time can be given back.
+            if collected && let Err(error) = self.union.restore_modified(node) {
+                tracing::debug!("a modification time is not restored after a write: {error}");
             }
             Ok(written)
         })

@@ -173,12 +173,15 @@ impl Dispatcher {
                 }
                 self.union.getattr(node)
             }
-            set => {
-                if let (true, Some(SetTime::At(time))) = (self.writeback, set.mtime) {
-                    self.union.keep_modified(node, time)?;
-                }
-                self.union.setattr(node, set)
+            SetAttr { mtime: Some(SetTime::At(time)), .. } if self.writeback => {
+                // Before, so that a write in between does not give the old one back.
+                let before = self.union.keep_modified(node, Some(*time))?;
+                self.union.setattr(node, set).inspect_err(|_| {
+                    // Gone by now, or the same as just before.
+                    drop(self.union.keep_modified(node, before));
+                })
             }
+            set => self.union.setattr(node, set),
         })
     }
 
