@@ -276,6 +276,15 @@ impl Union {
         self.handles.shrink();
     }
 
+    /// Returns the file that the data of a node is read from now.
+    ///
+    /// # Errors
+    /// `ESTALE` for an unknown node; those of openat(2).
+    pub fn readable(&self, node: NodeId) -> Result<Arc<Data>> {
+        let node = self.node(node)?;
+        self.readable_data(&node)
+    }
+
     /// Reads at `offset`; fewer bytes than asked for mean the end of the file.
     ///
     /// # Errors

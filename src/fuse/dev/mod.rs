@@ -4,7 +4,7 @@
 //! [`reply`] answers into bytes, [`handshake`] agrees with the kernel on what to use, [`session`]
 //! carries a request to the dispatcher and its answer back, [`notify`] tells the kernel what it did
 //! not ask, [`passthrough`] knows which files the kernel serves by itself, and [`pool`] has the
-//! threads, to which [`uring`] brings requests by io_uring where that is asked for. Only the last four
+//! threads, for whose large reads there is a [`pipe`], and to which [`uring`] brings requests by io_uring where that is asked for. Only the last four
 //! touch the device. [`replay`] takes the place of these two for requests
 //! that come from elsewhere.
 //!
@@ -18,6 +18,7 @@ mod fake_kernel;
 mod handshake;
 mod notify;
 mod passthrough;
+mod pipe;
 mod pool;
 pub mod replay;
 mod reply;

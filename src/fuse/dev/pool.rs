@@ -241,13 +241,15 @@ impl<S: Serve> Pool<S> {
         self.note_ready();
         // Zeroed by the system when first touched: what is never used costs nothing.
         let mut request = vec![0; self.buffer];
-        let mut reply = Reply::new(self.buffer);
+        let mut reply = Reply::new(self.buffer).with_pipe();
         while let Some(len) = read_request(channel, &mut request)? {
             self.begin(group);
             let bytes = request.get(..len).unwrap_or_default();
-            let sent = match self.session.serve(bytes, &mut reply) {
-                Some(answer) => send(channel, answer),
-                None => Ok(()),
+            let answers = self.session.serve(bytes, &mut reply).is_some();
+            let sent = match reply.pipe().filter(|pipe| pipe.is_filled()) {
+                _ if !answers => Ok(()),
+                Some(pipe) => pipe.send(channel.as_fd()),
+                None => send(channel, reply.bytes()),
             };
             if let Err(errno) = sent {
                 self.undelivered(channel, bytes, &mut reply, errno);

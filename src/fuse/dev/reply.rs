@@ -1,6 +1,7 @@
 //! Replies, put together in one buffer of a worker so that each is one write(2) and none allocates.
 
 use super::abi;
+use super::pipe::Pipe;
 use crate::error::Errno;
 use crate::union::NodeId;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
@@ -21,6 +22,8 @@ pub(super) struct Reply {
     len: usize,
     /// To be taken back should this reply not arrive.
     pub(super) gives: Gives,
+    /// Takes the place of the buffer for large reads, where what carries the reply can send it.
+    pipe: Option<Pipe>,
 }
 
 /// What a reply gives to the kernel, which takes it back later by requests of its own.
@@ -48,7 +51,17 @@ impl Reply {
 
     /// Returns a reply in `buffer`, with its header at `start`.
     pub(super) fn over(buffer: Box<[u8]>, start: usize) -> Self {
-        Self { buffer, start, len: start + HEADER, gives: Gives::default() }
+        Self { buffer, start, len: start + HEADER, gives: Gives::default(), pipe: None }
+    }
+
+    /// Lets large reads go by a pipe.
+    pub(super) fn with_pipe(self) -> Self {
+        Self { pipe: Some(Pipe::default()), ..self }
+    }
+
+    /// Returns the pipe, if there may be one.
+    pub(super) const fn pipe(&mut self) -> Option<&mut Pipe> {
+        self.pipe.as_mut()
     }
 
     /// Returns the buffer.

@@ -19,6 +19,7 @@ use crate::union::{
     self, Attr, Caller, Entry, FileType, NodeId, RenameFlags, SetAttr, SetTime, Time, Visit,
     Writer, XattrFlags,
 };
+use std::os::fd::AsFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use zerocopy::{Immutable, IntoBytes};
@@ -165,7 +166,7 @@ impl Session {
                 let caller = self.caller(header, umask);
                 self.put_created(self.dispatch.tmpfile(&caller, node, mode & PERMISSIONS), reply)
             }
-            Request::Read { offset, size } => self.read(node, offset, size, reply),
+            Request::Read { offset, size } => self.read(header, offset, size, reply),
             Request::Write { offset, data, kill_privileges, collected } => {
                 let kill = self.write_kills(header, kill_privileges);
                 self.write(node, offset, data, (kill, collected), reply)
@@ -309,8 +310,15 @@ impl Session {
         self.put_attr(&self.dispatch.setattr(header.node, &set)?, reply)
     }
 
-    fn read(&self, node: NodeId, offset: u64, size: u32, reply: &mut Reply) -> Answer<()> {
+    fn read(&self, header: &Header, offset: u64, size: u32, reply: &mut Reply) -> Answer<()> {
+        let node = header.node;
         let size = usize::try_from(size).unwrap_or(usize::MAX);
+        if let Some(pipe) = reply.pipe().filter(|pipe| pipe.takes(size))
+            && let Some(file) = self.dispatch.readable(node)
+            && pipe.fill(file.as_fd(), offset, size, header.unique)
+        {
+            return Ok(());
+        }
         let room = reply.room(size).ok_or(Errno::INVAL)?;
         let count = self.dispatch.read(node, offset, room)?;
         reply.took(count);
