@@ -48,16 +48,14 @@ impl Peer {
 
     /// A mount program, and options it always gets.
     pub fn program(name: &str, program: &str, options: &str) -> Peer {
-        let kind =
-            Kind::Program { program: program.into(), first: None, options: options.into() };
+        let kind = Kind::Program { program: program.into(), first: None, options: options.into() };
         Peer { name: name.into(), kind, only: Vec::new() }
     }
 
     /// The least server there can be, which is in this program.
     pub fn least() -> Result<Peer, String> {
         let program = std::env::current_exe().map_err(|e| format!("/proc/self/exe: {e}"))?;
-        let kind =
-            Kind::Program { program, first: Some("--mount-least"), options: String::new() };
+        let kind = Kind::Program { program, first: Some("--mount-least"), options: String::new() };
         Ok(Peer { name: LEAST.into(), kind, only: Vec::new() })
     }
 

@@ -84,6 +84,7 @@ fn serve(
 ) -> Result<(), String> {
     let tree = Tree::load(layers).map_err(|e| format!("{layers:?}: {e}"))?;
     let tree = Mutex::new(tree);
+    serve::prepare();
     let device = mount(merged).map_err(|e| format!("mount {}: {e}", merged.display()))?;
     let transfer = shake_hands(&device).map_err(|e| format!("FUSE handshake: {e}"))?;
     // As many as lamina has.
@@ -99,8 +100,11 @@ fn serve(
     }));
     std::thread::scope(|scope| {
         let work = |device| work(&tree, device, transfer + REQUEST_EXTRA);
-        let workers: Vec<_> =
-            clones.iter().chain([&device]).map(|device| scope.spawn(move || work(device))).collect();
+        let workers: Vec<_> = clones
+            .iter()
+            .chain([&device])
+            .map(|device| scope.spawn(move || work(device)))
+            .collect();
         on_ready()?;
         workers.into_iter().try_for_each(|worker| {
             let done = worker.join().map_err(|_| String::from("a worker panicked"))?;

@@ -13,7 +13,7 @@ use zerocopy::{Immutable, IntoBytes};
 use super::abi::{self, Attr, fattr};
 use super::decode::{Header, Request};
 use super::reply::Reply;
-use super::tree::{Body, Data, Directory, FOREVER, Tree, set_size, touch};
+use super::tree::{Body, Data, Directory, FOREVER, Listed, Tree, set_size, touch};
 
 /// What to send.
 pub(super) enum Answer {
@@ -104,7 +104,9 @@ pub(super) fn answer(
             (new_parent.0, new_name),
             RenameFlags::from_bits_retain(flags),
         )?,
-        Request::Link { node: linked, name } => put(&lock(tree).link(linked.0, node, name)?, reply)?,
+        Request::Link { node: linked, name } => {
+            put(&lock(tree).link(linked.0, node, name)?, reply)?;
+        }
         Request::ReadDir { offset, size, plus } => {
             list(&mut lock(tree), node, (offset, size as usize, plus), reply)?;
         }
@@ -185,6 +187,24 @@ fn put_attr(attr: Attr, reply: &mut Reply) -> Result<(), Errno> {
     put(&abi::AttrOut { attr_valid: FOREVER, attr, ..Default::default() }, reply)
 }
 
+/// Memory for one large file. Where a file grows into memory that was never touched, most of the time goes to the faults
+/// of that.
+static SPARE: Mutex<Vec<u8>> = Mutex::new(Vec::new());
+
+/// Size of that, in bytes.
+const SPARE_SIZE: usize = 576 << 20;
+
+/// Files up to this size have no need of it.
+const SMALL: usize = 1 << 20;
+
+/// Touches the memory that is kept for a large file.
+pub(super) fn prepare() {
+    let mut spare = SPARE.lock().unwrap_or_else(PoisonError::into_inner);
+    // With something else than zeroes, which would leave it as it is.
+    *spare = vec![1; SPARE_SIZE];
+    spare.clear();
+}
+
 fn write(
     tree: &Mutex<Tree>,
     node: u64,
@@ -196,6 +216,13 @@ fn write(
     let file = lock(tree).data(node)?;
     let size = {
         let mut file = file.write().unwrap_or_else(PoisonError::into_inner);
+        if offset > SMALL && offset.saturating_add(data.len()) > file.capacity() {
+            let mut spare = SPARE.lock().unwrap_or_else(PoisonError::into_inner);
+            if spare.capacity() > offset {
+                spare.extend_from_slice(&file);
+                *file = std::mem::take(&mut spare);
+            }
+        }
         if file.len() < offset {
             file.resize(offset, 0);
         }
@@ -251,17 +278,17 @@ fn list(
     (mut place, limit, plus): (u64, usize, bool),
     reply: &mut Reply,
 ) -> Result<(), Errno> {
-    while let Some((next, name, number)) = tree.name_after(dir, place)? {
-        let entry = tree.entry(number)?;
+    while let Some(Listed { place: next, name, node }) = tree.name_after(dir, place)? {
+        let entry = tree.entry(node)?;
         let dirent = abi::Dirent {
-            ino: number,
+            ino: node,
             off: next,
             namelen: u32::try_from(name.len()).unwrap_or(0),
             kind: entry.attr.mode >> 12,
         };
         let is_put = reply.put_name(limit, plus.then_some(&entry), &dirent, &name);
         if !is_put || !plus {
-            tree.forget(number, 1);
+            tree.forget(node, 1);
         }
         if !is_put {
             break;

@@ -48,12 +48,21 @@ pub(super) enum Body {
     Other,
 }
 
-/// Names in the order they were made in, which a listing can be continued by whatever comes and goes.
+/// Names, without `.` and `..`, in the order they were made in, which a listing can be continued by whatever comes and goes.
 #[derive(Default)]
 pub(super) struct Directory {
     places: HashMap<Arc<[u8]>, u64>,
     names: BTreeMap<u64, (Arc<[u8]>, u64)>,
     last: u64,
+}
+
+/// A name in a directory.
+pub(super) struct Listed {
+    /// Where the next one comes after.
+    pub(super) place: u64,
+    pub(super) name: Arc<[u8]>,
+    /// What it names.
+    pub(super) node: u64,
 }
 
 impl Directory {
@@ -343,14 +352,10 @@ impl Tree {
         }
     }
 
-    /// Returns the first name in a directory after a place: its own place, itself, and the number of what it names.
-    pub(super) fn name_after(
-        &mut self,
-        dir: u64,
-        place: u64,
-    ) -> Result<Option<(u64, Arc<[u8]>, u64)>, Errno> {
+    /// Returns the first name in a directory after a place.
+    pub(super) fn name_after(&mut self, dir: u64, place: u64) -> Result<Option<Listed>, Errno> {
         let next = self.directory(dir)?.1.names.range(place + 1..).next();
-        Ok(next.map(|(place, (name, number))| (*place, Arc::clone(name), *number)))
+        Ok(next.map(|(&place, (name, node))| Listed { place, name: name.clone(), node: *node }))
     }
 }
 
