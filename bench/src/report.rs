@@ -109,7 +109,8 @@ impl Report {
         if self.peers.iter().any(|peer| peer == LEAST) {
             text += "`least` is a server that answers from its own memory, so its time is what FUSE itself costs with \
                      this kernel and `native`'s what the work beneath costs in any case: the first alone, and the sum \
-                     of both but for what the program does by itself, which both have, are bounds for any server.\n\n";
+                     of both but for what the program does by itself, which both have, are bounds for any server. Its mounts \
+                     load the layers, and it keeps memory for large files: neither means anything.\n\n";
         }
         self.table(&mut text, |row, peer| {
             let base = row.median("kernel", seconds)?;
