@@ -881,7 +881,7 @@ fn a_write_takes_setuid_away_in_passthrough() {
 
 /// Opens files of `$M`, gives them what a write takes away, has them written through the same open, and says what is left.
 const WRITES_TO_OPEN_FILES: &str = r#"
-exec python3 - <<'END'
+exec /usr/bin/python3 - <<'END'
 import os, subprocess, sys
 CAPABILITY = bytes.fromhex('0100000200200000000000000000000000000000')
 USER = ['setpriv', '--reuid', '1234', '--regid', '1234']
