@@ -15,6 +15,8 @@ use crate::fuse::RequestCounts;
 use crate::fuse::convert::{PERMISSIONS, decode_dev, encode_dev, reply_number};
 use crate::fuse::dispatch::{Answer, Dispatcher, Keep, XattrAnswer};
 use crate::idmap::OuterId;
+use crate::sys::process;
+use crate::sys::xattr::CAPABILITY;
 use crate::union::{
     self, Attr, Caller, Entry, FileType, NodeId, RenameFlags, SetAttr, SetTime, Time, Visit,
     Writer, XattrFlags,
@@ -234,6 +236,11 @@ impl Session {
         }
     }
 
+    /// Tells whether the kernel reads and writes a file by itself just now.
+    fn kernel_serves(&self, node: NodeId) -> bool {
+        self.passthrough.as_ref().is_some_and(|passthrough| passthrough.serves(node))
+    }
+
     /// Returns who asks, and the umask that is left to apply.
     fn caller(&self, header: &Header, umask: u32) -> Caller {
         let umask = if self.terms.has(init::DONT_MASK) { umask } else { 0 };
@@ -291,9 +298,16 @@ impl Session {
         // known.
         let is_left = self.terms.has(init::HANDLE_KILLPRIV_V2);
         let changes_mode = !is_left && raw.valid & (fattr::UID | fattr::GID | fattr::SIZE) != 0;
+        // All that is told of a write that the kernel carries out by itself, and of that only if it
+        // takes setuid or setgid away, or capabilities, which go whoever writes.
+        let is_write = is_left
+            && raw.valid & fattr::CHANGES == 0
+            && self.kernel_serves(header.node)
+            && !process::may_keep_setuid(header.pid);
         let kill = match (has(fattr::KILL_SUIDGID), has(fattr::SIZE)) {
             (true, true) => Some(writer(header)),
             (true, false) => self.unprivileged(header),
+            (false, _) if is_write => Some(writer(header)),
             (false, _) if changes_mode => self.unprivileged(header),
             (false, _) => None,
         };
@@ -385,7 +399,13 @@ impl Session {
             // Kernels that do not say: those without SETXATTR_EXT, before Linux 5.12.
             None => self.unprivileged(header),
         };
-        self.dispatch.setxattr(header.node, name, value, flags, unprivileged)
+        self.dispatch.setxattr(header.node, name, value, flags, unprivileged)?;
+        if let Some(passthrough) = &self.passthrough
+            && name == CAPABILITY
+        {
+            passthrough.ask_again(header.node);
+        }
+        Ok(())
     }
 
     fn ioctl(

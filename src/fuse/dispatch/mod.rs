@@ -135,8 +135,8 @@ impl Dispatcher {
 
     /// Changes attributes and returns them all.
     ///
-    /// A change that names nothing (the kernel sends one for the change time alone) only returns
-    /// them.
+    /// A change that names nothing (the kernel sends one for the change time alone) only takes
+    /// privileges away, if it is to.
     pub(super) fn setattr(&self, node: NodeId, set: &SetAttr) -> Answer<Attr> {
         let nothing = set.mode.is_none()
             && set.uid.is_none()
@@ -144,8 +144,14 @@ impl Dispatcher {
             && set.size.is_none()
             && set.atime.is_none()
             && set.mtime.is_none();
+        let taken_away = |set: &SetAttr| {
+            if let Some(writer) = set.kill_privileges {
+                self.union.drop_privileges(node, writer)?;
+            }
+            self.union.getattr(node)
+        };
         self.run("setattr", node, b"", || match set {
-            _ if nothing => self.union.getattr(node),
+            _ if nothing => taken_away(set),
             // What UNLINK, RENAME, LINK and SETXATTR are each followed by.
             SetAttr {
                 mode: None,
@@ -166,13 +172,8 @@ impl Dispatcher {
                 size: Some(size),
                 atime: None,
                 mtime: None,
-                kill_privileges,
-            } if self.writeback && self.union.getattr(node)?.size == *size => {
-                if let Some(writer) = kill_privileges {
-                    self.union.drop_privileges(node, *writer)?;
-                }
-                self.union.getattr(node)
-            }
+                ..
+            } if self.writeback && self.union.getattr(node)?.size == *size => taken_away(set),
             SetAttr { mtime: Some(SetTime::At(time)), .. } if self.writeback => {
                 // Before, so that a write in between does not give the old one back.
                 let before = self.union.keep_modified(node, Some(*time))?;
