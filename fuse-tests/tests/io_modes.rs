@@ -13,7 +13,7 @@ use fuse_tests::case::{
     same_as_the_kernel_with, setx, sh, text, user_command,
 };
 use fuse_tests::env::wait_until;
-use fuse_tests::fixture::pattern;
+use fuse_tests::fixture::{Sandbox, pattern};
 use fuse_tests::trace::{count, no_counts};
 use fuse_tests::{needs_kernel_overlay, needs_root, skip};
 use rustix::io::Errno;
@@ -1009,6 +1009,51 @@ fn kernel_overlay_mounts_on_passthrough() {
          mount -t overlay overlay -o lowerdir=merged,upperdir=a-upper,workdir=a-work above; \
          cat above/f above/g; echo changed >above/g; cat above/g merged/g; umount above";
     assert_eq!(sh(c.sandbox.root(), script), "lowerupperchanged\nupper");
+}
+
+// Of a write through an overlay above, the kernel says that of its mounter, who may keep setuid.
+#[test]
+fn writes_through_an_overlay_above_take_setuid_away() {
+    needs_root!();
+    needs_kernel_overlay!();
+    let script = r#"
+mkdir beneath above-upper above-work above
+printf lower >beneath/lower
+mount -t overlay overlay -o lowerdir=beneath,upperdir=above-upper,workdir=above-work above
+trap 'umount above' EXIT
+change() {
+    who=$1 way=$2
+    shift 2
+    for name in new lower; do
+        : >>above/$name
+        chown 7:7 above/$name
+        chmod 6777 above/$name
+        setcap cap_net_raw+ep above/$name
+        exec 3<>above/$name
+        name=above/$name "$@"
+        exec 3>&-
+        echo "$who $way $name $(stat -c %a above/$name above-upper/$name | xargs) $(getcap above/$name)"
+    done
+}
+for who in "--reuid 1234 --regid 1234 --clear-groups" "--bounding-set -fsetid" "--nnp"; do
+    change "$who" write setpriv $who sh -c 'echo y >>$name'
+    change "$who" held setpriv $who sh -c 'echo y >&3'
+    change "$who" allocate setpriv $who sh -c 'fallocate -l 5000 $name'
+    change "$who" cut setpriv $who sh -c 'truncate -s 2 $name'
+    change "$who" replace setpriv $who sh -c 'echo y >$name'
+    change "$who" touch setpriv $who sh -c 'touch $name'
+    change "$who" nothing setpriv $who true
+done
+"#;
+    let plain = Sandbox::new();
+    let want = sh(plain.root(), script);
+    assert!(want.contains(" 777 777") && want.contains("6777 6777"), "{want}");
+    each(
+        |_| (),
+        |c| {
+            assert_eq!(sh(c.m(""), script), want);
+        },
+    );
 }
 
 // What the server cannot keep it does not promise.

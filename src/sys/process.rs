@@ -124,9 +124,9 @@ pub fn may_keep_setgid(pid: u32, gid: u32, by_capability: bool) -> bool {
 }
 
 /// Tells whether the thread `pid` may keep setuid of a file that it changes (`CAP_FSETID`, as
-/// [`may_keep_setgid`] has it).
-pub fn may_keep_setuid(pid: u32) -> bool {
-    read_status(pid).is_some_and(|(_, capable)| capable && is_in_our_namespace(pid))
+/// [`may_keep_setgid`] has it); `None` of one that cannot be seen.
+pub fn may_keep_setuid(pid: u32) -> Option<bool> {
+    read_status(pid).map(|(_, capable)| capable && is_in_our_namespace(pid))
 }
 
 fn is_in_our_namespace(pid: u32) -> bool {

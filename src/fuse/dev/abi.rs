@@ -122,10 +122,6 @@ pub(super) mod fattr {
     pub(in super::super) const ATIME_NOW: u32 = 1 << 7;
     pub(in super::super) const MTIME_NOW: u32 = 1 << 8;
     pub(in super::super) const KILL_SUIDGID: u32 = 1 << 11;
-
-    /// All that names a change.
-    pub(in super::super) const CHANGES: u32 =
-        MODE | UID | GID | SIZE | ATIME | MTIME | ATIME_NOW | MTIME_NOW;
 }
 
 /// Bits of `OpenOut::open_flags`.

@@ -122,11 +122,6 @@ impl Passthrough {
         }
     }
 
-    /// Tells whether the kernel serves `node` to whoever has it open.
-    pub(super) fn serves(&self, node: NodeId) -> bool {
-        self.state.lock().open.get(&node).is_some_and(|open| open.backing.is_some())
-    }
-
     /// Has the next first open of `node` ask once more whether the kernel may serve it.
     pub(super) fn ask_again(&self, node: NodeId) {
         let mut state = self.state.lock();

@@ -15,7 +15,6 @@ use crate::fuse::RequestCounts;
 use crate::fuse::convert::{PERMISSIONS, decode_dev, encode_dev, reply_number};
 use crate::fuse::dispatch::{Answer, Dispatcher, Keep, XattrAnswer};
 use crate::idmap::OuterId;
-use crate::sys::process;
 use crate::sys::xattr::CAPABILITY;
 use crate::union::{
     self, Attr, Caller, Entry, FileType, NodeId, RenameFlags, SetAttr, SetTime, Time, Visit,
@@ -236,11 +235,6 @@ impl Session {
         }
     }
 
-    /// Tells whether the kernel reads and writes a file by itself just now.
-    fn kernel_serves(&self, node: NodeId) -> bool {
-        self.passthrough.as_ref().is_some_and(|passthrough| passthrough.serves(node))
-    }
-
     /// Returns who asks, and the umask that is left to apply.
     fn caller(&self, header: &Header, umask: u32) -> Caller {
         let umask = if self.terms.has(init::DONT_MASK) { umask } else { 0 };
@@ -298,16 +292,9 @@ impl Session {
         // known.
         let is_left = self.terms.has(init::HANDLE_KILLPRIV_V2);
         let changes_mode = !is_left && raw.valid & (fattr::UID | fattr::GID | fattr::SIZE) != 0;
-        // All that is told of a write that the kernel carries out by itself, and of that only if it
-        // takes setuid or setgid away, or capabilities, which go whoever writes.
-        let is_write = is_left
-            && raw.valid & fattr::CHANGES == 0
-            && self.kernel_serves(header.node)
-            && !process::may_keep_setuid(header.pid);
         let kill = match (has(fattr::KILL_SUIDGID), has(fattr::SIZE)) {
             (true, true) => Some(writer(header)),
             (true, false) => self.unprivileged(header),
-            (false, _) if is_write => Some(writer(header)),
             (false, _) if changes_mode => self.unprivileged(header),
             (false, _) => None,
         };
@@ -320,7 +307,8 @@ impl Session {
             mtime: time(fattr::MTIME, fattr::MTIME_NOW, raw.mtime, raw.mtimensec)?,
             kill_privileges: kill,
         };
-        self.put_attr(&self.dispatch.setattr(header.node, &set)?, reply)
+        let asks = is_left.then(|| writer(header));
+        self.put_attr(&self.dispatch.setattr(header.node, &set, asks)?, reply)
     }
 
     fn read(&self, node: NodeId, offset: u64, size: u32, reply: &mut Reply) -> Answer<()> {
