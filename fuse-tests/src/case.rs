@@ -514,9 +514,18 @@ pub fn said(out: &Output) -> String {
 /// If it is not, or if the script says nothing.
 #[track_caller]
 pub fn same_as_the_kernel(c: &Case, prepare: &str, script: &str) {
+    same_as_the_kernel_with(c, &["allow_other", "suid", "dev"], prepare, script);
+}
+
+/// [`same_as_the_kernel`], with other options for the mount of the program under test.
+///
+/// # Panics
+/// As that.
+#[track_caller]
+pub fn same_as_the_kernel_with(c: &Case, options: &[&str], prepare: &str, script: &str) {
     let run = |kind: Kind| {
         let (name, options): (_, &[&str]) = match kind {
-            Kind::Lamina => ("ours", &["allow_other", "suid", "dev"]),
+            Kind::Lamina => ("ours", options),
             Kind::Kernel => ("kernel", &[]),
         };
         let mut spec = c.sandbox.side(kind, name);

@@ -9,10 +9,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use fuse_tests::case::{
-    BOUND, Case, as_user, forget_all, gone, ino, mode, names, put, python, sh, text, user_command,
+    BOUND, CAP_NET_RAW, Case, as_user, forget_all, gone, ino, mode, names, put, python,
+    same_as_the_kernel_with, setx, sh, text, user_command,
 };
 use fuse_tests::env::wait_until;
-use fuse_tests::fixture::pattern;
+use fuse_tests::fixture::{Sandbox, pattern};
 use fuse_tests::trace::{count, no_counts};
 use fuse_tests::{needs_kernel_overlay, needs_root, skip};
 use rustix::io::Errno;
@@ -878,6 +879,122 @@ fn a_write_takes_setuid_away_in_passthrough() {
     c.unmount();
 }
 
+/// Opens files of `$M`, gives them what a write takes away, has them written through the same open, and says what is left.
+const WRITES_TO_OPEN_FILES: &str = r#"
+exec /usr/bin/python3 - <<'END'
+import os, subprocess, sys
+CAPABILITY = bytes.fromhex('0100000200200000000000000000000000000000')
+USER = ['setpriv', '--reuid', '1234', '--regid', '1234']
+WRITERS = {
+    'root': ['env'],
+    'unable': ['setpriv', '--bounding-set', '-fsetid'],
+    'user': [*USER, '--clear-groups'],
+    'member': [*USER, '--groups', '2000'],
+}
+ACT = '''
+import mmap, os, sys
+def splice(fd):
+    r, w = os.pipe()
+    os.write(w, b'y')
+    os.splice(r, fd, 1)
+def mapped(fd):
+    with mmap.mmap(fd, 1) as m:
+        m[0] = 65
+        m.flush()
+source = os.memfd_create('source')
+os.write(source, b'source')
+WAYS = {
+    'write': lambda fd: os.write(fd, b'y'),
+    'nothing': lambda fd: os.write(fd, b''),
+    'pwritev': lambda fd: os.pwritev(fd, [b'y'], 0),
+    'splice': splice,
+    'sendfile': lambda fd: os.sendfile(fd, source, 0, 3),
+    'cut': lambda fd: os.ftruncate(fd, 1),
+    'allocate': lambda fd: os.posix_fallocate(fd, 0, 9000),
+    'mapped': mapped,
+}
+'''
+exec(ACT)
+os.chdir(os.environ['M'])
+for who, command in WRITERS.items():
+    fds = {}
+    for way in WAYS:
+        for mode in 0o777, 0o4777, 0o2777, 0o6767:
+            for capable in False, True:
+                name = f'{who}-{way}-{mode:o}-{capable}'
+                fd = os.open(name, os.O_RDWR | os.O_CREAT, 0o777)
+                # What the kernel notes of a file without privileges must not last.
+                os.write(fd, b'content')
+                os.fchown(fd, 7, 2000)
+                os.fchmod(fd, mode)
+                if capable:
+                    os.setxattr(fd, 'security.capability', CAPABILITY)
+                fds[name] = fd
+    act = ACT + "for way, fd in zip(sys.argv[1::2], sys.argv[2::2]): WAYS[way](int(fd))"
+    words = [word for name, fd in fds.items() for word in (name.split('-')[1], str(fd))]
+    subprocess.run([*command, sys.executable, '-c', act, *words], pass_fds=fds.values(), check=True)
+    for name, fd in fds.items():
+        modes = [os.stat(path).st_mode for path in (name, os.environ['U'] + '/' + name)]
+        print(name, *map(oct, modes), 'security.capability' in os.listxattr(name))
+        os.close(fd)
+END
+"#;
+
+// The kernel says only that nothing shall be changed, before it writes what is to lose setuid.
+#[test]
+fn what_a_file_gets_while_it_is_open_in_passthrough_goes_with_a_write() {
+    needs_root!();
+    needs_kernel_overlay!();
+    let mut c = Case::new(1);
+    let script = format!("export M U\n{WRITES_TO_OPEN_FILES}");
+    same_as_the_kernel_with(&c, &["io=passthrough", "suid"], ":", &script);
+    if let Some(reason) = no_counts() {
+        skip!("{reason}");
+    }
+    c.mount_with("io=passthrough,suid");
+    let script = format!("M={} U={}; {script}", c.m("").display(), c.u("").display());
+    let log = c.sandbox.root().join("strace");
+    let counts = count(c.server(), &log, || drop(sh("/", &script)));
+    assert_eq!(counts.requests.get("WRITE"), None);
+    assert!(counts.requests["SETATTR"] > 0);
+}
+
+// Nobody hears of a store through a mapping of what the kernel serves, so no file with capabilities is given to it.
+#[test]
+fn a_file_with_capabilities_is_not_served_in_passthrough() {
+    needs_root!();
+    if let Some(reason) = no_counts() {
+        skip!("{reason}");
+    }
+    let mut c = Case::new(1);
+    let capable = |path: PathBuf| setx(path, "security.capability", CAP_NET_RAW);
+    for name in ["from-the-start", "closed", "open"] {
+        put(c.u(name), "content");
+    }
+    capable(c.u("from-the-start"));
+    c.mount_with("io=passthrough,suid");
+    let log = c.sandbox.root().join("strace");
+    let reads = |name: &str| {
+        drop_pages();
+        let counts = count(c.server(), &log, || assert_eq!(text(c.m(name)), "content"));
+        counts.requests.get("READ").copied().unwrap_or(0)
+    };
+    let becomes = |name: &str, served: bool| {
+        wait_until("the release of all opens", BOUND, || (reads(name) == 0) == served);
+    };
+    assert!(reads("from-the-start") > 0);
+    assert_eq!(reads("closed"), 0);
+    capable(c.m("closed"));
+    becomes("closed", false);
+    let open = File::open(c.m("open")).unwrap();
+    capable(c.m("open"));
+    assert_eq!(reads("open"), 0, "the first open decides");
+    drop(open);
+    becomes("open", false);
+    sh(c.m(""), "setfattr -x security.capability open");
+    becomes("open", true);
+}
+
 // An overlay of the kernel takes the mount for a layer.
 #[test]
 fn kernel_overlay_mounts_on_passthrough() {
@@ -892,6 +1009,51 @@ fn kernel_overlay_mounts_on_passthrough() {
          mount -t overlay overlay -o lowerdir=merged,upperdir=a-upper,workdir=a-work above; \
          cat above/f above/g; echo changed >above/g; cat above/g merged/g; umount above";
     assert_eq!(sh(c.sandbox.root(), script), "lowerupperchanged\nupper");
+}
+
+// Of a write through an overlay above, the kernel says that of its mounter, who may keep setuid.
+#[test]
+fn writes_through_an_overlay_above_take_setuid_away() {
+    needs_root!();
+    needs_kernel_overlay!();
+    let script = r#"
+mkdir beneath above-upper above-work above
+printf lower >beneath/lower
+mount -t overlay overlay -o lowerdir=beneath,upperdir=above-upper,workdir=above-work above
+trap 'umount above' EXIT
+change() {
+    who=$1 way=$2
+    shift 2
+    for name in new lower; do
+        : >>above/$name
+        chown 7:7 above/$name
+        chmod 6777 above/$name
+        setcap cap_net_raw+ep above/$name
+        exec 3<>above/$name
+        name=above/$name "$@"
+        exec 3>&-
+        echo "$who $way $name $(stat -c %a above/$name above-upper/$name | xargs) $(getcap above/$name)"
+    done
+}
+for who in "--reuid 1234 --regid 1234 --clear-groups" "--bounding-set -fsetid" "--nnp"; do
+    change "$who" write setpriv $who sh -c 'echo y >>$name'
+    change "$who" held setpriv $who sh -c 'echo y >&3'
+    change "$who" allocate setpriv $who sh -c 'fallocate -l 5000 $name'
+    change "$who" cut setpriv $who sh -c 'truncate -s 2 $name'
+    change "$who" replace setpriv $who sh -c 'echo y >$name'
+    change "$who" touch setpriv $who sh -c 'touch $name'
+    change "$who" nothing setpriv $who true
+done
+"#;
+    let plain = Sandbox::new();
+    let want = sh(plain.root(), script);
+    assert!(want.contains(" 777 777") && want.contains("6777 6777"), "{want}");
+    each(
+        |_| (),
+        |c| {
+            assert_eq!(sh(c.m(""), script), want);
+        },
+    );
 }
 
 // What the server cannot keep it does not promise.

@@ -361,7 +361,10 @@ impl Filesystem for Server {
             // The kernel's own bit for this does not get through `fuser`.
             kill_privileges: self.unprivileged(request),
         };
-        match self.node(ino).and_then(|node| self.dispatch.setattr(node, &set)) {
+        match self
+            .node(ino)
+            .and_then(|node| self.dispatch.setattr(node, &set, Some(writer(request))))
+        {
             Ok(attr) => reply.attr(&self.dispatch.valid, &attributes(&attr)),
             Err(errno) => reply.error(reply_errno(errno)),
         }

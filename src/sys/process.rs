@@ -118,17 +118,21 @@ pub fn overrides_permissions() -> bool {
 /// Of a thread that cannot be seen the answer is no. The thread must wait for this one meanwhile, or
 /// another may have its number.
 pub fn may_keep_setgid(pid: u32, gid: u32, by_capability: bool) -> bool {
-    if pid == 0 {
-        return false;
-    }
-    let Ok(status) = std::fs::read_to_string(format!("/proc/{pid}/status")) else { return false };
-    let (groups, capable) = parse_status(&status);
-    let in_our_namespace = || {
-        let namespace = |of: &str| std::fs::read_link(format!("/proc/{of}/ns/user")).ok();
-        let ours = namespace("self");
-        ours.is_some() && namespace(&pid.to_string()) == ours
-    };
-    groups.contains(&gid) || by_capability && capable && in_our_namespace()
+    read_status(pid).is_some_and(|(groups, capable)| {
+        groups.contains(&gid) || by_capability && capable && is_in_our_namespace(pid)
+    })
+}
+
+/// Tells whether the thread `pid` may keep setuid of a file that it changes (`CAP_FSETID`, as
+/// [`may_keep_setgid`] has it); `None` of one that cannot be seen.
+pub fn may_keep_setuid(pid: u32) -> Option<bool> {
+    read_status(pid).map(|(_, capable)| capable && is_in_our_namespace(pid))
+}
+
+fn is_in_our_namespace(pid: u32) -> bool {
+    let namespace = |of: &str| std::fs::read_link(format!("/proc/{of}/ns/user")).ok();
+    let ours = namespace("self");
+    ours.is_some() && namespace(&pid.to_string()) == ours
 }
 
 /// Tells whether the process or thread `pid` was killed, or ends by another signal that it does not
@@ -145,6 +149,11 @@ fn is_kill_pending(status: &str) -> bool {
     let pending = status.lines().find_map(|line| line.strip_prefix("SigPnd:")).unwrap_or_default();
     let pending = u64::from_str_radix(pending.trim(), 16).unwrap_or(0);
     pending & (1 << (libc::SIGKILL - 1)) != 0
+}
+
+fn read_status(pid: u32) -> Option<(Vec<u32>, bool)> {
+    let status = || std::fs::read_to_string(format!("/proc/{pid}/status")).ok();
+    (pid != 0).then(status)?.map(|status| parse_status(&status))
 }
 
 /// Returns the groups in /proc/PID/status, and whether `CAP_FSETID` is in effect.

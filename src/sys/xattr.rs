@@ -22,6 +22,9 @@ pub enum Target<'a> {
     Name(At<'a>),
 }
 
+/// The xattr that holds the capabilities of a program.
+pub const CAPABILITY: &[u8] = b"security.capability";
+
 /// The kernel's bounds (`XATTR_SIZE_MAX`, `XATTR_LIST_MAX`), in bytes.
 const SIZE_MAX: usize = 64 * 1024;
 

@@ -323,15 +323,6 @@ impl Union {
         Ok(self.attr_from(node, &stat))
     }
 
-    /// Tells whether a write by somebody unprivileged may have to change the mode of `node`.
-    pub(super) fn has_privileges(&self, node: &Node, data: &Data) -> Result<bool> {
-        if node.unprivileged.load(Ordering::Relaxed) {
-            return Ok(false);
-        }
-        let mode = u32::from(self.stat_of_data(data)?.stx_mode);
-        Ok(mode & (libc::S_ISUID | libc::S_ISGID) != 0)
-    }
-
     fn stat_of_data(&self, data: &Data) -> Result<Statx> {
         let stat = sys::stat::of(&data.file);
         match self.form(data.layer) {

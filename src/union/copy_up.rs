@@ -34,7 +34,7 @@ use crate::sys::data::Part;
 use crate::sys::inode_flags;
 use crate::sys::name::At;
 use crate::sys::stat::Statx;
-use crate::sys::xattr::{self, Target};
+use crate::sys::xattr::{self, CAPABILITY, Target};
 
 /// How much of a file's data its new owner needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -558,7 +558,7 @@ fn copy_xattrs(route: Route, from: Target<'_>, to: Target<'_>) -> Result<()> {
             // The upper has no such xattrs; an ACL without which access would change is no
             // such case, nor is a capability.
             Err(Errno::OPNOTSUPP)
-                if !name.starts_with(b"system.posix_acl_") && name != b"security.capability" =>
+                if !name.starts_with(b"system.posix_acl_") && name != CAPABILITY =>
             {
                 tracing::debug!("copy-up leaves out {}", String::from_utf8_lossy(name));
             }

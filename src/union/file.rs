@@ -19,6 +19,7 @@ use super::{Leaf, Union};
 use crate::error::{Context, Errno, Error, Result};
 use crate::layer::{self, UPPER};
 use crate::sys;
+use crate::sys::xattr::CAPABILITY;
 
 /// An open file behind a node.
 #[derive(Debug)]
@@ -190,20 +191,20 @@ impl Union {
         Ok(opened)
     }
 
-    /// Returns the file that holds the data of `node`, if whoever may write it may do so without us:
-    /// no copy-up will ever replace it (it is in the upper layer, or there is none), and a write has
-    /// no setuid or setgid to take away. Beneath us the writer would be the server, who may keep them.
+    /// Returns the file that holds the data of a node, if whoever may write it may do so without us:
+    /// no copy-up will ever replace it (it is in the upper layer, or there is none), and a store
+    /// through a mapping, of which nobody hears, has no capabilities to take away.
     ///
     /// # Errors
-    /// `ESTALE` for an unknown node; those of openat(2) and statx(2).
-    pub fn provider(&self, node: NodeId) -> Result<Option<Arc<Data>>> {
-        let node = self.node(node)?;
+    /// `ESTALE` for an unknown node; those of openat(2) and [`Union::getxattr`].
+    pub fn provider(&self, id: NodeId) -> Result<Option<Arc<Data>>> {
+        let node = self.node(id)?;
         if node.kind != FileType::Regular || self.upper.is_some() && !node.is_upper() {
             return Ok(None);
         }
         let data = self.readable_data(&node)?;
         // What a lower lends to a file of the upper is replaced by a copy one day.
-        let ours = self.upper.is_some() && (data.lent || self.has_privileges(&node, &data)?);
+        let ours = self.upper.is_some() && (data.lent || self.getxattr(id, CAPABILITY)?.is_some());
         Ok((!ours).then_some(data))
     }
 

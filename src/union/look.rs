@@ -25,7 +25,7 @@ use crate::marks;
 use crate::overrides::{self, Form, Override};
 use crate::sys;
 use crate::sys::stat::Statx;
-use crate::sys::xattr::{self, Target};
+use crate::sys::xattr::{self, CAPABILITY, Target};
 
 /// How an upper with overrides keeps its objects.
 #[derive(Clone, Copy, Debug)]
@@ -68,8 +68,6 @@ impl Route {
 
 /// What begins the names of ACLs.
 const ACL: &[u8] = b"system.posix_acl_";
-
-const CAPABILITY: &[u8] = b"security.capability";
 
 impl Carrier {
     /// Makes the root of an upper say what it is, and returns how the rest is kept; `None` where

@@ -32,7 +32,7 @@ use crate::marks::{self, Digest, Metacopy, Redirect};
 use crate::sys;
 use crate::sys::data::Part;
 use crate::sys::stat::Statx;
-use crate::sys::xattr::{self, Target};
+use crate::sys::xattr::{self, CAPABILITY, Target};
 
 /// What is done about digests of data, `verity=`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -295,8 +295,6 @@ impl Union {
         Ok(())
     }
 }
-
-const CAPABILITY: &[u8] = b"security.capability";
 
 /// How a message names a file that is known by its handle.
 const A_FILE: &str = "a file without data of its own";

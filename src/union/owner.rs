@@ -10,6 +10,7 @@ use super::create::Caller;
 use super::{Union, acl};
 use crate::error::{Errno, Result};
 use crate::idmap::{Ids, InnerId, OuterId};
+use crate::sys::xattr::CAPABILITY;
 
 /// An owner to store; what is `None` stays as it is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -91,9 +92,6 @@ impl Union {
         }
     }
 }
-
-/// The xattr that holds the capabilities of a program.
-const CAPABILITY: &[u8] = b"security.capability";
 
 /// Revision in the topmost byte of the first word, capabilities(7) "File capability versioning".
 const REVISION: u32 = 0xff00_0000;

@@ -44,6 +44,8 @@ struct Open {
     backing: Option<Backing>,
     /// Somebody may write past us, so that we cannot tell the kernel when times change.
     written: bool,
+    /// What the kernel has is not kept for the next open.
+    outdated: bool,
 }
 
 /// How the files of a mount are open.
@@ -85,7 +87,7 @@ impl Passthrough {
         let kept = state.idle.pop(&node);
         let backing = kept.or_else(|| self.register(provider()?.as_fd()));
         let id = backing.as_ref().map(|backing| backing.id);
-        state.open.insert(node, Open { count: 1, backing, written: write });
+        state.open.insert(node, Open { count: 1, backing, written: write, outdated: false });
         id
     }
 
@@ -108,22 +110,34 @@ impl Passthrough {
         if open.count > 0 {
             return;
         }
-        let Some(Open { backing: Some(backing), written, .. }) = state.open.remove(&node) else {
+        let Some(Open { backing: Some(backing), written, outdated, .. }) = state.open.remove(&node)
+        else {
             return;
         };
-        let evicted = state.idle.push(node, backing);
+        let dropped = if outdated { Some((node, backing)) } else { state.idle.push(node, backing) };
         drop(state);
-        drop(evicted);
+        drop(dropped);
         if written {
             notifier.forget_attributes(node);
         }
+    }
+
+    /// Has the next first open of `node` ask once more whether the kernel may serve it.
+    pub(super) fn ask_again(&self, node: NodeId) {
+        let mut state = self.state.lock();
+        if let Some(open) = state.open.get_mut(&node) {
+            open.outdated = true;
+        }
+        let dropped = state.idle.pop(&node);
+        drop(state);
+        drop(dropped);
     }
 
     /// Has `node` open once, with a file that no kernel has registered.
     #[cfg(test)]
     pub(super) fn pretend_open(&self, node: NodeId) {
         let backing = Some(Backing { device: Arc::clone(&self.device), id: -1 });
-        let open = Open { count: 1, backing, written: true };
+        let open = Open { count: 1, backing, written: true, outdated: false };
         self.state.lock().open.insert(node, open);
     }
 

@@ -15,6 +15,7 @@ use crate::fuse::RequestCounts;
 use crate::fuse::convert::{PERMISSIONS, decode_dev, encode_dev, reply_number};
 use crate::fuse::dispatch::{Answer, Dispatcher, Keep, XattrAnswer};
 use crate::idmap::OuterId;
+use crate::sys::xattr::CAPABILITY;
 use crate::union::{
     self, Attr, Caller, Entry, FileType, NodeId, RenameFlags, SetAttr, SetTime, Time, Visit,
     Writer, XattrFlags,
@@ -307,7 +308,8 @@ impl Session {
             mtime: time(fattr::MTIME, fattr::MTIME_NOW, raw.mtime, raw.mtimensec)?,
             kill_privileges: kill,
         };
-        self.put_attr(&self.dispatch.setattr(header.node, &set)?, reply)
+        let asks = is_left.then(|| writer(header));
+        self.put_attr(&self.dispatch.setattr(header.node, &set, asks)?, reply)
     }
 
     fn read(&self, header: &Header, offset: u64, size: u32, reply: &mut Reply) -> Answer<()> {
@@ -393,7 +395,13 @@ impl Session {
             // Kernels that do not say: those without SETXATTR_EXT, before Linux 5.12.
             None => self.unprivileged(header),
         };
-        self.dispatch.setxattr(header.node, name, value, flags, unprivileged)
+        self.dispatch.setxattr(header.node, name, value, flags, unprivileged)?;
+        if let Some(passthrough) = &self.passthrough
+            && name == CAPABILITY
+        {
+            passthrough.ask_again(header.node);
+        }
+        Ok(())
     }
 
     fn ioctl(

@@ -23,7 +23,10 @@ use super::ServeOptions;
 use crate::error::{Errno, Error, Result};
 use crate::idmap::OuterId;
 use crate::options::IoMode;
-use crate::union::{Attr, Caller, Entry, NodeId, RenameFlags, SetAttr, SetTime, StatVfs, Union};
+use crate::sys::process::may_keep_setuid;
+use crate::union::{
+    Attr, Caller, Entry, NodeId, RenameFlags, SetAttr, SetTime, StatVfs, Union, Writer,
+};
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -135,17 +138,33 @@ impl Dispatcher {
 
     /// Changes attributes and returns them all.
     ///
-    /// A change that names nothing (the kernel sends one for the change time alone) only returns
-    /// them.
-    pub(super) fn setattr(&self, node: NodeId, set: &SetAttr) -> Answer<Attr> {
+    /// A kernel that leaves setuid and setgid to us has a process that `asks`. It sends a change that
+    /// names nothing before it writes to a file that has something to lose by that: one of these bits,
+    /// or capabilities, which go whoever writes. There may be no other word of it: a write in
+    /// passthrough is none, and one through an overlay above comes with the privilege of whoever mounted
+    /// that.
+    pub(super) fn setattr(
+        &self,
+        node: NodeId,
+        set: &SetAttr,
+        asks: Option<Writer>,
+    ) -> Answer<Attr> {
         let nothing = set.mode.is_none()
             && set.uid.is_none()
             && set.gid.is_none()
             && set.size.is_none()
             && set.atime.is_none()
             && set.mtime.is_none();
-        self.run("setattr", node, b"", || match set {
-            _ if nothing => self.union.getattr(node),
+        let without_privileges = |kill: Option<Writer>| {
+            if let Some(writer) = kill {
+                self.union.drop_privileges(node, writer)?;
+            }
+            self.union.getattr(node)
+        };
+        let changed = self.run("setattr", node, b"", || match set {
+            _ if nothing => without_privileges(
+                set.kill_privileges.or(asks.filter(|asks| may_keep_setuid(asks.pid) != Some(true))),
+            ),
             // What UNLINK, RENAME, LINK and SETXATTR are each followed by.
             SetAttr {
                 mode: None,
@@ -166,12 +185,9 @@ impl Dispatcher {
                 size: Some(size),
                 atime: None,
                 mtime: None,
-                kill_privileges,
+                ..
             } if self.writeback && self.union.getattr(node)?.size == *size => {
-                if let Some(writer) = kill_privileges {
-                    self.union.drop_privileges(node, *writer)?;
-                }
-                self.union.getattr(node)
+                without_privileges(set.kill_privileges)
             }
             SetAttr { mtime: Some(SetTime::At(time)), .. } if self.writeback => {
                 // Before, so that a write in between does not give the old one back.
@@ -182,7 +198,17 @@ impl Dispatcher {
                 })
             }
             set => self.union.setattr(node, set),
-        })
+        })?;
+        // An overlay above cuts with its own privilege as well, and nothing is sent before.
+        if set.size.is_some()
+            && set.kill_privileges.is_none()
+            && changed.mode & (libc::S_ISUID | libc::S_ISGID) != 0
+            && let Some(asks) = asks
+            && may_keep_setuid(asks.pid) == Some(false)
+        {
+            return self.run("drop_privileges", node, b"", || without_privileges(Some(asks)));
+        }
+        Ok(changed)
     }
 
     /// Returns the target of a symbolic link.
