@@ -341,6 +341,23 @@ fn reading_an_evicted_file() {
     counts.assert_calls("first read", 5);
 }
 
+/// Its pages go to the kernel by reference: nobody but the kernel copies them.
+#[test]
+fn reading_a_large_file() {
+    needs_counts!();
+    let c = mounted(|c| put(c.l(1, "plain/large"), vec![1; 128 << 10]));
+    names(c.m("plain"));
+    let mut file = File::open(c.m("plain/large")).unwrap();
+    let mut content = vec![0; 128 << 10];
+    file.read_exact(&mut content).unwrap();
+    rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+    let counts = counted(&c, || file.read_exact_at(&mut content, 0).unwrap());
+    counts.assert_requests("large read", "READ");
+    // To the pipe and from it; the worker may be one that has yet to make its pipe.
+    assert_eq!(counts.calls.get("splice"), Some(&2), "{counts:?}");
+    assert!(!counts.calls.contains_key("pread64"), "{counts:?}");
+}
+
 #[test]
 fn unpacking_an_archive() {
     needs_counts!();
