@@ -128,6 +128,7 @@ fn parse(log: &str) -> Counts {
     let mut counts = Counts::default();
     // Threads that are reading the device.
     let mut reading: BTreeMap<&str, bool> = BTreeMap::new();
+    let mut beginning: BTreeSet<&str> = BTreeSet::new();
     for line in log.lines() {
         let Some((thread, event)) = line.split_once(' ') else { continue };
         let event = event.trim_start();
@@ -137,8 +138,15 @@ fn parse(log: &str) -> Counts {
             let first = arguments.split(',').next().unwrap_or_default();
             let device = first.contains(DEVICE);
             let carries = device && matches!(name, "read" | "readv" | "write" | "writev");
+            // The beginning of a thread, which no request is to blame for: all others were waiting somewhere.
+            if name == "rseq" {
+                beginning.insert(thread);
+            }
+            if carries {
+                beginning.remove(thread);
+            }
             reading.insert(thread, carries && name.starts_with("read"));
-            if !carries && !OWN_AFFAIRS.contains(&name) {
+            if !carries && !beginning.contains(thread) && !OWN_AFFAIRS.contains(&name) {
                 *counts.calls.entry(name.to_owned()).or_default() += 1;
             }
         }
