@@ -6,9 +6,10 @@ usage() {
 Usage: scripts/bench.sh [--quick] [--root | --rootless] [--rounds N] [--only NAME]...
 
 Installs the rivals (fuse-overlayfs 1.x from the distribution, 2.x by cargo), builds lamina, and runs
-lamina, kernel overlayfs, the bare filesystem and both rivals in turns, on an ext4 in memory. Prints
-times and their ratios to kernel overlayfs, checks that all came to the same result, and writes
-tables and plots to docs/benchmarks. Needs root, 10 GiB of memory, and an otherwise idle machine.
+lamina, kernel overlayfs, the bare filesystem and both rivals in turns, on an ext4 in memory; and where
+FUSE itself counts, the least server there can be, which answers from its own memory. Prints times and
+their ratios to kernel overlayfs, checks that all came to the same result, and writes tables and plots
+to docs/benchmarks. Needs root, 12 GiB of memory, and an otherwise idle machine.
 
   --quick       a tenth of the work, one round: to see that all of it runs
   --root        only as root; --rootless: only in a user namespace; otherwise both
@@ -100,7 +101,7 @@ if [ -w "$rings" ]; then
     printf Y >"$rings"
 fi
 
-# Our own with an option, where that is to show something.
+# Our own with an option, and the limit of all servers, where that is to show something.
 variants() {
     local word
     if [ -n "$allowed" ]; then
@@ -110,6 +111,10 @@ variants() {
     printf '%s\n' --peer "lamina-volatile=$1,volatile" --for copyup --peer "lamina-metacopy=$1,metacopy=on" --for chmod
     [ "$2" = rootless ] || printf '%s\n' --peer "lamina-passthrough=$1,io=passthrough"
     [ "$2" = rootless ] || for word in read random mmap write; do printf '%s\n' --for "$word"; done
+    printf '%s\n' --least
+    for word in small copyup chmod random mmap write read git compile storm dirs rmlower bigdir deep400 sqlite; do
+        printf '%s\n' --for "$word"
+    done
 }
 peers=(--peer "lamina=$target/lamina" --peer "fuse-overlayfs-1=$(command -v fuse-overlayfs)")
 [ ! -x "$cache/bin/fuse-overlayfs" ] || peers+=(--peer "fuse-overlayfs-2=$cache/bin/fuse-overlayfs")

@@ -34,6 +34,7 @@ step cargo fmt --all --check
 step cargo clippy --workspace --all-targets --locked --quiet -- -D warnings
 RUSTDOCFLAGS="-D warnings" step cargo doc --workspace --no-deps --locked --quiet
 step cargo test -p laminafs --locked --quiet
+step cargo test -p lamina-bench --bins --locked --quiet
 if command -v shellcheck >/dev/null; then
     step shellcheck -x scripts/*.sh scripts/lib/*.sh .ci/run
 else

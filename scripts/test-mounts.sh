@@ -7,8 +7,8 @@ Usage: scripts/test-mounts.sh [ARGUMENTS OF cargo test]
 
 Builds lamina and runs all suites of fuse-tests, which mount for real: as whoever starts it and,
 started by root, again as an ordinary user, whom it makes for the time of the run; a share of them
-also over the other transport. Suites enter
-user namespaces by themselves. Lists what was skipped, and fails if a mount is left behind.
+also over the other transport. The least server of the benchmark is tested too. Suites enter user
+namespaces by themselves. Lists what was skipped, and fails if a mount is left behind.
 
   scripts/test-mounts.sh                   everything
   scripts/test-mounts.sh --test merge      one suite
@@ -48,6 +48,11 @@ chmod 666 "$FUSE_TESTS_SKIP_LOG"
 
 printf 'suites: as user %s\n' "$(id -un)"
 cargo test -p fuse-tests --locked "$@"
+
+# The limit of all servers, a part of the benchmark.
+if [ $# = 0 ]; then
+    cargo test -p lamina-bench --locked --quiet --test least
+fi
 
 # A share of them over the other transports; io_uring where the kernel offers it.
 if [ $# = 0 ]; then

@@ -1,9 +1,10 @@
 //! Runs the same work on lamina, kernel overlayfs, the bare filesystem and both fuse-overlayfs, interleaved in one run, and
 //! prints how long each took, what it asked its server, and what the server cost. Started by `scripts/bench.sh`, which makes
-//! the filesystem and installs the rivals.
+//! the filesystem and installs the rivals. [`mod@least`] is a peer of its own, the limit of all servers.
 
 mod control;
 mod layers;
+mod least;
 mod peer;
 mod report;
 mod scenario;
@@ -12,6 +13,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use control::Control;
+// For the files that are shared with lamina, which name these as their own.
+use laminafs::{error, union};
 use peer::Peer;
 use report::Report;
 
@@ -36,10 +39,13 @@ struct Arguments {
 
 const USAGE: &str = "\
 Usage: lamina-bench --at DIR --out DIR --mode WORD [--rounds N] [--scale N] [--only NAME]...
-                    [--peer NAME=PROGRAM[,OPTION;...] [--for NAME]...]... [--control SOCKET]
+                    [--peer NAME=PROGRAM[,OPTION;...] [--for NAME]...]... [--least [--for NAME]...]
+                    [--control SOCKET]
        lamina-bench --serve SOCKET
+       lamina-bench --mount-least -o lowerdir=A:B,upperdir=C MERGED
 
 Peers: native and kernel are always there; PROGRAM is a mount program, for scenarios of these NAMEs.
+--least adds the least server there can be, which --mount-least is: a filesystem in its own memory.
 --serve answers on SOCKET for who may not drop caches or trace requests.
 ";
 
@@ -71,6 +77,7 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Arguments, String> {
                 let (program, options) = program.split_once(',').unwrap_or((program, ""));
                 arguments.peers.push(Peer::program(name, program, options));
             }
+            "--least" => arguments.peers.push(Peer::least()?),
             "--for" => {
                 let last = arguments.peers.last_mut().ok_or("--for comes after --peer")?;
                 last.only.push(value()?);
@@ -118,6 +125,7 @@ fn main() -> ExitCode {
     let mut words = std::env::args().skip(1).peekable();
     let done = match words.peek().map(String::as_str) {
         Some("--serve") => control::serve(words.nth(1)),
+        Some("--mount-least") => least::start(words.skip(1)),
         Some("-h" | "--help") | None => {
             print!("{USAGE}");
             return ExitCode::SUCCESS;

@@ -9,6 +9,9 @@ use std::time::{Duration, Instant};
 
 use rustix::mount::UnmountFlags;
 
+/// The name of [`Peer::least`].
+pub const LEAST: &str = "least";
+
 /// One of those compared.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Peer {
@@ -26,6 +29,8 @@ enum Kind {
     Kernel,
     Program {
         program: PathBuf,
+        /// What it gets before all else.
+        first: Option<&'static str>,
         options: String,
     },
 }
@@ -43,8 +48,15 @@ impl Peer {
 
     /// A mount program, and options it always gets.
     pub fn program(name: &str, program: &str, options: &str) -> Peer {
-        let kind = Kind::Program { program: program.into(), options: options.into() };
+        let kind = Kind::Program { program: program.into(), first: None, options: options.into() };
         Peer { name: name.into(), kind, only: Vec::new() }
+    }
+
+    /// The least server there can be, which is in this program.
+    pub fn least() -> Result<Peer, String> {
+        let program = std::env::current_exe().map_err(|e| format!("/proc/self/exe: {e}"))?;
+        let kind = Kind::Program { program, first: Some("--mount-least"), options: String::new() };
+        Ok(Peer { name: LEAST.into(), kind, only: Vec::new() })
     }
 
     /// Tells whether it takes part in a scenario.
@@ -116,7 +128,7 @@ impl Mounted {
         match &peer.kind {
             Kind::Native => {}
             Kind::Kernel => mount_kernel(&stack.lowers, &stack.upper, &work, &merged)?,
-            Kind::Program { program, options } => {
+            Kind::Program { program, first, options } => {
                 // Files beneath a mount that can copy them up are not handed to the kernel.
                 let list = if options.contains("io=passthrough") && !stack.is_changed {
                     format!("lowerdir={},{options}", lowers.join(":"))
@@ -126,6 +138,7 @@ impl Mounted {
                     format!("{list},{}", options.replace(';', ","))
                 };
                 let out = Command::new(program)
+                    .args(first)
                     .args(["-o", &list])
                     .arg(&merged)
                     .stdin(Stdio::null())

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use crate::control::Counts;
-use crate::peer::Peer;
+use crate::peer::{LEAST, Peer};
 use crate::scenario::{Sample, Scenario};
 
 /// All samples of a run.
@@ -106,6 +106,12 @@ impl Report {
              Lower is better.\n\n",
             self.mode, self.rounds
         );
+        if self.peers.iter().any(|peer| peer == LEAST) {
+            text += "`least` is a server that answers from its own memory, so its time is what FUSE itself costs with \
+                     this kernel and `native`'s what the work beneath costs in any case: the first alone, and the sum \
+                     of both but for what the program does by itself, which both have, are bounds for any server. Its mounts \
+                     load the layers, and it keeps memory for large files: neither means anything.\n\n";
+        }
         self.table(&mut text, |row, peer| {
             let base = row.median("kernel", seconds)?;
             let all = row.sorted(peer, seconds);

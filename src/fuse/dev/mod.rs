@@ -8,6 +8,9 @@
 //! touch the device. [`replay`] takes the place of these two for requests
 //! that come from elsewhere.
 //!
+//! The least server of the benchmark compiles [`abi`], [`decode`], [`handshake`] and [`reply`] in, so that the
+//! kernel sends it the same requests.
+//!
 //! Locks: the pool's own, held for moments and over no request. A crash leaves the mount without a
 //! server, as with any transport.
 
