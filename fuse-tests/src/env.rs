@@ -205,7 +205,7 @@ const INSIDE: &str = "FUSE_TESTS_INSIDE";
 /// # Panics
 /// If it cannot be copied.
 pub fn copy_program(from: &Path, to: &Path) {
-    let status = Command::new("cp").args([from, to]).status().unwrap();
+    let status = Command::new("cp").arg("--preserve=mode").args([from, to]).status().unwrap();
     assert!(status.success(), "cp {}: {status}", from.display());
 }
 
