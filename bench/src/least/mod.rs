@@ -17,6 +17,9 @@ mod decode;
 #[path = "../../../src/fuse/dev/handshake.rs"]
 mod handshake;
 #[allow(dead_code, rustdoc::broken_intra_doc_links)]
+#[path = "../../../src/fuse/dev/pipe.rs"]
+mod pipe;
+#[allow(dead_code, rustdoc::broken_intra_doc_links)]
 #[path = "../../../src/fuse/dev/reply.rs"]
 mod reply;
 mod serve;

@@ -139,7 +139,8 @@ mod tests {
     use std::os::fd::AsFd;
 
     fn file(content: &[u8]) -> std::fs::File {
-        let mut file = tempfile::tempfile().unwrap();
+        let file = rustix::fs::memfd_create("read", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+        let mut file = std::fs::File::from(file);
         file.write_all(content).unwrap();
         file
     }
