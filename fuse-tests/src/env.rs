@@ -201,8 +201,11 @@ const INSIDE: &str = "FUSE_TESTS_INSIDE";
 
 /// Copies a program that is to be run at once. By a process of its own: whoever another thread starts meanwhile would
 /// hold it open for writing, and it could not be run (`ETXTBSY`).
-fn copy_program(from: &Path, to: &Path) {
-    let status = Command::new("cp").args([from, to]).status().unwrap();
+///
+/// # Panics
+/// If it cannot be copied.
+pub fn copy_program(from: &Path, to: &Path) {
+    let status = Command::new("cp").arg("--preserve=mode").args([from, to]).status().unwrap();
     assert!(status.success(), "cp {}: {status}", from.display());
 }
 

@@ -180,7 +180,7 @@ fn setup_makes_the_name_that_engines_look_for() {
         assert_eq!(fs::read_to_string(&link).unwrap(), "of somebody else");
     }
     // The program itself, installed under that name: what is removed is a link.
-    fs::copy(env::program(), &link).unwrap();
+    env::copy_program(env::program(), &link);
     let own = |more: &[&str]| {
         run(Command::new(&link).arg0("lamina").args(["setup", "--bin"]).arg(&bin).args(more))
     };
@@ -1002,7 +1002,7 @@ fn an_ordinary_user_mounts_and_unmounts() {
     }
     let stage = Stage::new();
     let program = stage.path("lamina");
-    fs::copy(env::program(), &program).unwrap();
+    env::copy_program(env::program(), &program);
     fs::set_permissions(&program, Permissions::from_mode(0o755)).unwrap();
     for dir in ["upper", "work", "merged", "l0", "l0/d", "l0/d/inner"] {
         std::os::unix::fs::chown(stage.path(dir), Some(65534), Some(65534)).unwrap();
@@ -1079,7 +1079,7 @@ fn no_privilege_is_one_sentence() {
     let stage = Stage::new();
     // The program may lie where an ordinary user cannot go.
     let program = stage.path("lamina");
-    fs::copy(env::program(), &program).unwrap();
+    env::copy_program(env::program(), &program);
     fs::set_permissions(&program, Permissions::from_mode(0o755)).unwrap();
     fs::create_dir(stage.path("closed")).unwrap();
     fs::create_dir(stage.path("closed/layer")).unwrap();

@@ -448,28 +448,34 @@ fn running_programs_are_not_written() {
     let prepare = |c: &Case| {
         fs::copy("/bin/sleep", c.l(1, "lower")).unwrap();
     };
-    each(prepare, |c| {
-        fs::copy("/bin/sleep", c.m("fresh")).unwrap();
-        for name in ["lower", "fresh"] {
-            let path = c.m(name);
-            let mut running = Command::new(&path).arg("600").spawn().unwrap();
-            let write = OpenOptions::new().write(true).open(&path);
-            assert_eq!(os_error(write), Some(libc_errno(Errno::TXTBSY)), "{name}");
-            let cut = rustix::fs::open(
-                &path,
-                rustix::fs::OFlags::RDWR | rustix::fs::OFlags::TRUNC,
-                rustix::fs::Mode::empty(),
-            );
-            assert_eq!(cut.err(), Some(Errno::TXTBSY), "{name}");
-            running.kill().unwrap();
-            running.wait().unwrap();
-            let writer = OpenOptions::new().append(true).open(&path).unwrap();
-            let run = Command::new(&path).arg("0").status();
-            assert_eq!(os_error(run), Some(libc_errno(Errno::TXTBSY)), "{name}");
-            drop(writer);
-            assert!(Command::new(&path).arg("0").status().unwrap().success(), "{name}");
-        }
-    });
+    // By a process of its own: whoever another thread of this one starts meanwhile would hold the programs open for
+    // writing as well, and they could not be run.
+    let script = r#"
+import errno, os, shutil, subprocess, sys, time
+os.chdir(sys.argv[1])
+shutil.copy("/bin/sleep", "fresh")
+def busy(act):
+    try:
+        act()
+    except OSError as e:
+        assert e.errno == errno.ETXTBSY, e
+        return True
+for name in "lower", "fresh":
+    program = "./" + name
+    running = subprocess.Popen([program, "600"])
+    assert busy(lambda: os.open(name, os.O_WRONLY)), name
+    assert busy(lambda: os.open(name, os.O_RDWR | os.O_TRUNC)), name
+    running.kill()
+    running.wait()
+    # Whoever reads its arguments in /proc just now keeps what has run a moment longer.
+    end = time.monotonic() + 10
+    while busy(lambda: open(name, "ab").close()):
+        assert time.monotonic() < end, name
+    with open(name, "ab"):
+        assert busy(lambda: subprocess.run([program, "0"])), name
+    subprocess.run([program, "0"], check=True)
+"#;
+    each(prepare, |c| python(script, &[c.m("").to_str().unwrap()]));
 }
 
 /// A small filesystem in a file, mounted until dropped, with directories `upper` and `work`.

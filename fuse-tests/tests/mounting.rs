@@ -134,7 +134,7 @@ fn the_helper_mounts_the_same() {
     put(c.l(0, "file"), "content");
     let root = c.sandbox.root().to_owned();
     let program = root.join("lamina");
-    fs::copy(env::program(), &program).unwrap();
+    env::copy_program(env::program(), &program);
     fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
     for dir in [c.u(""), c.w(""), c.m(""), c.l(0, ""), c.l(0, "file")] {
         std::os::unix::fs::chown(dir, Some(65534), Some(65534)).unwrap();

@@ -690,7 +690,7 @@ fn what_failed_after_it_was_done_is_seen() {
 fn a_mountpoint_inside_a_lower_is_not_entered() {
     needs_root!();
     let c = Case::new(1);
-    fs::copy(env::program(), c.sandbox.root().join("lamina")).unwrap();
+    env::copy_program(env::program(), &c.sandbox.root().join("lamina"));
     let said = sh(
         c.sandbox.root(),
         &format!(
