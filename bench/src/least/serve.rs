@@ -281,7 +281,7 @@ fn list(
     while let Some(Listed { place: next, name, node }) = tree.name_after(dir, place)? {
         let entry = tree.entry(node)?;
         let dirent = abi::Dirent {
-            ino: node,
+            ino: entry.attr.ino,
             off: next,
             namelen: u32::try_from(name.len()).unwrap_or(0),
             kind: entry.attr.mode >> 12,

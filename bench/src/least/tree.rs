@@ -23,6 +23,9 @@ pub(super) const FOREVER: u64 = u32::MAX as u64;
 /// The number of the root towards the kernel.
 const ROOT: u64 = 1;
 
+/// Added to the inode numbers of what is made; none in a layer is as large.
+const NEW: u64 = 1 << 48;
+
 /// What is in a file.
 pub(super) type Data = Arc<RwLock<Vec<u8>>>;
 
@@ -152,7 +155,9 @@ impl Tree {
     /// Takes an object in, and returns its number.
     fn add(&mut self, attr: Attr, body: Body) -> u64 {
         let number = self.nodes.len() as u64;
-        let attr = Attr { ino: number, ..attr };
+        // One from a layer shows the number that it has there, as with lamina: git looks at a file again where it differs.
+        let ino = if attr.ino == 0 { number | NEW } else { attr.ino };
+        let attr = Attr { ino, ..attr };
         self.nodes.push(Some(Node { attr, body, lookups: 0 }));
         number
     }
@@ -366,7 +371,7 @@ fn attributes(meta: &fs::Metadata) -> Attr {
     let nanos = |n: i64| u32::try_from(n).unwrap_or(0);
     let kind = FileType::from_raw_mode(meta.mode());
     Attr {
-        ino: 0,
+        ino: meta.ino(),
         size: meta.size(),
         blocks: meta.blocks(),
         atime: meta.atime(),
