@@ -104,6 +104,9 @@ pub fn count(pid: Pid, log: &Path, work: impl FnOnce()) -> Counts {
 /// `/dev/fuse`, as strace shows the path of a descriptor.
 const DEVICE: &str = r"<\x2f\x64\x65\x76\x2f\x66\x75\x73\x65>";
 
+/// What the names of workers begin with, as strace shows it.
+const WORKER: &str = r"\x77\x6f\x72\x6b\x65\x72";
+
 /// Calls that wait for other threads or signals, get memory, or give back what an earlier one got: the kernel may
 /// forget a file, and the server close it, at any time.
 const OWN_AFFAIRS: [&str; 14] = [
@@ -128,7 +131,8 @@ fn parse(log: &str) -> Counts {
     let mut counts = Counts::default();
     // Threads that are reading the device.
     let mut reading: BTreeMap<&str, bool> = BTreeMap::new();
-    let mut beginning: BTreeSet<&str> = BTreeSet::new();
+    // Threads that began meanwhile and have not come to the device, and what they have called.
+    let mut beginning: BTreeMap<&str, Vec<(&str, &str)>> = BTreeMap::new();
     for line in log.lines() {
         let Some((thread, event)) = line.split_once(' ') else { continue };
         let event = event.trim_start();
@@ -138,16 +142,19 @@ fn parse(log: &str) -> Counts {
             let first = arguments.split(',').next().unwrap_or_default();
             let device = first.contains(DEVICE);
             let carries = device && matches!(name, "read" | "readv" | "write" | "writev");
-            // The beginning of a thread, which no request is to blame for: all others were waiting somewhere.
+            // The beginning of a worker, which no request is to blame for: all others were waiting somewhere.
             if name == "rseq" {
-                beginning.insert(thread);
+                beginning.insert(thread, Vec::new());
             }
             if carries {
                 beginning.remove(thread);
             }
             reading.insert(thread, carries && name.starts_with("read"));
-            if !carries && !beginning.contains(thread) && !OWN_AFFAIRS.contains(&name) {
-                *counts.calls.entry(name.to_owned()).or_default() += 1;
+            if !carries && !OWN_AFFAIRS.contains(&name) {
+                match beginning.get_mut(thread) {
+                    Some(held) => held.push((name, arguments)),
+                    None => *counts.calls.entry(name.to_owned()).or_default() += 1,
+                }
             }
         }
         if reading.get(thread) == Some(&true)
@@ -155,6 +162,14 @@ fn parse(log: &str) -> Counts {
             && !matches!(opcode, FORGET | INTERRUPT | BATCH_FORGET)
         {
             *counts.requests.entry(name_of(opcode)).or_default() += 1;
+        }
+    }
+    // Those that never come to it work for a request, and have another name.
+    let is_worker =
+        |(name, arguments): &(&str, &str)| *name == "prctl" && arguments.contains(WORKER);
+    for held in beginning.values().filter(|held| !held.iter().any(is_worker)) {
+        for (name, _) in held {
+            *counts.calls.entry((*name).to_owned()).or_default() += 1;
         }
     }
     counts

@@ -3,7 +3,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -1058,6 +1058,48 @@ done
         |_| (),
         |c| {
             assert_eq!(sh(c.m(""), script), want);
+        },
+    );
+}
+
+// The request of chown(2) to nobody is that of a write past the server.
+#[test]
+fn strangers_take_no_setuid_away() {
+    needs_root!();
+    let script = r#"
+for name in lower new; do
+    : >>$name
+    chown 7:7 $name
+    chmod 6755 $name
+done
+setpriv --reuid 1234 --regid 1234 --clear-groups /usr/bin/python3 -c '
+import os
+for name in ["lower", "untouched", "new", "d", "link"]:
+    try:
+        os.chown(name, -1, -1, follow_symlinks=False)
+        print(name, "done")
+    except OSError as error:
+        print(name, os.strerror(error.errno))
+'
+stat -c "%n %a" lower new
+"#;
+    each(
+        |c| {
+            put(c.l(0, "lower"), "content");
+            put(c.l(0, "untouched"), "content");
+            fs::set_permissions(c.l(0, "untouched"), fs::Permissions::from_mode(0o600)).unwrap();
+            fs::create_dir(c.l(0, "d")).unwrap();
+            symlink("d", c.l(0, "link")).unwrap();
+        },
+        |c| {
+            let said = sh(c.m(""), script);
+            for name in ["lower", "new"] {
+                assert!(said.contains(&format!("\n{name} 6755")), "{said}");
+            }
+            for name in ["d", "link", "untouched"] {
+                assert!(said.contains(&format!("{name} done\n")), "{said}");
+            }
+            assert!(!c.u("untouched").exists(), "{said}");
         },
     );
 }

@@ -15,7 +15,7 @@ use super::convert::{
     PERMISSIONS, attributes, bare_attributes, decode_dev, file_type, reply_errno, set_time,
     unknown_attributes,
 };
-use super::dispatch::{Answer, Dispatcher, Keep, XattrAnswer};
+use super::dispatch::{Answer, Asker, Dispatcher, Keep, XattrAnswer};
 use crate::error::{Errno, Error, Result};
 use crate::idmap::OuterId;
 use crate::union::{
@@ -361,10 +361,12 @@ impl Filesystem for Server {
             // The kernel's own bit for this does not get through `fuser`.
             kill_privileges: self.unprivileged(request),
         };
-        match self
-            .node(ino)
-            .and_then(|node| self.dispatch.setattr(node, &set, Some(writer(request))))
-        {
+        let asks = Asker {
+            writer: writer(request),
+            uid: OuterId::asked(request.uid()),
+            writes_past_us: false,
+        };
+        match self.node(ino).and_then(|node| self.dispatch.setattr(node, &set, Some(asks))) {
             Ok(attr) => reply.attr(&self.dispatch.valid, &attributes(&attr)),
             Err(errno) => reply.error(reply_errno(errno)),
         }

@@ -4,6 +4,7 @@
 
 use std::io::IoSliceMut;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::OnceLock;
 
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, UnixAddr, recvmsg};
@@ -152,8 +153,18 @@ fn is_kill_pending(status: &str) -> bool {
 }
 
 fn read_status(pid: u32) -> Option<(Vec<u32>, bool)> {
-    let status = || std::fs::read_to_string(format!("/proc/{pid}/status")).ok();
-    (pid != 0).then(status)?.map(|status| parse_status(&status))
+    // Of another PID namespace it would tell of others.
+    static IS_OURS: OnceLock<bool> = OnceLock::new();
+    let is_ours = || {
+        let own = std::fs::read_link("/proc/self").unwrap_or_default();
+        own.as_os_str() == std::process::id().to_string().as_str()
+    };
+    if pid == 0 || !IS_OURS.get_or_init(is_ours) {
+        return None;
+    }
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    // A thread of the kernel has all capabilities there, whatever it works with.
+    (!status.lines().any(|line| line == "Kthread:\t1")).then(|| parse_status(&status))
 }
 
 /// Returns the groups in /proc/PID/status, and whether `CAP_FSETID` is in effect.

@@ -122,6 +122,12 @@ impl Passthrough {
         }
     }
 
+    /// Tells whether `node` may be written past us.
+    pub(super) fn is_written(&self, node: NodeId) -> bool {
+        let state = self.state.lock();
+        state.open.get(&node).is_some_and(|open| open.written && open.backing.is_some())
+    }
+
     /// Has the next first open of `node` ask once more whether the kernel may serve it.
     pub(super) fn ask_again(&self, node: NodeId) {
         let mut state = self.state.lock();

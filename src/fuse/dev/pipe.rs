@@ -1,7 +1,7 @@
-//! Large reads by splice(2): the pages of the file go to the device by reference, through a pipe that each
-//! worker has, and are copied once, where pread(2) and write(2) copy them twice.
+//! Large reads by splice(2): the pages of the file go to the device by reference, through a pipe, and are
+//! copied once, where pread(2) and write(2) copy them twice.
 //!
-//! Where a pipe is not to be had, or a read does not fit, the two copies do. Takes no lock.
+//! Where a pipe is not to be had, or a read does not fit, the two copies do. Locks: its own, for moments.
 
 use super::abi;
 use super::reply::HEADER;
@@ -9,127 +9,198 @@ use crate::error::Errno;
 use rustix::io::retry_on_intr;
 use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice};
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use zerocopy::IntoBytes;
 
 /// Bytes from which a read goes by a pipe; for fewer, two copies cost less than two more calls.
 const LARGE: usize = 32 << 10;
 
-/// Capacity of a pipe, bytes: twice what the kernel reads ahead. An ordinary user may have 64 MiB in all
-/// pipes together (pipe(7)).
+/// Capacity of a pipe, bytes: twice what the kernel reads ahead.
 const CAPACITY: usize = 256 << 10;
 
-/// A pipe from files to the device, made when it is first needed.
-#[derive(Debug, Default)]
-pub(super) struct Pipe {
-    ends: Ends,
-    /// Bytes of the answer in it.
-    filled: usize,
+/// Most pipes of a mount, if it has so many CPUs. What all pipes of a user have is bounded (pipe(7)), and
+/// those of others suffer beyond that.
+const PIPES_MAX: usize = 4;
+
+/// The pipes of a mount, from files to the device: made when they are needed, lent for one read.
+#[derive(Debug)]
+pub(super) struct Pipes {
+    state: Mutex<State>,
 }
 
-#[derive(Debug, Default)]
-enum Ends {
-    #[default]
-    NotYet,
-    Made {
-        reader: OwnedFd,
-        writer: OwnedFd,
-    },
-    /// Not to be had; not asked for again.
-    Refused,
+#[derive(Debug)]
+struct State {
+    spare: Vec<Ends>,
+    /// Those there are, lent ones with them.
+    made: usize,
+    /// Those there may be.
+    most: usize,
 }
 
-impl Pipe {
-    /// Tells whether an answer is in it.
-    pub(super) const fn is_filled(&self) -> bool {
-        self.filled != 0
+#[derive(Debug)]
+struct Ends {
+    reader: OwnedFd,
+    writer: OwnedFd,
+}
+
+/// A pipe with an answer in it; if that is not sent, it goes with its pipe.
+#[derive(Debug)]
+pub(super) struct Filled {
+    pipes: Arc<Pipes>,
+    /// Gone once it is given back.
+    ends: Option<Ends>,
+    /// Bytes of the answer.
+    size: usize,
+}
+
+impl Default for Pipes {
+    fn default() -> Self {
+        let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+        let state = State { spare: Vec::new(), made: 0, most: cpus.min(PIPES_MAX) };
+        Self { state: Mutex::new(state) }
     }
+}
 
+impl Pipes {
     /// Tells whether a read of `size` bytes may go by a pipe.
     pub(super) fn takes(&self, size: usize) -> bool {
         // The pages of the data, one more if they do not begin with a page, and the header, have a slot each.
         let room = CAPACITY - 2 * rustix::param::page_size().min(CAPACITY / 4);
-        (LARGE..=room).contains(&size) && !matches!(self.ends, Ends::Refused)
+        (LARGE..=room).contains(&size)
     }
 
-    /// Puts the whole answer to the READ `unique` into the pipe: up to `size` bytes of `file` from `offset`,
-    /// fewer where it ends. Tells by `false` that nothing was put, and that the read is to be done by other means,
-    /// which also tell what is wrong.
+    /// Puts the whole answer to the READ `unique` into a pipe: up to `size` bytes of `file` from `offset`,
+    /// fewer where it ends. Nothing if it cannot be done, or not by a pipe; the read is then to be done by other
+    /// means, which also tell what is wrong.
     pub(super) fn fill(
+        self: &Arc<Self>,
+        file: BorrowedFd<'_>,
+        offset: u64,
+        size: usize,
+        unique: u64,
+    ) -> Option<Filled> {
+        let ends = self.take()?;
+        // From here on it goes, with what is in it, unless it is given back.
+        let mut filled = Filled { pipes: Arc::clone(self), ends: Some(ends), size: 0 };
+        // A header comes first, and cannot be mended: how much there is has to be known before.
+        let left =
+            rustix::fs::fstat(file).map_or(0, |stat| u64::try_from(stat.st_size).unwrap_or(0));
+        let left = usize::try_from(left.saturating_sub(offset)).unwrap_or(usize::MAX);
+        let size = size.min(left);
+        if size < LARGE {
+            filled.give_back();
+            return None;
+        }
+        match filled.put(file, offset, size, unique) {
+            Ok(true) => Some(filled),
+            Ok(false) => None,
+            Err(errno) => {
+                // Files that cannot be spliced, or a sandbox that lets nobody.
+                if matches!(errno, Errno::INVAL | Errno::NOSYS | Errno::PERM) {
+                    tracing::debug!(%errno, "splice does not work; large reads are copied twice");
+                    self.state().most = 0;
+                }
+                None
+            }
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns an empty pipe, if one is free or may be made.
+    fn take(&self) -> Option<Ends> {
+        let mut state = self.state();
+        if state.most == 0 {
+            return None;
+        }
+        if let Some(ends) = state.spare.pop() {
+            return Some(ends);
+        }
+        if state.made >= state.most {
+            return None;
+        }
+        match Ends::new() {
+            Ok(ends) => {
+                state.made += 1;
+                Some(ends)
+            }
+            Err(errno) => {
+                tracing::debug!(%errno, "no further pipe for large reads");
+                state.most = state.made;
+                None
+            }
+        }
+    }
+}
+
+impl Ends {
+    fn new() -> Result<Self, Errno> {
+        let (reader, writer) = pipe_with(PipeFlags::CLOEXEC)?;
+        fcntl_setpipe_size(&writer, CAPACITY)?;
+        Ok(Self { reader, writer })
+    }
+}
+
+impl Filled {
+    /// Sends the answer.
+    ///
+    /// # Errors
+    /// Those of the device, which did not take it.
+    pub(super) fn send(mut self, device: BorrowedFd<'_>) -> Result<(), Errno> {
+        let Some(ends) = &self.ends else { return Err(Errno::PIPE) };
+        let sent = retry_on_intr(|| {
+            splice(&ends.reader, None, device, None, self.size, SpliceFlags::empty())
+        })?;
+        if sent != self.size {
+            return Err(Errno::IO);
+        }
+        self.give_back();
+        Ok(())
+    }
+
+    /// Puts the answer; tells by `false` that the file became shorter meanwhile.
+    ///
+    /// # Errors
+    /// Those of splice(2).
+    fn put(
         &mut self,
         file: BorrowedFd<'_>,
         offset: u64,
         size: usize,
         unique: u64,
-    ) -> bool {
-        if !self.takes(size) || !self.is_made() {
-            return false;
-        }
-        // A header comes first, and cannot be mended: how much there is has to be known before.
-        let Ok(stat) = rustix::fs::fstat(file) else { return false };
-        let left = u64::try_from(stat.st_size).unwrap_or(0).saturating_sub(offset);
-        let size = size.min(usize::try_from(left).unwrap_or(usize::MAX));
-        if size < LARGE {
-            return false;
-        }
-        if self.put(file, offset, size, unique).is_some() {
-            self.filled = HEADER + size;
-            return true;
-        }
-        // A part of an answer is in it, and nobody wants that.
-        self.ends = Ends::NotYet;
-        false
-    }
-
-    /// Sends the answer.
-    ///
-    /// # Errors
-    /// Those of the device, which did not take it.
-    pub(super) fn send(&mut self, device: BorrowedFd<'_>) -> Result<(), Errno> {
-        let size = std::mem::take(&mut self.filled);
-        let Ends::Made { reader, .. } = &self.ends else { return Err(Errno::PIPE) };
-        let flags = SpliceFlags::empty();
-        let sent = retry_on_intr(|| splice(reader, None, device, None, size, flags));
-        match sent {
-            Ok(count) if count == size => Ok(()),
-            unsent => {
-                self.ends = Ends::NotYet;
-                Err(unsent.err().unwrap_or(Errno::IO))
-            }
-        }
-    }
-
-    fn is_made(&mut self) -> bool {
-        if let Ends::NotYet = self.ends {
-            self.ends = make().unwrap_or_else(|errno| {
-                tracing::debug!(%errno, "no pipe for large reads; they are copied twice");
-                Ends::Refused
-            });
-        }
-        matches!(self.ends, Ends::Made { .. })
-    }
-
-    /// Returns nothing if less was put than wanted: the file became shorter, or cannot be read.
-    fn put(&self, file: BorrowedFd<'_>, offset: u64, size: usize, unique: u64) -> Option<()> {
-        let Ends::Made { writer, .. } = &self.ends else { return None };
-        let len = u32::try_from(HEADER + size).ok()?;
-        rustix::io::write(writer, abi::OutHeader { len, error: 0, unique }.as_bytes()).ok()?;
+    ) -> Result<bool, Errno> {
+        let Some(Ends { writer, .. }) = &self.ends else { return Ok(false) };
+        self.size = HEADER + size;
+        let len = u32::try_from(self.size).map_err(|_too_large| Errno::OVERFLOW)?;
+        rustix::io::write(writer, abi::OutHeader { len, error: 0, unique }.as_bytes())?;
         let (mut from, mut left) = (offset, size);
         while left > 0 {
             // Never waits for room: nobody else would make some.
             let flags = SpliceFlags::NONBLOCK;
-            match retry_on_intr(|| splice(file, Some(&mut from), writer, None, left, flags)) {
-                Ok(0) | Err(_) => return None,
-                Ok(count) => left = left.saturating_sub(count),
+            match retry_on_intr(|| splice(file, Some(&mut from), writer, None, left, flags))? {
+                0 => return Ok(false),
+                count => left = left.saturating_sub(count),
             }
         }
-        Some(())
+        Ok(true)
+    }
+
+    /// Gives the pipe, which is empty, to the next read.
+    fn give_back(&mut self) {
+        if let Some(ends) = self.ends.take() {
+            self.pipes.state().spare.push(ends);
+        }
     }
 }
 
-fn make() -> Result<Ends, Errno> {
-    let (reader, writer) = pipe_with(PipeFlags::CLOEXEC)?;
-    fcntl_setpipe_size(&writer, CAPACITY)?;
-    Ok(Ends::Made { reader, writer })
+impl Drop for Filled {
+    fn drop(&mut self) {
+        if self.ends.is_some() {
+            self.pipes.state().made -= 1;
+        }
+    }
 }
 
 #[cfg(test)]
@@ -146,13 +217,11 @@ mod tests {
     }
 
     /// What a device would get.
-    fn sent(pipe: &mut Pipe) -> Vec<u8> {
-        let size = pipe.filled;
+    fn sent(filled: Filled) -> Vec<u8> {
+        let mut bytes = vec![0; filled.size];
         let (mut reader, writer) = std::io::pipe().unwrap();
         fcntl_setpipe_size(&writer, CAPACITY).unwrap();
-        pipe.send(writer.as_fd()).unwrap();
-        assert!(!pipe.is_filled());
-        let mut bytes = vec![0; size];
+        filled.send(writer.as_fd()).unwrap();
         reader.read_exact(&mut bytes).unwrap();
         bytes
     }
@@ -162,47 +231,67 @@ mod tests {
         [abi::OutHeader { len, error: 0, unique }.as_bytes(), content].concat()
     }
 
+    fn made(pipes: &Pipes) -> (usize, usize) {
+        let state = pipes.state();
+        (state.made, state.spare.len())
+    }
+
     #[test]
-    fn a_large_read_goes_by_the_pipe() {
+    fn a_large_read_goes_by_a_pipe() {
         let content: Vec<u8> = (0..200_000_u32).flat_map(u32::to_le_bytes).collect();
         let file = file(&content);
-        let mut pipe = Pipe::default();
+        let pipes = Arc::new(Pipes::default());
         for (offset, size) in [(0, LARGE), (8, 131_072), (4096, 131_072), (700_000, 131_072)] {
-            assert!(pipe.fill(file.as_fd(), offset as u64, size, 7), "{offset} {size}");
+            assert!(pipes.takes(size));
+            let filled = pipes.fill(file.as_fd(), offset as u64, size, 7).unwrap();
             let end = content.len().min(offset + size);
-            assert_eq!(sent(&mut pipe), answer(7, &content[offset..end]), "{offset} {size}");
+            assert_eq!(sent(filled), answer(7, &content[offset..end]), "{offset} {size}");
         }
+        assert_eq!(made(&pipes), (1, 1));
     }
 
     #[test]
     fn what_does_not_fit_or_does_not_pay_is_left() {
         let content = vec![1; 1 << 20];
         let file = file(&content);
-        let mut pipe = Pipe::default();
-        for (offset, size) in [
-            (0, LARGE - 1),
-            (0, CAPACITY),
-            (0, 1 << 20),
-            (1 << 20, 131_072),
-            ((1 << 20) - 4096, 131_072),
-        ] {
-            assert!(!pipe.fill(file.as_fd(), offset, size, 7), "{offset} {size}");
-            assert!(!pipe.is_filled());
+        let pipes = Arc::new(Pipes::default());
+        for size in [0, LARGE - 1, CAPACITY, 1 << 20] {
+            assert!(!pipes.takes(size), "{size}");
+        }
+        for offset in [1 << 20, (1 << 20) - 4096, u64::MAX] {
+            assert!(pipes.fill(file.as_fd(), offset, 131_072, 7).is_none(), "{offset}");
         }
         // Nothing of what was left is in it.
-        assert!(pipe.fill(file.as_fd(), 0, 131_072, 8));
-        assert_eq!(sent(&mut pipe), answer(8, &content[..131_072]));
+        assert_eq!(made(&pipes), (1, 1));
+        let filled = pipes.fill(file.as_fd(), 0, 131_072, 8).unwrap();
+        assert_eq!(sent(filled), answer(8, &content[..131_072]));
     }
 
     #[test]
     fn an_answer_that_cannot_be_sent_does_not_come_later() {
         let file = file(&vec![1; 1 << 20]);
-        let mut pipe = Pipe::default();
-        assert!(pipe.fill(file.as_fd(), 0, 131_072, 7));
+        let pipes = Arc::new(Pipes::default());
         let (reader, writer) = std::io::pipe().unwrap();
         drop(reader);
-        assert_eq!(pipe.send(writer.as_fd()), Err(Errno::PIPE));
-        assert!(pipe.fill(file.as_fd(), 0, LARGE, 8));
-        assert_eq!(sent(&mut pipe), answer(8, &vec![1; LARGE]));
+        let filled = pipes.fill(file.as_fd(), 0, 131_072, 7).unwrap();
+        assert_eq!(filled.send(writer.as_fd()), Err(Errno::PIPE));
+        assert_eq!(made(&pipes), (0, 0));
+        drop(pipes.fill(file.as_fd(), 0, LARGE, 8).unwrap());
+        assert_eq!(made(&pipes), (0, 0));
+        let filled = pipes.fill(file.as_fd(), 0, LARGE, 9).unwrap();
+        assert_eq!(sent(filled), answer(9, &vec![1; LARGE]));
+    }
+
+    #[test]
+    fn there_are_no_more_pipes_than_may_be() {
+        let file = file(&vec![1; 1 << 20]);
+        let pipes = Arc::new(Pipes::default());
+        pipes.state().most = 2;
+        let read = || pipes.fill(file.as_fd(), 0, LARGE, 7);
+        let (one, two) = (read().unwrap(), read().unwrap());
+        assert!(read().is_none());
+        sent(one);
+        assert!(read().is_some());
+        drop(two);
     }
 }

@@ -7,6 +7,7 @@
 //! is two atomic additions: the thread that called [`run`] looks after the rest, and sleeps while
 //! not all workers of a group are at work.
 
+use super::pipe::Pipes;
 use super::reply::Reply;
 use super::uring::Entry;
 use super::{DEVICE, read_request};
@@ -111,6 +112,7 @@ struct Pool<S> {
     /// What the mount was made with; clones of it serve the same mount.
     device: Arc<OwnedFd>,
     groups: Vec<Group>,
+    pipes: Arc<Pipes>,
     /// The keeper sleeps until somebody finds all workers of a group at work.
     keeper_sleeps: AtomicBool,
     state: Mutex<State>,
@@ -145,6 +147,7 @@ pub(super) fn run(
         buffer,
         device,
         groups,
+        pipes: Arc::default(),
         keeper_sleeps: AtomicBool::new(false),
         state: Mutex::default(),
         changed: Condvar::new(),
@@ -241,14 +244,14 @@ impl<S: Serve> Pool<S> {
         self.note_ready();
         // Zeroed by the system when first touched: what is never used costs nothing.
         let mut request = vec![0; self.buffer];
-        let mut reply = Reply::new(self.buffer).with_pipe();
+        let mut reply = Reply::new(self.buffer).with_pipes(Arc::clone(&self.pipes));
         while let Some(len) = read_request(channel, &mut request)? {
             self.begin(group);
             let bytes = request.get(..len).unwrap_or_default();
             let answers = self.session.serve(bytes, &mut reply).is_some();
-            let sent = match reply.pipe().filter(|pipe| pipe.is_filled()) {
+            let sent = match reply.take_filled() {
                 _ if !answers => Ok(()),
-                Some(pipe) => pipe.send(channel.as_fd()),
+                Some(filled) => filled.send(channel.as_fd()),
                 None => send(channel, reply.bytes()),
             };
             if let Err(errno) = sent {
@@ -301,6 +304,8 @@ impl<S: Serve> Pool<S> {
         tracing::error!(%errno, "the device refused an answer");
         if let Some(refusal) = reply.refuse_request(request)
             && let Err(errno) = send(channel, refusal)
+            // The kernel ended it itself, as it could not read what we sent.
+            && errno != Errno::NOENT
         {
             tracing::error!(%errno, "the device refused a refusal too; somebody waits for ever");
         }

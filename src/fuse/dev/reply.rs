@@ -1,9 +1,10 @@
 //! Replies, put together in one buffer of a worker so that each is one write(2) and none allocates.
 
 use super::abi;
-use super::pipe::Pipe;
+use super::pipe::{Filled, Pipes};
 use crate::error::Errno;
 use crate::union::NodeId;
+use std::sync::Arc;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// Bytes of the header that every reply begins with.
@@ -22,8 +23,10 @@ pub(super) struct Reply {
     len: usize,
     /// To be taken back should this reply not arrive.
     pub(super) gives: Gives,
-    /// Takes the place of the buffer for large reads, where what carries the reply can send it.
-    pipe: Option<Pipe>,
+    /// For large reads, where what carries the reply can send them.
+    pipes: Option<Arc<Pipes>>,
+    /// Takes the place of the buffer.
+    filled: Option<Filled>,
 }
 
 /// What a reply gives to the kernel, which takes it back later by requests of its own.
@@ -51,17 +54,34 @@ impl Reply {
 
     /// Returns a reply in `buffer`, with its header at `start`.
     pub(super) fn over(buffer: Box<[u8]>, start: usize) -> Self {
-        Self { buffer, start, len: start + HEADER, gives: Gives::default(), pipe: None }
+        Self {
+            buffer,
+            start,
+            len: start + HEADER,
+            gives: Gives::default(),
+            pipes: None,
+            filled: None,
+        }
     }
 
     /// Lets large reads go by a pipe.
-    pub(super) fn with_pipe(self) -> Self {
-        Self { pipe: Some(Pipe::default()), ..self }
+    pub(super) fn with_pipes(self, pipes: Arc<Pipes>) -> Self {
+        Self { pipes: Some(pipes), ..self }
     }
 
-    /// Returns the pipe, if there may be one.
-    pub(super) const fn pipe(&mut self) -> Option<&mut Pipe> {
-        self.pipe.as_mut()
+    /// Returns the pipes, if there may be some.
+    pub(super) const fn pipes(&self) -> Option<&Arc<Pipes>> {
+        self.pipes.as_ref()
+    }
+
+    /// Puts the whole reply.
+    pub(super) fn fill(&mut self, filled: Filled) {
+        self.filled = Some(filled);
+    }
+
+    /// Returns what is to be sent in place of the bytes.
+    pub(super) const fn take_filled(&mut self) -> Option<Filled> {
+        self.filled.take()
     }
 
     /// Returns the buffer.
@@ -73,6 +93,7 @@ impl Reply {
     pub(super) fn clear(&mut self) {
         self.len = self.start + HEADER;
         self.gives = Gives::default();
+        self.filled = None;
     }
 
     /// Returns what was completed.

@@ -13,7 +13,7 @@ use super::reply::{Gives, Reply};
 use crate::error::Errno;
 use crate::fuse::RequestCounts;
 use crate::fuse::convert::{PERMISSIONS, decode_dev, encode_dev, reply_number};
-use crate::fuse::dispatch::{Answer, Dispatcher, Keep, XattrAnswer};
+use crate::fuse::dispatch::{Answer, Asker, Dispatcher, Keep, XattrAnswer};
 use crate::idmap::OuterId;
 use crate::sys::xattr::CAPABILITY;
 use crate::union::{
@@ -308,17 +308,25 @@ impl Session {
             mtime: time(fattr::MTIME, fattr::MTIME_NOW, raw.mtime, raw.mtimensec)?,
             kill_privileges: kill,
         };
-        let asks = is_left.then(|| writer(header));
+        let asks = is_left.then(|| Asker {
+            writer: writer(header),
+            uid: OuterId::asked(header.uid),
+            writes_past_us: self
+                .passthrough
+                .as_ref()
+                .is_some_and(|passthrough| passthrough.is_written(header.node)),
+        });
         self.put_attr(&self.dispatch.setattr(header.node, &set, asks)?, reply)
     }
 
     fn read(&self, header: &Header, offset: u64, size: u32, reply: &mut Reply) -> Answer<()> {
         let node = header.node;
         let size = usize::try_from(size).unwrap_or(usize::MAX);
-        if let Some(pipe) = reply.pipe().filter(|pipe| pipe.takes(size))
+        if let Some(pipes) = reply.pipes().filter(|pipes| pipes.takes(size))
             && let Some(file) = self.dispatch.readable(node)
-            && pipe.fill(file.as_fd(), offset, size, header.unique)
+            && let Some(filled) = pipes.fill(file.as_fd(), offset, size, header.unique)
         {
+            reply.fill(filled);
             return Ok(());
         }
         let room = reply.room(size).ok_or(Errno::INVAL)?;

@@ -69,6 +69,30 @@ pub(super) struct Dispatcher {
     pub(super) valid: Duration,
 }
 
+/// What a program runs with another's rights by.
+const SETIDS: u32 = libc::S_ISUID | libc::S_ISGID;
+
+/// Who changes attributes, where the kernel leaves setuid and setgid to us.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Asker {
+    pub(super) writer: Writer,
+    /// Its filesystem user id.
+    pub(super) uid: OuterId,
+    /// The file is open for writing past us.
+    pub(super) writes_past_us: bool,
+}
+
+impl Asker {
+    /// Tells whether a change that names nothing may be the word of a write to a file that has setuid or setgid
+    /// to lose by it: of a write past us, or of one through an overlay above, which has the user id of whoever
+    /// mounted that. The owner could take them away by other means.
+    fn announces_write(&self, attr: &Attr) -> bool {
+        attr.mode & libc::S_IFMT == libc::S_IFREG
+            && attr.mode & SETIDS != 0
+            && (self.uid.is_root() || self.uid == attr.uid || self.writes_past_us)
+    }
+}
+
 impl Dispatcher {
     /// Returns the dispatcher of `union`.
     pub(super) const fn new(union: Arc<Union>, options: &ServeOptions) -> Self {
@@ -142,13 +166,8 @@ impl Dispatcher {
     /// names nothing before it writes to a file that has something to lose by that: one of these bits,
     /// or capabilities, which go whoever writes. There may be no other word of it: a write in
     /// passthrough is none, and one through an overlay above comes with the privilege of whoever mounted
-    /// that.
-    pub(super) fn setattr(
-        &self,
-        node: NodeId,
-        set: &SetAttr,
-        asks: Option<Writer>,
-    ) -> Answer<Attr> {
+    /// that. But chown(2) to nobody by a stranger is the same request, and takes nothing away.
+    pub(super) fn setattr(&self, node: NodeId, set: &SetAttr, asks: Option<Asker>) -> Answer<Attr> {
         let nothing = set.mode.is_none()
             && set.uid.is_none()
             && set.gid.is_none()
@@ -162,9 +181,15 @@ impl Dispatcher {
             self.union.getattr(node)
         };
         let changed = self.run("setattr", node, b"", || match set {
-            _ if nothing => without_privileges(
-                set.kill_privileges.or(asks.filter(|asks| may_keep_setuid(asks.pid) != Some(true))),
-            ),
+            _ if nothing => {
+                let attr = self.union.getattr(node)?;
+                match asks.filter(|asks| asks.announces_write(&attr)) {
+                    Some(asks) if may_keep_setuid(asks.writer.pid) != Some(true) => {
+                        without_privileges(Some(asks.writer))
+                    }
+                    _ => Ok(attr),
+                }
+            }
             // What UNLINK, RENAME, LINK and SETXATTR are each followed by.
             SetAttr {
                 mode: None,
@@ -202,11 +227,11 @@ impl Dispatcher {
         // An overlay above cuts with its own privilege as well, and nothing is sent before.
         if set.size.is_some()
             && set.kill_privileges.is_none()
-            && changed.mode & (libc::S_ISUID | libc::S_ISGID) != 0
-            && let Some(asks) = asks
-            && may_keep_setuid(asks.pid) == Some(false)
+            && changed.mode & SETIDS != 0
+            && let Some(Asker { writer, .. }) = asks
+            && may_keep_setuid(writer.pid) == Some(false)
         {
-            return self.run("drop_privileges", node, b"", || without_privileges(Some(asks)));
+            return self.run("drop_privileges", node, b"", || without_privileges(Some(writer)));
         }
         Ok(changed)
     }
