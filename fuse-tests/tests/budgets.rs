@@ -353,7 +353,7 @@ fn reading_a_large_file() {
     rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
     let counts = counted(&c, || file.read_exact_at(&mut content, 0).unwrap());
     counts.assert_requests("large read", "READ");
-    // To the pipe and from it; the worker may be one that has yet to make its pipe.
+    // To the pipe and from it; one may have to be made for it.
     assert_eq!(counts.calls.get("splice"), Some(&2), "{counts:?}");
     assert!(!counts.calls.contains_key("pread64"), "{counts:?}");
 }

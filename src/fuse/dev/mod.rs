@@ -4,14 +4,14 @@
 //! [`reply`] answers into bytes, [`handshake`] agrees with the kernel on what to use, [`session`]
 //! carries a request to the dispatcher and its answer back, [`notify`] tells the kernel what it did
 //! not ask, [`passthrough`] knows which files the kernel serves by itself, and [`pool`] has the
-//! threads, for whose large reads there is a [`pipe`], and to which [`uring`] brings requests by io_uring where that is asked for. Only the last four
-//! touch the device. [`replay`] takes the place of these two for requests
-//! that come from elsewhere.
+//! threads, to which [`uring`] brings requests by io_uring where that is asked for, and for whose large reads
+//! there are pipes ([`pipe`]). Only the last five touch the device. [`replay`] takes the place of the threads for
+//! requests that come from elsewhere.
 //!
-//! The least server of the benchmark compiles [`abi`], [`decode`], [`handshake`] and [`reply`] in, so that the
-//! kernel sends it the same requests.
+//! The least server of the benchmark compiles [`abi`], [`decode`], [`handshake`] and [`reply`] in, with the
+//! [`pipe`] that the last names, so that the kernel sends it the same requests.
 //!
-//! Locks: the pool's own, held for moments and over no request. A crash leaves the mount without a
+//! Locks: the pool's own and that of the pipes, held for moments and over no request. A crash leaves the mount without a
 //! server, as with any transport.
 
 mod abi;
