@@ -7,7 +7,8 @@ Usage: scripts/bench.sh [--quick] [--root | --rootless] [--rounds N] [--only NAM
 
 Installs the rivals (fuse-overlayfs 1.x from the distribution, 2.x by cargo), builds lamina, and runs
 lamina, kernel overlayfs, the bare filesystem and both rivals in turns, on an ext4 in memory; and where
-FUSE itself counts, the least server there can be, which answers from its own memory. Prints times and
+FUSE itself counts, the least server there can be, which answers from its own memory, and kernel overlayfs
+asked over FUSE, which is lamina with a mount of it as its upper. Prints times and
 their ratios to kernel overlayfs, checks that all came to the same result, and writes tables and plots
 to docs/benchmarks. Needs root, 12 GiB of memory, and an otherwise idle machine.
 
@@ -115,6 +116,8 @@ variants() {
     for word in small copyup chmod random mmap write read git compile storm dirs rmlower bigdir deep400 sqlite; do
         printf '%s\n' --for "$word"
     done
+    printf '%s\n' --over-kernel "$1"
+    for word in small copyup chmod git storm dirs rmlower bigdir; do printf '%s\n' --for "$word"; done
 }
 peers=(--peer "lamina=$target/lamina" --peer "fuse-overlayfs-1=$(command -v fuse-overlayfs)")
 [ ! -x "$cache/bin/fuse-overlayfs" ] || peers+=(--peer "fuse-overlayfs-2=$cache/bin/fuse-overlayfs")

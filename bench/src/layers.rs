@@ -14,6 +14,9 @@ pub struct Layers {
     count: usize,
 }
 
+/// Name of a layer's tree in a directory of its own, so that this directory can be a layer as well, with room for other names.
+pub const TREE: &str = "tree";
+
 const LAYERS: &str = "layers";
 const RUN: &str = "run";
 
@@ -25,7 +28,7 @@ impl Layers {
     }
 
     fn lower(&self, n: usize) -> PathBuf {
-        self.root.join(format!("l{n}"))
+        self.root.join(format!("l{n}")).join(TREE)
     }
 
     fn plain(&self) -> PathBuf {

@@ -40,12 +40,14 @@ struct Arguments {
 const USAGE: &str = "\
 Usage: lamina-bench --at DIR --out DIR --mode WORD [--rounds N] [--scale N] [--only NAME]...
                     [--peer NAME=PROGRAM[,OPTION;...] [--for NAME]...]... [--least [--for NAME]...]
+                    [--over-kernel PROGRAM [--for NAME]...]
                     [--control SOCKET]
        lamina-bench --serve SOCKET
        lamina-bench --mount-least -o lowerdir=A:B,upperdir=C MERGED
 
 Peers: native and kernel are always there; PROGRAM is a mount program, for scenarios of these NAMEs.
 --least adds the least server there can be, which --mount-least is: a filesystem in its own memory.
+--over-kernel adds PROGRAM with kernel overlayfs as its upper: the kernel's work, asked for over FUSE.
 --serve answers on SOCKET for who may not drop caches or trace requests.
 ";
 
@@ -78,6 +80,7 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Arguments, String> {
                 arguments.peers.push(Peer::program(name, program, options));
             }
             "--least" => arguments.peers.push(Peer::least()?),
+            "--over-kernel" => arguments.peers.push(Peer::over_kernel(&value()?)),
             "--for" => {
                 let last = arguments.peers.last_mut().ok_or("--for comes after --peer")?;
                 last.only.push(value()?);

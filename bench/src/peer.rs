@@ -9,8 +9,13 @@ use std::time::{Duration, Instant};
 
 use rustix::mount::UnmountFlags;
 
+use crate::layers::TREE;
+
 /// The name of [`Peer::least`].
 pub const LEAST: &str = "least";
+
+/// The name of [`Peer::over_kernel`].
+pub const OVER_KERNEL: &str = "over-kernel";
 
 /// One of those compared.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,6 +37,9 @@ enum Kind {
         /// What it gets before all else.
         first: Option<&'static str>,
         options: String,
+    },
+    OverKernel {
+        program: PathBuf,
     },
 }
 
@@ -59,6 +67,13 @@ impl Peer {
         Ok(Peer { name: LEAST.into(), kind, only: Vec::new() })
     }
 
+    /// Kernel overlayfs, as the upper of a union without anything in its lower that `program` serves: what the kernel's own work
+    /// takes when it is asked for over FUSE.
+    pub fn over_kernel(program: &str) -> Peer {
+        let kind = Kind::OverKernel { program: program.into() };
+        Peer { name: OVER_KERNEL.into(), kind, only: Vec::new() }
+    }
+
     /// Tells whether it takes part in a scenario.
     pub fn takes_part(&self, scenario: &str) -> bool {
         self.only.is_empty() || self.only.iter().any(|word| scenario.starts_with(&**word))
@@ -66,7 +81,7 @@ impl Peer {
 
     /// Tells whether a program serves it.
     pub fn has_server(&self) -> bool {
-        matches!(self.kind, Kind::Program { .. })
+        matches!(self.kind, Kind::Program { .. } | Kind::OverKernel { .. })
     }
 
     /// Tells whether it needs no mount.
@@ -94,7 +109,8 @@ pub struct Mounted {
     /// Where the tree is seen.
     pub path: PathBuf,
     server: Option<u32>,
-    is_mounted: bool,
+    /// Mounts to end, the topmost first.
+    mounts: Vec<PathBuf>,
 }
 
 /// What a server has cost since it began.
@@ -109,54 +125,72 @@ pub struct Cost {
 impl Mounted {
     /// Mounts `stack` by `peer`.
     pub fn new(peer: &Peer, stack: &Stack) -> Result<Mounted, String> {
+        let mut mounted = Mounted { path: stack.plain.clone(), server: None, mounts: Vec::new() };
         if peer.is_native() {
-            return Ok(Mounted { path: stack.plain.clone(), server: None, is_mounted: false });
+            return Ok(mounted);
         }
         let beside = |name: &str| stack.upper.with_file_name(name);
-        let (work, merged) = (beside("work"), beside("merged"));
-        for dir in [&stack.upper, &work, &merged] {
+        let (work, merged, beneath, none) =
+            (beside("work"), beside("merged"), beside("beneath"), beside("none"));
+        for dir in [&stack.upper, &work, &merged, &beneath, &none] {
             fs::create_dir_all(dir).map_err(|e| format!("{}: {e}", dir.display()))?;
         }
-        let lowers: Vec<String> =
-            stack.lowers.iter().map(|lower| lower.display().to_string()).collect();
-        let list = format!(
-            "lowerdir={},upperdir={},workdir={}",
-            lowers.join(":"),
-            stack.upper.display(),
-            work.display()
-        );
+        mounted.path = merged.clone();
+        let options = |lowers: &[PathBuf], upper: &Path, work: &Path| {
+            let lowers: Vec<String> = lowers.iter().map(|l| l.display().to_string()).collect();
+            let (lowers, upper, work) = (lowers.join(":"), upper.display(), work.display());
+            format!("lowerdir={lowers},upperdir={upper},workdir={work}")
+        };
         match &peer.kind {
             Kind::Native => {}
-            Kind::Kernel => mount_kernel(&stack.lowers, &stack.upper, &work, &merged)?,
-            Kind::Program { program, first, options } => {
-                // Files beneath a mount that can copy them up are not handed to the kernel.
-                let list = if options.contains("io=passthrough") && !stack.is_changed {
-                    format!("lowerdir={},{options}", lowers.join(":"))
-                } else if options.is_empty() {
-                    list
-                } else {
-                    format!("{list},{}", options.replace(';', ","))
-                };
-                let out = Command::new(program)
-                    .args(first)
-                    .args(["-o", &list])
-                    .arg(&merged)
-                    .stdin(Stdio::null())
-                    .stdout(Stdio::null())
-                    // A daemon may keep a pipe open.
-                    .stderr(Stdio::null())
-                    .status();
-                match out {
-                    Ok(status) if status.success() => {}
-                    other => return Err(format!("{}: {other:?}", program.display())),
+            Kind::Kernel => {
+                mount_kernel(&stack.lowers, &stack.upper, &work, &merged)?;
+                mounted.mounts.push(merged);
+            }
+            Kind::OverKernel { program } => {
+                // The work directory has to be beneath the same mount as the upper, and beside it.
+                let parents: Vec<PathBuf> =
+                    stack.lowers.iter().filter_map(|lower| Some(lower.parent()?.into())).collect();
+                mount_kernel(&parents, &stack.upper, &work, &beneath)?;
+                mounted.mounts.push(beneath.clone());
+                let work = beneath.join("work");
+                fs::create_dir(&work).map_err(|e| format!("{}: {e}", work.display()))?;
+                let list = options(&[none], &beneath.join(TREE), &work);
+                mounted.start(program, None, &list)?;
+            }
+            Kind::Program { program, first, options: more } => {
+                let mut list = options(&stack.lowers, &stack.upper, &work);
+                if more.contains("io=passthrough") && !stack.is_changed {
+                    // Files beneath a mount that can copy them up are not handed to the kernel.
+                    list = list.split(",upperdir=").next().unwrap_or_default().into();
                 }
+                if !more.is_empty() {
+                    list = format!("{list},{}", more.replace(';', ","));
+                }
+                mounted.start(program, *first, &list)?;
             }
         }
-        let mut mounted = Mounted { path: merged, server: None, is_mounted: true };
-        if let Kind::Program { .. } = peer.kind {
-            mounted.server = find_server(&mounted.path);
-        }
         Ok(mounted)
+    }
+
+    /// Starts a mount program for `self.path`.
+    fn start(&mut self, program: &Path, first: Option<&str>, options: &str) -> Result<(), String> {
+        let out = Command::new(program)
+            .args(first)
+            .args(["-o", options])
+            .arg(&self.path)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            // A daemon may keep a pipe open.
+            .stderr(Stdio::null())
+            .status();
+        match out {
+            Ok(status) if status.success() => {}
+            other => return Err(format!("{}: {other:?}", program.display())),
+        }
+        self.mounts.insert(0, self.path.clone());
+        self.server = find_server(&self.path);
+        Ok(())
     }
 
     /// Device number of the mount, if a server answers it.
@@ -188,15 +222,13 @@ impl Mounted {
     }
 
     fn unmount(&mut self) -> Result<(), String> {
-        if !std::mem::take(&mut self.is_mounted) {
-            return Ok(());
-        }
         let until = Instant::now() + Duration::from_secs(30);
-        loop {
-            match rustix::mount::unmount(&self.path, UnmountFlags::empty()) {
-                Ok(()) => break,
+        while let Some(mount) = self.mounts.first() {
+            match rustix::mount::unmount(mount, UnmountFlags::empty()) {
+                Ok(()) => _ = self.mounts.remove(0),
+                // The server above it may not have ended yet.
                 Err(rustix::io::Errno::BUSY) if Instant::now() < until => pause(),
-                Err(e) => return Err(format!("unmount {}: {e}", self.path.display())),
+                Err(e) => return Err(format!("unmount {}: {e}", mount.display())),
             }
         }
         while self.server.is_some_and(|pid| Path::new(&format!("/proc/{pid}")).exists()) {
@@ -213,7 +245,9 @@ impl Drop for Mounted {
     fn drop(&mut self) {
         if let Err(text) = self.unmount() {
             eprintln!("{text}");
-            let _ = rustix::mount::unmount(&self.path, UnmountFlags::DETACH);
+            for mount in &self.mounts {
+                let _ = rustix::mount::unmount(mount, UnmountFlags::DETACH);
+            }
         }
     }
 }

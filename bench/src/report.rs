@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use crate::control::Counts;
-use crate::peer::{LEAST, Peer};
+use crate::peer::{LEAST, OVER_KERNEL, Peer};
 use crate::scenario::{Sample, Scenario};
 
 /// All samples of a run.
@@ -111,6 +111,10 @@ impl Report {
                      this kernel and `native`'s what the work beneath costs in any case: the first alone, and the sum \
                      of both but for what the program does by itself, which both have, are bounds for any server. Its mounts \
                      load the layers, and it keeps memory for large files: neither means anything.\n\n";
+        }
+        if self.peers.iter().any(|peer| peer == OVER_KERNEL) {
+            text += "`over-kernel` is kernel overlayfs asked over FUSE: lamina with a mount of it as its upper. What it takes \
+                     is what the kernel's own work takes in a server's hands.\n\n";
         }
         self.table(&mut text, |row, peer| {
             let base = row.median("kernel", seconds)?;

@@ -170,6 +170,11 @@ pub fn no_overlay_option(option: &str) -> Option<String> {
     tried.err().map(|e| format!("kernel overlay cannot be mounted with {option}: {e}"))
 }
 
+/// The `-o` options that every mount of the program under test gets, by `FUSE_TESTS_OPTIONS`.
+pub fn extra_options() -> String {
+    std::env::var("FUSE_TESTS_OPTIONS").unwrap_or_default()
+}
+
 /// Why no user namespace with a range of ids can be made here, if so. Tried once.
 pub fn no_user_namespace() -> Option<String> {
     static REASON: OnceLock<Option<String>> = OnceLock::new();
@@ -177,6 +182,9 @@ pub fn no_user_namespace() -> Option<String> {
         .get_or_init(|| {
             if !is_initial_namespace() {
                 return Some("already in a user namespace".into());
+            }
+            if extra_options().contains("io=passthrough") {
+                return Some("io=passthrough is refused in a user namespace".into());
             }
             let mut command = Command::new("unshare");
             command.args(["--user", "--mount"]);

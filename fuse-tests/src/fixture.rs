@@ -320,7 +320,7 @@ impl Spec {
         let upper = self.upper.as_ref().map(|(upper, work)| (upper, work));
         let mut text = env::overlay_options(&self.lowers, upper);
         let namespace = self.kind == Kind::Kernel && !env::is_machine_root();
-        let extra = std::env::var("FUSE_TESTS_OPTIONS").unwrap_or_default();
+        let extra = env::extra_options();
         let extra = (self.kind == Kind::Lamina && !extra.is_empty()).then_some(extra);
         let more = self.options.iter().cloned().chain(namespace.then(|| "userxattr".to_owned()));
         for option in more.chain(extra) {

@@ -12,7 +12,7 @@ use std::process::{Command, Stdio};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::case::BOUND;
-use crate::env::wait_until;
+use crate::env::{self, wait_until};
 
 /// Why nothing can be counted here, if so.
 pub fn no_strace() -> Option<String> {
@@ -22,7 +22,7 @@ pub fn no_strace() -> Option<String> {
 
 /// Why requests cannot be counted here, if so.
 pub fn no_counts() -> Option<String> {
-    let options = std::env::var("FUSE_TESTS_OPTIONS").unwrap_or_default();
+    let options = env::extra_options();
     if options.contains("transport=uring") {
         return Some("strace sees no requests by io_uring".to_owned());
     }
