@@ -65,9 +65,7 @@ fi
 if [ ! -x "$cache/bin/fuse-overlayfs" ]; then
     cargo install --quiet --root "$cache" fuse-overlayfs || printf 'bench: without fuse-overlayfs 2.x\n' >&2
 fi
-cargo build --quiet --release --locked --bin lamina
 cargo build --quiet --release --locked -p lamina-bench
-target=${CARGO_TARGET_DIR:-$PWD/target}/release
 
 dir=$(mktemp -d /var/tmp/lamina-bench.XXXXXX)
 server=
@@ -119,12 +117,13 @@ variants() {
     printf '%s\n' --over-kernel "$1"
     for word in small copyup chmod git storm dirs rmlower bigdir; do printf '%s\n' --for "$word"; done
 }
-peers=(--peer "lamina=$target/lamina" --peer "fuse-overlayfs-1=$(command -v fuse-overlayfs)")
-[ ! -x "$cache/bin/fuse-overlayfs" ] || peers+=(--peer "fuse-overlayfs-2=$cache/bin/fuse-overlayfs")
 # For whoever may not look into the home of root.
 mkdir "$dir/bin"
-cp "$target/lamina" "$target/lamina-bench" "$dir/bin/"
+scripts/install.sh "$dir/bin"
+cp "${CARGO_TARGET_DIR:-$PWD/target}/release/lamina-bench" "$dir/bin/"
 [ ! -x "$cache/bin/fuse-overlayfs" ] || cp "$cache/bin/fuse-overlayfs" "$dir/bin/fuse-overlayfs-2"
+peers=(--peer "lamina=$dir/bin/lamina" --peer "fuse-overlayfs-1=$(command -v fuse-overlayfs)")
+[ ! -x "$dir/bin/fuse-overlayfs-2" ] || peers+=(--peer "fuse-overlayfs-2=$dir/bin/fuse-overlayfs-2")
 
 for mode in "${modes[@]}"; do
     printf '== %s\n' "$mode"
@@ -139,8 +138,6 @@ for mode in "${modes[@]}"; do
         until [ -S "$dir/control" ]; do sleep 0.1; done
         mkdir -p "$dir/out-user"
         chown 65534:65534 "$dir/fs/$mode" "$dir/out-user"
-        peers=(--peer "lamina=$dir/bin/lamina" --peer "fuse-overlayfs-1=$(command -v fuse-overlayfs)")
-        [ ! -x "$dir/bin/fuse-overlayfs-2" ] || peers+=(--peer "fuse-overlayfs-2=$dir/bin/fuse-overlayfs-2")
         HOME=$dir/out-user setpriv --reuid 65534 --regid 65534 --clear-groups -- \
             unshare --user --map-root-user --mount \
             "$dir/bin/lamina-bench" "${arguments[@]}" --out "$dir/out-user" --control "$dir/control" "${peers[@]}" "${more[@]}"

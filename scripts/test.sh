@@ -5,8 +5,9 @@ usage() {
     cat <<'END'
 Usage: scripts/test.sh
 
-Installs what is missing and runs every test: scripts/check.sh, scripts/test-mounts.sh and
-scripts/demo.sh. Stops at the first failure, with a status that is not 0.
+Installs what is missing and runs every test: scripts/check.sh, scripts/test-mounts.sh, scripts/demo.sh,
+and a share of the suites on what scripts/install.sh installs. Stops at the first failure, with a status
+that is not 0.
 END
 }
 
@@ -43,4 +44,14 @@ run setup.sh --tests
 run check.sh
 run test-mounts.sh
 run demo.sh
+installed=$(mktemp -d /var/tmp/lamina-installed.XXXXXX)
+trap 'rm -rf "$installed"' EXIT
+chmod 755 "$installed"
+run install.sh "$installed"
+if readelf -lW "$installed/lamina" | grep INTERP; then
+    printf '== FAILED: what install.sh installs needs shared libraries\n' >&2
+    exit 1
+fi
+export LAMINA_BIN=$installed/lamina
+run test-mounts.sh --test posix_basic --test merge --test mounting --test daemon --test users --test store_mount --test archive_apply
 printf '== all passed: %s\n' "${summary[*]}"

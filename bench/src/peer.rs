@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use nix::time::clock_getcpuclockid;
+use nix::unistd::Pid;
 use rustix::mount::UnmountFlags;
 
 use crate::layers::TREE;
@@ -202,18 +204,14 @@ impl Mounted {
     /// What the server has cost; nothing if there is none.
     pub fn cost(&self) -> Cost {
         let Some(pid) = self.server else { return Cost::default() };
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        let after = stat.rsplit(')').next().unwrap_or_default();
-        let ticks: u64 =
-            after.split_whitespace().skip(11).take(2).filter_map(|n| n.parse::<u64>().ok()).sum();
         let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
         let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
         let peak = peak.and_then(|text| text.split_whitespace().next()?.parse::<u64>().ok());
-        Cost {
-            // A hundredth of a second, on every machine that Linux runs on.
-            cpu: Duration::from_millis(ticks * 10),
-            memory: peak.unwrap_or(0) * 1024,
-        }
+        // /proc has it in hundredths of a second, more than many a step takes.
+        let cpu =
+            clock_getcpuclockid(Pid::from_raw(pid.cast_signed())).and_then(|clock| clock.now());
+        let cpu = cpu.map_or(Duration::ZERO, Duration::from);
+        Cost { cpu, memory: peak.unwrap_or(0) * 1024 }
     }
 
     /// Unmounts, and waits for the server to end.

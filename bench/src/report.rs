@@ -144,7 +144,7 @@ impl Report {
         });
         text += "\nProcessor time of client and server, seconds.\n\n";
         self.table(&mut text, |row, peer| {
-            row.median(peer, |sample| sample.cpu.as_secs_f64()).map(|cpu| format!("{cpu:.2}"))
+            row.median(peer, |sample| sample.cpu.as_secs_f64()).map(|cpu| format!("{cpu:.3}"))
         });
         text += "\nPeak memory of the server, MiB.\n\n";
         self.table(&mut text, |row, peer| {

@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::time::TimeValLike;
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, openat, statat};
 
 use crate::control::{Control, Counts};
@@ -148,10 +150,12 @@ impl Scenario {
 
 /// Processor time of this process and the children it has waited for.
 fn client_time() -> Duration {
-    let stat = fs::read_to_string("/proc/self/stat").unwrap_or_default();
-    let fields = stat.rsplit(')').next().unwrap_or_default();
-    let ticks = fields.split_whitespace().skip(11).take(4).filter_map(|n| n.parse::<u64>().ok());
-    Duration::from_millis(ticks.sum::<u64>() * 10)
+    let microseconds = |who| {
+        let usage = getrusage(who).ok()?;
+        u64::try_from((usage.user_time() + usage.system_time()).num_microseconds()).ok()
+    };
+    let all = [UsageWho::RUSAGE_SELF, UsageWho::RUSAGE_CHILDREN];
+    Duration::from_micros(all.into_iter().filter_map(microseconds).sum())
 }
 
 /// All of them.

@@ -5,11 +5,13 @@
 use std::borrow::Cow;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
 
+use once_cell::race::OnceBox;
 use parking_lot::RwLock;
 use rustix::fs::FileType;
+use smallvec::SmallVec;
 
 use super::cache::HandleCache;
 use super::{Index, leftover};
@@ -66,8 +68,11 @@ pub struct Place {
     /// The directory above.
     pub parent: Arc<Dir>,
     /// Its name there.
-    pub name: Box<[u8]>,
+    pub name: Name,
 }
+
+/// A name that needs no memory of its own while it is short: there are many directories.
+type Name = SmallVec<[u8; 16]>;
 
 /// A directory of a layer.
 #[derive(Debug)]
@@ -84,7 +89,7 @@ pub struct Dir {
     /// Which marks of its own the directory has, once that is known: [`KNOWN`] and others.
     marked: AtomicU8,
     /// Set for the root, and for a directory removed while somebody still uses it.
-    pinned: OnceLock<Arc<OwnedFd>>,
+    pinned: OnceBox<Arc<OwnedFd>>,
 }
 
 /// Bits of [`Dir::marked`].
@@ -124,7 +129,7 @@ impl Dir {
         });
         let dir = Self::new(layer, &stat, None);
         // Empty until now, so it cannot fail.
-        drop(dir.pinned.set(Arc::new(handle)));
+        drop(dir.pinned.set(Box::new(Arc::new(handle))));
         Ok(Arc::new(dir))
     }
 
@@ -136,7 +141,7 @@ impl Dir {
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
             place: RwLock::new(place),
             marked: AtomicU8::new(0),
-            pinned: OnceLock::new(),
+            pinned: OnceBox::new(),
         }
     }
 
@@ -257,7 +262,7 @@ impl Dir {
         self.pinned.get().cloned().or_else(|| self.layer.handles.get(self.id))
     }
 
-    fn above(&self) -> Option<(Arc<Self>, Box<[u8]>)> {
+    fn above(&self) -> Option<(Arc<Self>, Name)> {
         let place = self.place.read();
         place.as_ref().map(|place| (Arc::clone(&place.parent), place.name.clone()))
     }
@@ -269,7 +274,7 @@ impl Dir {
     pub fn pin(&self) -> Result<()> {
         let handle = self.handle()?;
         // Pinned before is as good.
-        drop(self.pinned.set(handle));
+        drop(self.pinned.set(Box::new(handle)));
         Ok(())
     }
 

@@ -2,7 +2,6 @@
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use parking_lot::MutexGuard;
 use rustix::fs::{StatVfs, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT};
@@ -365,7 +364,7 @@ impl Union {
         }
         if set.mode.is_some() || set.uid.is_some() || set.gid.is_some() || set.times().is_some() {
             self.copy_up(&node, Extent::Attributes)?;
-            node.unprivileged.store(false, Ordering::Relaxed);
+            node.known.set_unprivileged(false);
             self.apply(&node, set, owner)?;
         }
         self.attr_of(&node)
@@ -494,8 +493,7 @@ impl Union {
     /// # Locks
     /// Takes `node.copy`.
     pub(super) fn settle_attributes<'a>(&self, node: &'a Node) -> Option<MutexGuard<'a, ()>> {
-        let may_lack_data =
-            node.kind == FileType::Regular && !node.is_whole.load(Ordering::Acquire);
+        let may_lack_data = node.kind == FileType::Regular && !node.known.is_whole();
         may_lack_data.then(|| node.copy.lock())
     }
 
@@ -557,7 +555,7 @@ impl Union {
     /// `EROFS` without an upper; those of the copy-up and of chmod(2).
     pub fn drop_privileges(&self, node: NodeId, writer: Writer) -> Result<bool> {
         let node = self.node(node)?;
-        if node.unprivileged.load(Ordering::Relaxed) {
+        if node.known.is_unprivileged() {
             return Ok(false);
         }
         self.copy_up(&node, Extent::All)?;
@@ -584,7 +582,7 @@ impl Union {
     /// Clears what a write by somebody unprivileged must clear: setuid, and setgid of a program or
     /// of another group's file.
     pub(super) fn kill_privileges(&self, node: &Node, data: &Data, writer: Writer) -> Result<bool> {
-        if node.unprivileged.load(Ordering::Relaxed) {
+        if node.known.is_unprivileged() {
             return Ok(false);
         }
         let stat = self.stat_of_data(data)?;
@@ -607,7 +605,7 @@ impl Union {
         }
         // Capabilities may be left where the filesystem does not know them as such.
         if kept & (libc::S_ISUID | libc::S_ISGID) == 0 && self.form(UPPER).is_none() {
-            node.unprivileged.store(true, Ordering::Relaxed);
+            node.known.set_unprivileged(true);
         }
         Ok(kept != mode & 0o7777)
     }
@@ -626,7 +624,7 @@ impl Union {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::AtomicBool;
+    use std::sync::atomic::{AtomicBool, Ordering};
     use std::time::Duration;
 
     use super::*;

@@ -11,7 +11,6 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use rustix::fs::{RenameFlags, XattrFlags};
 
@@ -312,7 +311,7 @@ impl Union {
         let data = data.map(Arc::new);
         let is_open = data.is_some();
         // Whatever is open here was copied whole.
-        node.is_whole.store(is_open, Ordering::Release);
+        node.known.set_whole(is_open);
         let old = std::mem::replace(&mut *node.data.lock(), data);
         drop(old);
         if is_open {

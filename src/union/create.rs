@@ -454,13 +454,13 @@ impl Union {
         if let Some(file) = file {
             *node.data.lock() = Some(Arc::new(Data::new(file)));
             self.note_data(&node);
-            node.unprivileged.store(unprivileged, Ordering::Relaxed);
-            node.is_whole.store(true, Ordering::Release);
+            node.known.set_unprivileged(unprivileged);
+            node.known.set_whole(true);
             // The kernel asks at the first write. One question for each directory spares one for
             // each file.
             let plain = !upper.work.new_files_have_xattrs;
             if plain && self.default_acl(dir).is_ok_and(|acl| acl.is_none()) {
-                node.xattrs.found(false);
+                node.known.found_xattrs(false);
             }
         }
         Ok((node, attr))

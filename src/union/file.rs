@@ -7,7 +7,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{FallocateFlags, OFlags, SeekFrom};
 
@@ -32,6 +32,8 @@ pub struct Data {
     pub(super) lent: bool,
     /// The layer that the object of the node lies in.
     pub(super) layer: layer::Index,
+    /// It was used since the bounded list of handles last looked.
+    used: AtomicBool,
 }
 
 impl AsFd for Data {
@@ -43,7 +45,20 @@ impl AsFd for Data {
 impl Data {
     /// A file that we made, open for reading and writing.
     pub(crate) fn new(file: OwnedFd) -> Self {
-        Self { file, writable: true, lent: false, layer: UPPER }
+        Self { writable: true, ..Self::reading(file, UPPER) }
+    }
+
+    fn reading(file: OwnedFd, layer: layer::Index) -> Self {
+        Self { file, writable: false, lent: false, layer, used: AtomicBool::new(false) }
+    }
+
+    /// Hands it out: it is one used lately from now on.
+    fn hand_out(self: &Arc<Self>) -> Arc<Self> {
+        // Most of the time it is so already, and a line of the cache is not fought for.
+        if !self.used.load(Ordering::Relaxed) {
+            self.used.store(true, Ordering::Relaxed);
+        }
+        Arc::clone(self)
     }
 }
 
@@ -63,17 +78,6 @@ pub enum Whence {
     Data,
     /// `SEEK_HOLE`.
     Hole,
-}
-
-impl Node {
-    /// Hands out the data handle, which is one used lately from now on.
-    fn uses(&self, data: &Arc<Data>) -> Arc<Data> {
-        // Most of the time it is so already, and a line of the cache is not fought for.
-        if !self.used.load(Ordering::Relaxed) {
-            self.used.store(true, Ordering::Relaxed);
-        }
-        Arc::clone(data)
-    }
 }
 
 /// How many handles that were used lately are passed over in search of one to close.
@@ -137,14 +141,15 @@ impl Union {
             let evicted = self.idle.lock().push(next, ());
             let Some((id, ())) = evicted.filter(|(id, ())| *id != next) else { return };
             let Some(node) = self.table.get(id) else { return };
-            if chances > 0 && node.used.swap(false, Ordering::Relaxed) {
+            let mut data = node.data.lock();
+            let is_used = |data: &Arc<Data>| data.used.swap(false, Ordering::Relaxed);
+            if chances > 0 && data.as_ref().is_some_and(is_used) {
                 next = id;
                 continue;
             }
-            if !node.is_opened() {
-                let closed = node.data.lock().take();
-                drop(closed);
-            }
+            let closed = if node.is_opened() { None } else { data.take() };
+            drop(data);
+            drop(closed);
             return;
         }
     }
@@ -152,7 +157,7 @@ impl Union {
     /// Returns a handle that can be read from.
     pub(super) fn readable_data(&self, node: &Arc<Node>) -> Result<Arc<Data>> {
         if let Some(data) = &*node.data.lock() {
-            return Ok(node.uses(data));
+            return Ok(data.hand_out());
         }
         self.open_data(node, false)
     }
@@ -160,7 +165,7 @@ impl Union {
     /// Returns a handle of the upper object that can be read from and written to.
     pub(super) fn writable_data(&self, node: &Arc<Node>) -> Result<Arc<Data>> {
         if let Some(data) = node.data.lock().as_ref().filter(|data| data.writable) {
-            return Ok(node.uses(data));
+            return Ok(data.hand_out());
         }
         self.open_data(node, true)
     }
@@ -178,7 +183,7 @@ impl Union {
             }
             // Copied up while we opened the lower file, or given its own data? Then that is no
             // longer the one.
-            let outdated = opened.lent && node.is_whole.load(Ordering::Acquire);
+            let outdated = opened.lent && node.known.is_whole();
             if node.is_upper() == was_upper && !outdated {
                 break (data, opened);
             }
@@ -232,16 +237,16 @@ impl Union {
             self.own_data(node, Extent::All)?;
         }
         let file = self.open_itself(node, writable)?;
-        if is_upper && node.is_whole.load(Ordering::Acquire) {
-            return Ok(Data { file, writable, lent: false, layer });
+        if is_upper && node.known.is_whole() {
+            return Ok(Data { writable, ..Data::reading(file, layer) });
         }
         if let Some(data) = self.lent_data(node, file.as_fd())? {
-            return Ok(Data { file: data, writable: false, lent: true, layer });
+            return Ok(Data { lent: true, ..Data::reading(data, layer) });
         }
         if is_upper {
-            node.is_whole.store(true, Ordering::Release);
+            node.known.set_whole(true);
         }
-        Ok(Data { file, writable, lent: false, layer })
+        Ok(Data { writable, ..Data::reading(file, layer) })
     }
 
     /// Opens the regular file of a node, be it a metacopy.
@@ -337,7 +342,7 @@ impl Union {
         if node.links.get().is_none()
             && let Some(data) = node.data.lock().as_ref().filter(|data| data.writable)
         {
-            let data = node.uses(data);
+            let data = data.hand_out();
             self.drop_overridden_capability(node, &data)?;
             return Ok(data);
         }

@@ -10,7 +10,6 @@
 use std::borrow::Cow;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use rustix::fs::XattrFlags;
 
@@ -292,7 +291,7 @@ impl Union {
         let Some(carrier) = self.upper.as_ref().and_then(|upper| upper.carrier) else {
             return Ok(());
         };
-        if node.unprivileged.load(Ordering::Relaxed) {
+        if node.known.is_unprivileged() {
             return Ok(());
         }
         let context = || "an open file";
@@ -301,7 +300,7 @@ impl Union {
             .and_then(|stat| self.seen_in_upper(Target::Open(data.file.as_fd()), stat))
             .at("statx", context)?;
         if u32::from(stat.stx_mode) & (libc::S_ISUID | libc::S_ISGID) == 0 {
-            node.unprivileged.store(true, Ordering::Relaxed);
+            node.known.set_unprivileged(true);
         }
         Ok(())
     }

@@ -12,7 +12,7 @@ use super::flatten::Pin;
 use super::index::Indexed;
 use super::listing::Child;
 use super::lock;
-use super::node::{Dir, Links, Node, NodeId, Place};
+use super::node::{Dir, Links, Name, Node, NodeId, Place};
 use super::readdir::Names;
 use super::resolve::Fact;
 use crate::error::{Errno, Result};
@@ -439,8 +439,7 @@ impl Union {
         let Some(links) = node.links.get() else { return };
         let mut links = links.lock();
         links.lower = lower;
-        let known =
-            |(at, known): &(Arc<Node>, Box<[u8]>)| Arc::ptr_eq(at, parent) && **known == *name;
+        let known = |(at, known): &(Arc<Node>, Name)| Arc::ptr_eq(at, parent) && **known == *name;
         if !links.pending.iter().any(known) {
             self.table.retain(parent);
             links.pending.push((Arc::clone(parent), name.into()));
@@ -451,7 +450,7 @@ impl Union {
         // Where the upper has no hard links a copy gets the name that the node has. That one went
         // while no other was known.
         let mut place = node.place.write();
-        let is_there = |(at, known): &(Arc<Node>, Box<[u8]>)| place.is_named(at, known);
+        let is_there = |(at, known): &(Arc<Node>, Name)| place.is_named(at, known);
         if place.layer == UPPER || place.gone || links.pending.iter().any(is_there) {
             return;
         }

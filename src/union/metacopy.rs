@@ -13,7 +13,6 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use rustix::fs::{FallocateFlags, XattrFlags};
 
@@ -109,7 +108,7 @@ impl Union {
         let dir = lock::directory(&parent)?;
         let mut layer = layer;
         let mut distrusted = stub.distrusted;
-        let mut route = stub.redirect.unwrap_or(Redirect::Sibling(name));
+        let mut route = stub.redirect.unwrap_or(Redirect::Sibling((*name).into()));
         for root in self.roots_below(layer) {
             if distrusted {
                 break;
@@ -227,7 +226,7 @@ impl Union {
         stat: &Statx,
         node: Option<&Node>,
     ) -> Result<bool> {
-        let is_whole = node.is_some_and(|node| node.is_whole.load(Ordering::Acquire));
+        let is_whole = node.is_some_and(|node| node.known.is_whole());
         let is_file = FileType::of_mode(u32::from(stat.stx_mode)) == FileType::Regular;
         if is_whole || !is_file || stat.stx_size == 0 {
             return Ok(false);
@@ -235,7 +234,7 @@ impl Union {
         let list = part.call("listxattr", name, |at| xattr::list(Target::Name(at)))?;
         let is_metacopy = marks::lists_any(&list, &marks::METACOPY_XATTRS);
         if let Some(node) = node.filter(|_| !is_metacopy) {
-            node.is_whole.store(true, Ordering::Release);
+            node.known.set_whole(true);
         }
         Ok(is_metacopy)
     }
@@ -245,16 +244,16 @@ impl Union {
     /// # Errors
     /// Those of [`Union::lent_data`], of copying, and of the calls on the upper file.
     pub(super) fn own_data(&self, node: &Arc<Node>, extent: Extent) -> Result<()> {
-        if node.kind != FileType::Regular || node.is_whole.load(Ordering::Acquire) {
+        if node.kind != FileType::Regular || node.known.is_whole() {
             return Ok(());
         }
         let _copying = node.copy.lock();
-        if node.is_whole.load(Ordering::Acquire) {
+        if node.known.is_whole() {
             return Ok(());
         }
         let list = self.with_xattrs(node, "listxattr", xattr::list)?;
         if !marks::lists_any(&list, &marks::METACOPY_XATTRS) {
-            node.is_whole.store(true, Ordering::Release);
+            node.known.set_whole(true);
             return Ok(());
         }
         let file = self.open_itself(node, true)?;

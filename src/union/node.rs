@@ -12,7 +12,9 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use hashbrown::HashTable;
+use once_cell::race::OnceBox;
 use parking_lot::{Mutex, RwLock};
+use smallvec::SmallVec;
 
 use super::attr::{FileType, Time};
 use super::file::Data;
@@ -46,63 +48,87 @@ pub(crate) struct Node {
     pub(crate) data: Mutex<Option<Arc<Data>>>,
     /// Opens that the transport has not released; the data handle stays while there are any.
     pub(crate) opened: AtomicU32,
-    /// The data handle was used since the bounded list of them last looked.
-    pub(crate) used: AtomicBool,
-    /// Known to carry neither setuid nor setgid; cleared before a mode or owner changes.
-    pub(crate) unprivileged: AtomicBool,
-    /// What is known of xattrs that users may see.
-    pub(crate) xattrs: XattrMemo,
+    /// What need not be asked again.
+    pub(crate) known: Known,
     /// Whether it is append-only or immutable.
     pub(crate) protection: Protection,
-    /// Known to hold its own data, if it is an upper file: no metacopy.
-    pub(crate) is_whole: AtomicBool,
     pub(crate) dir: Option<Box<Dir>>,
     /// Set for an object that has several names in a lower layer.
-    pub(crate) links: OnceLock<Box<Mutex<Links>>>,
+    pub(crate) links: OnceBox<Mutex<Links>>,
 }
 
-/// Whether an object has xattrs that users may see. The kernel asks for `security.capability` at each
-/// first write, `ls -l` for ACLs and labels; most objects have none, which need be found out once.
+/// What is known of an object, once somebody has looked. One byte: there are many nodes.
 #[derive(Debug, Default)]
-pub(crate) struct XattrMemo(AtomicU8);
+pub(crate) struct Known(AtomicU8);
 
-impl XattrMemo {
-    const UNKNOWN: u8 = 0;
-    const NONE: u8 = 1;
-    const SOME: u8 = 2;
+impl Known {
+    const NO_XATTRS: u8 = 1;
+    const XATTRS: u8 = 2;
+    const UNPRIVILEGED: u8 = 4;
+    const WHOLE: u8 = 8;
 
-    /// Tells whether there are any, as far as is known.
-    pub(crate) fn known(&self) -> Option<bool> {
-        match self.0.load(Ordering::Acquire) {
-            Self::NONE => Some(false),
-            Self::SOME => Some(true),
-            _ => None,
-        }
+    /// Tells whether the object has xattrs that users may see, as far as is known. The kernel asks for
+    /// `security.capability` at each first write, `ls -l` for ACLs and labels; most objects have none, which
+    /// need be found out once.
+    pub(crate) fn has_xattrs(&self) -> Option<bool> {
+        let known = self.0.load(Ordering::Acquire);
+        (known & (Self::NO_XATTRS | Self::XATTRS) != 0).then_some(known & Self::XATTRS != 0)
     }
 
-    /// Takes note of what was found; not if somebody set one meanwhile.
-    pub(crate) fn found(&self, some: bool) {
-        let found = if some { Self::SOME } else { Self::NONE };
-        let memo = &self.0;
-        let known =
-            memo.compare_exchange(Self::UNKNOWN, found, Ordering::AcqRel, Ordering::Acquire);
-        if let Err(known) = known {
-            debug_assert_ne!(known, Self::UNKNOWN, "whoever was first knows as much");
-        }
+    /// Takes note whether there are xattrs; not if somebody set one meanwhile.
+    pub(crate) fn found_xattrs(&self, some: bool) {
+        let found = if some { Self::XATTRS } else { Self::NO_XATTRS };
+        self.change(|known| match known & (Self::NO_XATTRS | Self::XATTRS) {
+            0 => known | found,
+            _ => known,
+        });
     }
 
-    /// To be called before one is set.
-    pub(crate) fn setting(&self) {
-        self.0.store(Self::SOME, Ordering::Release);
+    /// To be called before an xattr is set.
+    pub(crate) fn setting_xattr(&self) {
+        self.change(|known| known & !Self::NO_XATTRS | Self::XATTRS);
+    }
+
+    /// Tells that the object is known to carry neither setuid nor setgid.
+    pub(crate) fn is_unprivileged(&self) -> bool {
+        self.0.load(Ordering::Acquire) & Self::UNPRIVILEGED != 0
+    }
+
+    /// Takes note of that, or, before a mode or owner changes, that it is not known.
+    pub(crate) fn set_unprivileged(&self, known: bool) {
+        self.set(Self::UNPRIVILEGED, known);
+    }
+
+    /// Tells that the object, if it is an upper file, is known to hold its own data: no metacopy.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.0.load(Ordering::Acquire) & Self::WHOLE != 0
+    }
+
+    /// Takes note of that.
+    pub(crate) fn set_whole(&self, known: bool) {
+        self.set(Self::WHOLE, known);
+    }
+
+    fn set(&self, bit: u8, known: bool) {
+        self.change(|now| if known { now | bit } else { now & !bit });
+    }
+
+    fn change(&self, change: impl Fn(u8) -> u8) {
+        let change = |now| Some(change(now)).filter(|new| *new != now);
+        // An error tells that nothing was to change.
+        let (Ok(_) | Err(_)) = self.0.fetch_update(Ordering::AcqRel, Ordering::Acquire, change);
     }
 }
+
+/// A name that needs no memory of its own while it is as short as most: a tree has many.
+pub(crate) type Name = SmallVec<[u8; 24]>;
 
 /// Where the object of a node is found.
 #[derive(Debug)]
 pub(crate) struct Place {
     /// `None` for the root only. Counted in the parent's `count`.
     pub(crate) parent: Option<Arc<Node>>,
-    pub(crate) name: Box<[u8]>,
+    pub(crate) name: Name,
     /// The layer that holds the object. For directories: of the topmost part.
     pub(crate) layer: layer::Index,
     /// Device and inode number of what the node shows; of a directory those of its topmost lower
@@ -121,7 +147,7 @@ pub(crate) struct Place {
 #[derive(Debug, Default)]
 struct Rare {
     held: Option<Arc<OwnedFd>>,
-    others: Vec<(Arc<Node>, Box<[u8]>)>,
+    others: Vec<(Arc<Node>, Name)>,
     modified: Option<Time>,
 }
 
@@ -166,11 +192,11 @@ impl Place {
     }
 
     /// More names of an upper object, to go on with when its first goes. Parents are counted.
-    pub(crate) fn others(&self) -> &[(Arc<Node>, Box<[u8]>)] {
+    pub(crate) fn others(&self) -> &[(Arc<Node>, Name)] {
         self.rare.as_ref().map_or(&[], |rare| &rare.others)
     }
 
-    pub(crate) fn others_mut(&mut self) -> &mut Vec<(Arc<Node>, Box<[u8]>)> {
+    pub(crate) fn others_mut(&mut self) -> &mut Vec<(Arc<Node>, Name)> {
         &mut self.rare.get_or_insert_default().others
     }
 
@@ -184,7 +210,7 @@ impl Place {
     }
 
     /// Takes the name that was noted last.
-    pub(crate) fn pop_other(&mut self) -> Option<(Arc<Node>, Box<[u8]>)> {
+    pub(crate) fn pop_other(&mut self) -> Option<(Arc<Node>, Name)> {
         self.rare.as_mut()?.others.pop()
     }
 
@@ -209,7 +235,7 @@ pub(crate) struct Links {
     /// Copied up, and reached through the anchor.
     pub(crate) anchored: bool,
     /// Names looked up whose upper directory entry is still missing. Parents are counted.
-    pub(crate) pending: Vec<(Arc<Node>, Box<[u8]>)>,
+    pub(crate) pending: Vec<(Arc<Node>, Name)>,
     /// The node is kept for the life of the mount, because a lookup would not find all this.
     pub(crate) pinned: bool,
     /// With an index: the entry that is the anchor.
@@ -297,13 +323,10 @@ impl Node {
             copy: Mutex::new(()),
             data: Mutex::new(None),
             opened: AtomicU32::new(0),
-            used: AtomicBool::new(false),
-            unprivileged: AtomicBool::new(false),
-            xattrs: XattrMemo::default(),
+            known: Known::default(),
             protection: Protection::default(),
-            is_whole: AtomicBool::new(false),
             dir: None,
-            links: OnceLock::new(),
+            links: OnceBox::new(),
         }
     }
 
@@ -574,6 +597,24 @@ mod tests {
 
     fn file(id: NodeId, ino: u64, parent: Option<Arc<Node>>) -> Node {
         Node::new(id, ino, FileType::Regular, Place::new(parent, b"f", 1, (7, ino)))
+    }
+
+    #[test]
+    fn a_node_takes_little_memory() {
+        // With what Arc and malloc(3) add a piece of 176 bytes, name included: a tree has many.
+        assert!(size_of::<Node>() <= 152, "{}", size_of::<Node>());
+    }
+
+    #[test]
+    fn what_was_set_meanwhile_is_not_found_absent() {
+        let known = Known::default();
+        known.set_whole(true);
+        known.setting_xattr();
+        known.found_xattrs(false);
+        assert_eq!(known.has_xattrs(), Some(true));
+        known.set_unprivileged(true);
+        known.set_whole(false);
+        assert!(known.is_unprivileged() && !known.is_whole());
     }
 
     #[test]

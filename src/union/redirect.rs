@@ -176,7 +176,7 @@ impl Union {
         let redirect = match self.own_redirect(part)? {
             Some(Redirect::Path(_)) => return Ok(()),
             Some(Redirect::Sibling(_)) if !apart => return Ok(()),
-            None if !apart => Redirect::Sibling(node.place.read().name.clone()),
+            None if !apart => Redirect::Sibling((*node.place.read().name).into()),
             _ => self.lower_path(node)?,
         };
         let value = redirect.print();
@@ -239,7 +239,7 @@ impl Union {
                     break;
                 }
                 Some(Redirect::Sibling(sibling)) => names.push(sibling),
-                None => names.push(name),
+                None => names.push((*name).into()),
             }
             node = parent;
         }

@@ -12,7 +12,7 @@ use rustix::fs::RenameFlags;
 
 use super::copy_up::Extent;
 use super::create::check_name;
-use super::node::{Dir, Links, Node, NodeId};
+use super::node::{Dir, Links, Name, Node, NodeId};
 use super::protect::Change;
 use super::readdir::{Names, shows_nothing};
 use super::{Union, Upper, lock};
@@ -290,7 +290,7 @@ impl Union {
             }
             (place.layer, place.object)
         };
-        let leads_there = |(at, other): &&(Arc<Node>, Box<[u8]>)| {
+        let leads_there = |(at, other): &&(Arc<Node>, Name)| {
             let part = at.dir.as_ref().and_then(|dir| dir.part(layer));
             part.and_then(|part| part.find(other).ok().flatten())
                 .is_some_and(|stat| (sys::stat::device(&stat), stat.stx_ino) == object)

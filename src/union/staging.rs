@@ -11,7 +11,6 @@
 //! Crash: leaves a directory in work, removed at the next mount, or what shows what the lowers show.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use super::attr::{FileType, show};
 use super::copy_up::{Extent, unnoticed};
@@ -254,6 +253,6 @@ impl Union {
         }
         let node = &ready.pin.node;
         self.set_upper(node, data, ready.object(), ready.lasts);
-        node.is_whole.store(true, Ordering::Release);
+        node.known.set_whole(true);
     }
 }

@@ -46,7 +46,7 @@ impl Union {
 
     /// Tells whether the object has xattrs that users may see: from memory, but for the first time.
     fn may_have_xattrs(&self, node: &Arc<Node>) -> Result<bool> {
-        match node.xattrs.known() {
+        match node.known.has_xattrs() {
             Some(some) => Ok(some),
             None => self.visible_xattrs(node).map(|names| !names.is_empty()),
         }
@@ -72,7 +72,7 @@ impl Union {
             }
             Ok(visible)
         })?;
-        node.xattrs.found(!visible.is_empty());
+        node.known.found_xattrs(!visible.is_empty());
         Ok(visible)
     }
 
@@ -82,7 +82,7 @@ impl Union {
     /// Those of listxattr(2).
     pub fn listxattr(&self, node: NodeId) -> Result<Vec<u8>> {
         let node = self.node(node)?;
-        if node.xattrs.known() == Some(false) {
+        if node.known.has_xattrs() == Some(false) {
             return Ok(Vec::new());
         }
         self.visible_xattrs(&node)
@@ -131,9 +131,9 @@ impl Union {
     ) -> Result<()> {
         self.may(node, Change::Attributes)?;
         self.copy_up(node, Extent::Attributes)?;
-        node.xattrs.setting();
+        node.known.setting_xattr();
         // An ACL is a mode too.
-        node.unprivileged.store(false, std::sync::atomic::Ordering::Relaxed);
+        node.known.set_unprivileged(false);
         let settled = self.settle_attributes(node);
         let changed = self.with_xattrs(node, op, call);
         drop(settled);
