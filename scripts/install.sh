@@ -19,9 +19,10 @@ case "${1-}" in
         ;;
 esac
 dir=${1-}
-if [ -z "$dir" ]; then
+if [ -z "$dir" ] && [ "$(id -u)" = 0 ]; then
+    dir=/usr/local/bin
+elif [ -z "$dir" ]; then
     dir=$HOME/.local/bin
-    [ "$(id -u)" != 0 ] || dir=/usr/local/bin
 fi
 mkdir -p "$dir"
 dir=$(cd "$dir" && pwd)
@@ -31,11 +32,13 @@ PATH=${CARGO_HOME:-$HOME/.cargo}/bin:$PATH:/usr/sbin:/sbin
 scripts/setup.sh
 # Where a target is named its flags are not those of build scripts and macros, which cannot be static.
 host=$(rustc -vV | sed -n 's/^host: //p')
+export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$PWD/target}
+unset CARGO_ENCODED_RUSTFLAGS
 if ! RUSTFLAGS="${RUSTFLAGS-} -C target-feature=+crt-static" \
     cargo build --quiet --profile dist --locked --bin lamina --target "$host"; then
     printf 'install: not built; it needs the static C library (Debian: libc6-dev, Fedora: glibc-static), which\n' >&2
     printf 'install: "cargo install --path ." does without\n' >&2
     exit 1
 fi
-install -m 755 "${CARGO_TARGET_DIR:-$PWD/target}/$host/dist/lamina" "$dir/lamina"
+install -m 755 "$CARGO_TARGET_DIR/$host/dist/lamina" "$dir/lamina"
 printf 'install: %s\n' "$dir/lamina"

@@ -48,7 +48,8 @@ installed=$(mktemp -d /var/tmp/lamina-installed.XXXXXX)
 trap 'rm -rf "$installed"' EXIT
 chmod 755 "$installed"
 run install.sh "$installed"
-if readelf -lW "$installed/lamina" | grep INTERP; then
+headers=$(readelf -lW "$installed/lamina")
+if [[ $headers == *INTERP* ]]; then
     printf '== FAILED: what install.sh installs needs shared libraries\n' >&2
     exit 1
 fi

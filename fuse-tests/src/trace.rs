@@ -77,9 +77,23 @@ impl Counts {
 /// # Panics
 /// If strace does not run.
 pub fn count(pid: Pid, log: &Path, work: impl FnOnce()) -> Counts {
+    parse(&watched(pid, log, &[], work))
+}
+
+/// Has system calls of the server `pid` fail while `work` runs, as `inject` of strace(1) says; tells how many did.
+///
+/// # Panics
+/// If strace does not run.
+pub fn with_faults(pid: Pid, log: &Path, inject: &str, work: impl FnOnce()) -> usize {
+    watched(pid, log, &["-e", &format!("inject={inject}")], work).matches("(INJECTED)").count()
+}
+
+/// Returns what strace writes to `log` about `pid` while `work` runs.
+fn watched(pid: Pid, log: &Path, arguments: &[&str], work: impl FnOnce()) -> String {
     let mut strace = Command::new("strace")
         .args(["-f", "-y", "-xx", "-s", "40", "-o"])
         .arg(log)
+        .args(arguments)
         .args(["-p", &pid.to_string()])
         .stderr(Stdio::piped())
         .spawn()
@@ -98,7 +112,7 @@ pub fn count(pid: Pid, log: &Path, work: impl FnOnce()) -> Counts {
     work();
     kill_process(Pid::from_child(&strace), Signal::INT).unwrap();
     strace.wait().unwrap();
-    parse(&fs::read_to_string(log).unwrap())
+    fs::read_to_string(log).unwrap()
 }
 
 /// `/dev/fuse`, as strace shows the path of a descriptor.

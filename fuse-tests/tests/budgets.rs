@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use fuse_tests::case::{Case, forget_all, gone, names, put, sh, text};
-use fuse_tests::trace::{Counts, count, no_counts};
+use fuse_tests::trace::{Counts, count, no_counts, with_faults};
 use fuse_tests::{needs_root, skip};
 use rustix::fs::{Timespec, Timestamps};
 
@@ -356,6 +356,20 @@ fn reading_a_large_file() {
     // To the pipe and from it; one may have to be made for it.
     assert_eq!(counts.calls.get("splice"), Some(&2), "{counts:?}");
     assert!(!counts.calls.contains_key("pread64"), "{counts:?}");
+}
+
+/// Whether the file cannot be spliced, or the device takes nothing out of a pipe.
+#[test]
+fn what_splice_refuses_is_copied() {
+    needs_counts!();
+    let content: Vec<u8> = (0..128_u32 << 8).flat_map(u32::to_le_bytes).collect();
+    for fault in ["splice:error=EINVAL", "splice:error=ENOMEM:when=2+2"] {
+        let c = mounted(|c| put(c.l(1, "plain/large"), &content));
+        let failed = with_faults(c.server(), &c.sandbox.root().join("strace"), fault, || {
+            assert_eq!(fs::read(c.m("plain/large")).unwrap(), content, "{fault}");
+        });
+        assert!(failed > 0, "{fault}");
+    }
 }
 
 #[test]

@@ -364,8 +364,10 @@ impl Union {
         }
         if set.mode.is_some() || set.uid.is_some() || set.gid.is_some() || set.times().is_some() {
             self.copy_up(&node, Extent::Attributes)?;
-            node.known.set_unprivileged(false);
-            self.apply(&node, set, owner)?;
+            node.known.changing_privileges();
+            let applied = self.apply(&node, set, owner);
+            node.known.changing_privileges();
+            applied?;
         }
         self.attr_of(&node)
     }
@@ -585,6 +587,7 @@ impl Union {
         if node.known.is_unprivileged() {
             return Ok(false);
         }
+        let since = node.known.looking();
         let stat = self.stat_of_data(data)?;
         let mode = u32::from(stat.stx_mode);
         let mut kept = mode & 0o7777 & !libc::S_ISUID;
@@ -605,7 +608,7 @@ impl Union {
         }
         // Capabilities may be left where the filesystem does not know them as such.
         if kept & (libc::S_ISUID | libc::S_ISGID) == 0 && self.form(UPPER).is_none() {
-            node.known.set_unprivileged(true);
+            node.known.found_unprivileged(since);
         }
         Ok(kept != mode & 0o7777)
     }

@@ -454,7 +454,10 @@ impl Union {
         if let Some(file) = file {
             *node.data.lock() = Some(Arc::new(Data::new(file)));
             self.note_data(&node);
-            node.known.set_unprivileged(unprivileged);
+            match unprivileged {
+                true => node.known.found_unprivileged(node.known.looking()),
+                false => node.known.changing_privileges(),
+            }
             node.known.set_whole(true);
             // The kernel asks at the first write. One question for each directory spares one for
             // each file.

@@ -34,6 +34,8 @@ pub struct Data {
     pub(super) layer: layer::Index,
     /// It was used since the bounded list of handles last looked.
     used: AtomicBool,
+    /// splice(2) has refused it.
+    unspliceable: AtomicBool,
 }
 
 impl AsFd for Data {
@@ -49,7 +51,18 @@ impl Data {
     }
 
     fn reading(file: OwnedFd, layer: layer::Index) -> Self {
-        Self { file, writable: false, lent: false, layer, used: AtomicBool::new(false) }
+        let (used, unspliceable) = (AtomicBool::new(false), AtomicBool::new(false));
+        Self { file, writable: false, lent: false, layer, used, unspliceable }
+    }
+
+    /// Tells whether splice(2) may be tried with it.
+    pub(crate) fn may_splice(&self) -> bool {
+        !self.unspliceable.load(Ordering::Relaxed)
+    }
+
+    /// Takes note that splice(2) does not work with it.
+    pub(crate) fn cannot_splice(&self) {
+        self.unspliceable.store(true, Ordering::Relaxed);
     }
 
     /// Hands it out: it is one used lately from now on.
@@ -339,15 +352,17 @@ impl Union {
     fn change_data(&self, node: &Arc<Node>, change: Change) -> Result<Arc<Data>> {
         self.writable()?;
         self.may(node, change)?;
-        if node.links.get().is_none()
-            && let Some(data) = node.data.lock().as_ref().filter(|data| data.writable)
-        {
-            let data = data.hand_out();
-            self.drop_overridden_capability(node, &data)?;
-            return Ok(data);
-        }
-        self.copy_up(node, Extent::All)?;
-        let data = self.writable_data(node)?;
+        let open = match node.links.get() {
+            None => node.data.lock().as_ref().filter(|data| data.writable).map(Data::hand_out),
+            Some(_) => None,
+        };
+        let data = match open {
+            Some(data) => data,
+            None => {
+                self.copy_up(node, Extent::All)?;
+                self.writable_data(node)?
+            }
+        };
         self.drop_overridden_capability(node, &data)?;
         Ok(data)
     }

@@ -294,13 +294,14 @@ impl Union {
         if node.known.is_unprivileged() {
             return Ok(());
         }
+        let since = node.known.looking();
         let context = || "an open file";
         carrier.drop_capability(data.file.as_fd()).at("removexattr", context)?;
         let stat = sys::stat::of(&data.file)
             .and_then(|stat| self.seen_in_upper(Target::Open(data.file.as_fd()), stat))
             .at("statx", context)?;
         if u32::from(stat.stx_mode) & (libc::S_ISUID | libc::S_ISGID) == 0 {
-            node.known.set_unprivileged(true);
+            node.known.found_unprivileged(since);
         }
         Ok(())
     }

@@ -201,10 +201,10 @@ impl Union {
         .at("setxattr", || A_FILE)?;
         let source = self.lower_handle(node)?;
         let origin = self.set_origin(upper, (source.as_fd(), stat), file)?;
-        super::copy_up::pass_on_flags(source.as_fd(), staged.file.as_fd())
+        super::copy_attr::pass_on_flags(source.as_fd(), staged.file.as_fd())
             .at("ioctl", || A_FILE)?;
         let route = self.route(self.layer_of(node), upper);
-        super::copy_up::copy_attributes(
+        super::copy_attr::copy_attributes(
             &upper.work,
             route,
             Target::Handle(source.as_fd()),

@@ -7,6 +7,7 @@
 
 mod acl;
 mod attr;
+mod copy_attr;
 mod copy_up;
 mod cover;
 mod create;

@@ -66,6 +66,9 @@ impl Known {
     const XATTRS: u8 = 2;
     const UNPRIVILEGED: u8 = 4;
     const WHOLE: u8 = 8;
+    /// The rest counts changes of privileges, round and round.
+    const CHANGE: u8 = 16;
+    const CHANGES: u8 = 0xf0;
 
     /// Tells whether the object has xattrs that users may see, as far as is known. The kernel asks for
     /// `security.capability` at each first write, `ls -l` for ACLs and labels; most objects have none, which
@@ -94,9 +97,22 @@ impl Known {
         self.0.load(Ordering::Acquire) & Self::UNPRIVILEGED != 0
     }
 
-    /// Takes note of that, or, before a mode or owner changes, that it is not known.
-    pub(crate) fn set_unprivileged(&self, known: bool) {
-        self.set(Self::UNPRIVILEGED, known);
+    /// To be called before the mode is looked at; what it returns goes to [`Known::found_unprivileged`].
+    pub(crate) fn looking(&self) -> u8 {
+        self.0.load(Ordering::Acquire) & Self::CHANGES
+    }
+
+    /// Takes note that there is neither setuid nor setgid; not if mode or owner changed meanwhile.
+    pub(crate) fn found_unprivileged(&self, since: u8) {
+        self.change(|known| match known & Self::CHANGES == since {
+            true => known | Self::UNPRIVILEGED,
+            false => known,
+        });
+    }
+
+    /// To be called before and after mode, owner or xattrs change: whoever looks in between may have seen what was before.
+    pub(crate) fn changing_privileges(&self) {
+        self.change(|known| (known & !Self::UNPRIVILEGED).wrapping_add(Self::CHANGE));
     }
 
     /// Tells that the object, if it is an upper file, is known to hold its own data: no metacopy.
@@ -104,13 +120,9 @@ impl Known {
         self.0.load(Ordering::Acquire) & Self::WHOLE != 0
     }
 
-    /// Takes note of that.
-    pub(crate) fn set_whole(&self, known: bool) {
-        self.set(Self::WHOLE, known);
-    }
-
-    fn set(&self, bit: u8, known: bool) {
-        self.change(|now| if known { now | bit } else { now & !bit });
+    /// Takes note of that, or that it is not known.
+    pub(crate) fn set_whole(&self, whole: bool) {
+        self.change(|known| if whole { known | Self::WHOLE } else { known & !Self::WHOLE });
     }
 
     fn change(&self, change: impl Fn(u8) -> u8) {
@@ -612,9 +624,26 @@ mod tests {
         known.setting_xattr();
         known.found_xattrs(false);
         assert_eq!(known.has_xattrs(), Some(true));
-        known.set_unprivileged(true);
+        known.found_unprivileged(known.looking());
         known.set_whole(false);
         assert!(known.is_unprivileged() && !known.is_whole());
+    }
+
+    #[test]
+    fn a_mode_seen_before_a_change_is_not_taken_for_the_new_one() {
+        let known = Known::default();
+        known.set_whole(true);
+        for _ in 0..40 {
+            let before = known.looking();
+            known.changing_privileges();
+            let during = known.looking();
+            known.changing_privileges();
+            known.found_unprivileged(before);
+            known.found_unprivileged(during);
+            assert!(!known.is_unprivileged());
+            known.found_unprivileged(known.looking());
+            assert!(known.is_unprivileged() && known.is_whole() && known.has_xattrs().is_none());
+        }
     }
 
     #[test]

@@ -133,10 +133,11 @@ impl Union {
         self.copy_up(node, Extent::Attributes)?;
         node.known.setting_xattr();
         // An ACL is a mode too.
-        node.known.set_unprivileged(false);
+        node.known.changing_privileges();
         let settled = self.settle_attributes(node);
         let changed = self.with_xattrs(node, op, call);
         drop(settled);
+        node.known.changing_privileges();
         if let Some(dir) = &node.dir {
             *dir.default_acl.lock() = None;
         }

@@ -70,16 +70,19 @@ impl Pipes {
     }
 
     /// Puts the whole answer to the READ `unique` into a pipe: up to `size` bytes of `file` from `offset`,
-    /// fewer where it ends. Nothing if it cannot be done, or not by a pipe; the read is then to be done by other
-    /// means, which also tell what is wrong.
+    /// fewer where it ends. Nothing if there is no pipe, or it does not pay; the read is then to be done by other
+    /// means.
+    ///
+    /// # Errors
+    /// Those of splice(2); other means may do, and tell what is wrong.
     pub(super) fn fill(
         self: &Arc<Self>,
         file: BorrowedFd<'_>,
         offset: u64,
         size: usize,
         unique: u64,
-    ) -> Option<Filled> {
-        let ends = self.take()?;
+    ) -> Result<Option<Filled>, Errno> {
+        let Some(ends) = self.take() else { return Ok(None) };
         // From here on it goes, with what is in it, unless it is given back.
         let mut filled = Filled { pipes: Arc::clone(self), ends: Some(ends), size: 0 };
         // A header comes first, and cannot be mended: how much there is has to be known before.
@@ -89,20 +92,20 @@ impl Pipes {
         let size = size.min(left);
         if size < LARGE {
             filled.give_back();
-            return None;
+            return Ok(None);
         }
-        match filled.put(file, offset, size, unique) {
-            Ok(true) => Some(filled),
-            Ok(false) => None,
-            Err(errno) => {
-                // Files that cannot be spliced, or a sandbox that lets nobody.
-                if matches!(errno, Errno::INVAL | Errno::NOSYS | Errno::PERM) {
-                    tracing::debug!(%errno, "splice does not work; large reads are copied twice");
-                    self.state().most = 0;
-                }
-                None
-            }
-        }
+        let put = filled.put(file, offset, size, unique);
+        Ok(put
+            .inspect_err(|errno| tracing::debug!(%errno, "large reads of a file are copied twice"))?
+            .then_some(filled))
+    }
+
+    /// No read goes by a pipe any more: they do not work here.
+    pub(super) fn stop(&self) {
+        let mut state = self.state();
+        state.most = 0;
+        state.made -= state.spare.len();
+        state.spare.clear();
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -128,7 +131,10 @@ impl Pipes {
             }
             Err(errno) => {
                 tracing::debug!(%errno, "no further pipe for large reads");
-                state.most = state.made;
+                // All that the user may have (pipe(7)); others pass.
+                if errno == Errno::PERM {
+                    state.most = state.made;
+                }
                 None
             }
         }
@@ -189,8 +195,9 @@ impl Filled {
 
     /// Gives the pipe, which is empty, to the next read.
     fn give_back(&mut self) {
-        if let Some(ends) = self.ends.take() {
-            self.pipes.state().spare.push(ends);
+        let mut state = self.pipes.state();
+        if state.most > 0 {
+            state.spare.extend(self.ends.take());
         }
     }
 }
@@ -243,7 +250,7 @@ mod tests {
         let pipes = Arc::new(Pipes::default());
         for (offset, size) in [(0, LARGE), (8, 131_072), (4096, 131_072), (700_000, 131_072)] {
             assert!(pipes.takes(size));
-            let filled = pipes.fill(file.as_fd(), offset as u64, size, 7).unwrap();
+            let filled = pipes.fill(file.as_fd(), offset as u64, size, 7).unwrap().unwrap();
             let end = content.len().min(offset + size);
             assert_eq!(sent(filled), answer(7, &content[offset..end]), "{offset} {size}");
         }
@@ -259,11 +266,11 @@ mod tests {
             assert!(!pipes.takes(size), "{size}");
         }
         for offset in [1 << 20, (1 << 20) - 4096, u64::MAX] {
-            assert!(pipes.fill(file.as_fd(), offset, 131_072, 7).is_none(), "{offset}");
+            assert!(pipes.fill(file.as_fd(), offset, 131_072, 7).unwrap().is_none(), "{offset}");
         }
         // Nothing of what was left is in it.
         assert_eq!(made(&pipes), (1, 1));
-        let filled = pipes.fill(file.as_fd(), 0, 131_072, 8).unwrap();
+        let filled = pipes.fill(file.as_fd(), 0, 131_072, 8).unwrap().unwrap();
         assert_eq!(sent(filled), answer(8, &content[..131_072]));
     }
 
@@ -273,12 +280,12 @@ mod tests {
         let pipes = Arc::new(Pipes::default());
         let (reader, writer) = std::io::pipe().unwrap();
         drop(reader);
-        let filled = pipes.fill(file.as_fd(), 0, 131_072, 7).unwrap();
+        let filled = pipes.fill(file.as_fd(), 0, 131_072, 7).unwrap().unwrap();
         assert_eq!(filled.send(writer.as_fd()), Err(Errno::PIPE));
         assert_eq!(made(&pipes), (0, 0));
-        drop(pipes.fill(file.as_fd(), 0, LARGE, 8).unwrap());
+        drop(pipes.fill(file.as_fd(), 0, LARGE, 8).unwrap().unwrap());
         assert_eq!(made(&pipes), (0, 0));
-        let filled = pipes.fill(file.as_fd(), 0, LARGE, 9).unwrap();
+        let filled = pipes.fill(file.as_fd(), 0, LARGE, 9).unwrap().unwrap();
         assert_eq!(sent(filled), answer(9, &vec![1; LARGE]));
     }
 
@@ -287,11 +294,38 @@ mod tests {
         let file = file(&vec![1; 1 << 20]);
         let pipes = Arc::new(Pipes::default());
         pipes.state().most = 2;
-        let read = || pipes.fill(file.as_fd(), 0, LARGE, 7);
+        let read = || pipes.fill(file.as_fd(), 0, LARGE, 7).unwrap();
         let (one, two) = (read().unwrap(), read().unwrap());
         assert!(read().is_none());
         sent(one);
         assert!(read().is_some());
         drop(two);
+    }
+
+    #[test]
+    fn once_pipes_are_stopped_none_is_kept() {
+        let file = file(&vec![1; 1 << 20]);
+        let pipes = Arc::new(Pipes::default());
+        pipes.state().most = 2;
+        let read = || pipes.fill(file.as_fd(), 0, LARGE, 7).unwrap();
+        let (one, two) = (read().unwrap(), read().unwrap());
+        sent(one);
+        pipes.stop();
+        sent(two);
+        assert_eq!(made(&pipes), (0, 0));
+        assert!(read().is_none());
+    }
+
+    #[test]
+    fn what_cannot_be_spliced_says_so() {
+        let pipes = Arc::new(Pipes::default());
+        let status = std::fs::File::open("/proc/self/fd").unwrap();
+        // Too short by its size, whatever it is.
+        assert!(pipes.fill(status.as_fd(), 0, LARGE, 7).unwrap().is_none());
+        let (reader, _writer) = std::io::pipe().unwrap();
+        let mut filled = Filled { pipes: Arc::clone(&pipes), ends: pipes.take(), size: 0 };
+        assert_eq!(filled.put(reader.as_fd(), 0, LARGE, 7), Err(Errno::SPIPE));
+        drop(filled);
+        assert_eq!(made(&pipes).0, 0);
     }
 }

@@ -251,7 +251,9 @@ impl<S: Serve> Pool<S> {
             let answers = self.session.serve(bytes, &mut reply).is_some();
             let sent = match reply.take_filled() {
                 _ if !answers => Ok(()),
-                Some(filled) => filled.send(channel.as_fd()),
+                Some(filled) => filled
+                    .send(channel.as_fd())
+                    .or_else(|errno| self.send_copied(channel, bytes, &mut reply, errno)),
                 None => send(channel, reply.bytes()),
             };
             if let Err(errno) = sent {
@@ -294,11 +296,29 @@ impl<S: Serve> Pool<S> {
         Ok(false)
     }
 
+    /// Sends the answer to a READ again, copied, that the device did not take out of a pipe: no other does any more.
+    fn send_copied(
+        &self,
+        channel: &OwnedFd,
+        request: &[u8],
+        reply: &mut Reply,
+        errno: Errno,
+    ) -> std::result::Result<(), Errno> {
+        if is_over(errno) {
+            return Err(errno);
+        }
+        tracing::warn!(%errno, "the device takes nothing out of a pipe; large reads are copied twice");
+        self.pipes.stop();
+        match self.session.serve(request, reply) {
+            Some(_) => send(channel, reply.bytes()),
+            None => Err(errno),
+        }
+    }
+
     /// Deals with an answer that the device did not take.
     fn undelivered(&self, channel: &OwnedFd, request: &[u8], reply: &mut Reply, errno: Errno) {
         self.session.take_back(reply);
-        // The connection has ended, and nobody waits.
-        if matches!(errno, Errno::NOENT | Errno::NODEV | Errno::CONNABORTED) {
+        if is_over(errno) {
             return;
         }
         tracing::error!(%errno, "the device refused an answer");
@@ -371,6 +391,11 @@ impl<S: Serve> Pool<S> {
             Err(errno) => tracing::warn!(%errno, "no further thread; requests may have to wait"),
         }
     }
+}
+
+/// Tells that nobody waits for an answer: the request or the connection has ended.
+fn is_over(errno: Errno) -> bool {
+    matches!(errno, Errno::NOENT | Errno::NODEV | Errno::CONNABORTED)
 }
 
 /// Sends one answer.

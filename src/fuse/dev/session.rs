@@ -322,12 +322,19 @@ impl Session {
     fn read(&self, header: &Header, offset: u64, size: u32, reply: &mut Reply) -> Answer<()> {
         let node = header.node;
         let size = usize::try_from(size).unwrap_or(usize::MAX);
-        if let Some(pipes) = reply.pipes().filter(|pipes| pipes.takes(size))
-            && let Some(file) = self.dispatch.readable(node)
-            && let Some(filled) = pipes.fill(file.as_fd(), offset, size, header.unique)
-        {
-            reply.fill(filled);
-            return Ok(());
+        if let Some(pipes) = reply.pipes().filter(|pipes| pipes.takes(size)) {
+            let file = self.dispatch.readable(node)?;
+            if file.may_splice() {
+                match pipes.fill(file.as_fd(), offset, size, header.unique) {
+                    Ok(Some(filled)) => {
+                        reply.fill(filled);
+                        return Ok(());
+                    }
+                    Ok(None) => {}
+                    // Reading tells the same, or works.
+                    Err(_) => file.cannot_splice(),
+                }
+            }
         }
         let room = reply.room(size).ok_or(Errno::INVAL)?;
         let count = self.dispatch.read(node, offset, room)?;

@@ -57,10 +57,9 @@ impl Dispatcher {
         self.run("provider", node, b"", || self.union.provider(node)).unwrap_or_default()
     }
 
-    /// Returns a file to read the data of a node from, for whoever reads without [`Dispatcher::read`];
-    /// nothing if there is none, which that would tell the reason of.
-    pub(in super::super) fn readable(&self, node: NodeId) -> Option<Arc<Data>> {
-        self.run("read", node, b"", || self.union.readable(node)).ok()
+    /// Returns a file to read the data of a node from, for whoever reads without [`Dispatcher::read`].
+    pub(in super::super) fn readable(&self, node: NodeId) -> Answer<Arc<Data>> {
+        self.run("read", node, b"", || self.union.readable(node))
     }
 
     /// Ends one open of a file.

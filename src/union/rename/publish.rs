@@ -14,7 +14,7 @@ use crate::layer::UPPER;
 use crate::sys;
 use crate::sys::name::At;
 use crate::sys::xattr::Target;
-use crate::union::copy_up::copy_attributes;
+use crate::union::copy_attr::copy_attributes;
 use crate::union::readdir::shows_nothing;
 use crate::union::{Union, Upper};
 
