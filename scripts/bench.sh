@@ -10,7 +10,7 @@ lamina, kernel overlayfs, the bare filesystem and both rivals in turns, on an ex
 FUSE itself counts, the least server there can be, which answers from its own memory, and kernel overlayfs
 asked over FUSE, which is lamina with a mount of it as its upper. Prints times and
 their ratios to kernel overlayfs, checks that all came to the same result, and writes tables and plots
-to docs/benchmarks. Needs root, 12 GiB of memory, and an otherwise idle machine.
+to docs/benchmarks. Needs root, 16 GiB of memory, and an otherwise idle machine.
 
   --quick       a tenth of the work, one round: to see that all of it runs
   --root        only as root; --rootless: only in a user namespace; otherwise both
@@ -55,7 +55,7 @@ PATH=${CARGO_HOME:-$HOME/.cargo}/bin:$PATH:/usr/sbin:/sbin
 scripts/setup.sh
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/lamina-bench
 missing=()
-for package in fuse-overlayfs git gcc make sqlite3 python3 e2fsprogs tar; do
+for package in fuse-overlayfs git gcc make sqlite3 python3 e2fsprogs xfsprogs tar; do
     dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q ' installed' || missing+=("$package")
 done
 if [ ${#missing[@]} != 0 ]; then
@@ -77,6 +77,7 @@ clean_up() {
     [ -z "$server" ] || kill "$server" || true
     [ -z "$allowed" ] || printf '%s' "$allowed" >"$rings"
     umount "$dir/fs" 2>/dev/null || true
+    umount "$dir/xfs" 2>/dev/null || true
     umount "$dir/memory" 2>/dev/null || true
     rm -rf --one-file-system "$dir"
     exit "$status"
@@ -87,11 +88,14 @@ trap 'exit 143' TERM
 
 # A disk's noise would be larger than what is measured. With a journal: without one ext4 looks at each inode that was
 # removed lately before it makes a file, which takes a millisecond a file after a large rm.
-mkdir "$dir/memory" "$dir/fs"
-mount -t tmpfs -o size=9G lamina-bench "$dir/memory"
-truncate -s 8G "$dir/memory/image"
+mkdir "$dir/memory" "$dir/fs" "$dir/xfs"
+mount -t tmpfs -o size=14G lamina-bench "$dir/memory"
+truncate -s 10G "$dir/memory/image"
 mkfs.ext4 -q -J size=256 -E lazy_itable_init=0,lazy_journal_init=0 -N 2000000 "$dir/memory/image"
 mount -o loop,noatime "$dir/memory/image" "$dir/fs"
+truncate -s 4G "$dir/memory/shares"
+mkfs.xfs -q "$dir/memory/shares"
+mount -o loop,noatime "$dir/memory/shares" "$dir/xfs"
 chmod 755 "$dir"
 mountpoint -q /sys/kernel/tracing || mount -t tracefs tracefs /sys/kernel/tracing || true
 
@@ -127,8 +131,8 @@ peers=(--peer "lamina=$dir/bin/lamina" --peer "fuse-overlayfs-1=$(command -v fus
 
 for mode in "${modes[@]}"; do
     printf '== %s\n' "$mode"
-    mkdir "$dir/fs/$mode"
-    arguments=(--at "$dir/fs/$mode" --mode "$mode" --rounds "$rounds" --scale "$scale" "${only[@]}")
+    mkdir "$dir/fs/$mode" "$dir/xfs/$mode"
+    arguments=(--at "$dir/fs/$mode" --reflinks "$dir/xfs/$mode" --mode "$mode" --rounds "$rounds" --scale "$scale" "${only[@]}")
     readarray -t more < <(variants "$dir/bin/lamina" "$mode")
     if [ "$mode" = root ]; then
         "$dir/bin/lamina-bench" "${arguments[@]}" --out "$dir/out" "${peers[@]}" "${more[@]}"
@@ -137,7 +141,7 @@ for mode in "${modes[@]}"; do
         server=$!
         until [ -S "$dir/control" ]; do sleep 0.1; done
         mkdir -p "$dir/out-user"
-        chown 65534:65534 "$dir/fs/$mode" "$dir/out-user"
+        chown 65534:65534 "$dir/fs/$mode" "$dir/xfs/$mode" "$dir/out-user"
         HOME=$dir/out-user setpriv --reuid 65534 --regid 65534 --clear-groups -- \
             unshare --user --map-root-user --mount \
             "$dir/bin/lamina-bench" "${arguments[@]}" --out "$dir/out-user" --control "$dir/control" "${peers[@]}" "${more[@]}"

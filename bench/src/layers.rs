@@ -1,7 +1,7 @@
 //! Layers to measure on: each made once for a scenario, together with the merged tree as plain files.
 
 use std::fs;
-use std::io;
+use std::io::{self, Write};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -50,6 +50,17 @@ impl Layers {
             fs::write(&path, content)?;
         }
         Ok(())
+    }
+
+    /// A file of so many bytes in a layer alone; the plain tree has an empty one.
+    pub fn lower_file(&self, layer: usize, path: &str, size: usize) -> io::Result<()> {
+        fs::write(self.plain().join(path), "")?;
+        let mut file = fs::File::create(self.lower(layer).join(path))?;
+        // Piece by piece: it may be larger than memory.
+        const PIECE: usize = 16 << 20;
+        (0..size).step_by(PIECE).try_for_each(|at| {
+            file.write_all(&bytes(&format!("{path} {at}"), PIECE.min(size - at)))
+        })
     }
 
     /// A file of so many bytes, of which all but the last are a hole.

@@ -8,6 +8,7 @@ mod least;
 mod peer;
 mod report;
 mod scenario;
+mod steps;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -22,6 +23,8 @@ use report::Report;
 struct Arguments {
     /// A directory on the filesystem to measure on.
     at: PathBuf,
+    /// One on a filesystem whose files can share blocks, for the scenarios that are about that.
+    reflinks: Option<PathBuf>,
     /// Where reports go.
     out: PathBuf,
     /// Word in the names of the reports: `root` or `rootless`.
@@ -38,13 +41,14 @@ struct Arguments {
 }
 
 const USAGE: &str = "\
-Usage: lamina-bench --at DIR --out DIR --mode WORD [--rounds N] [--scale N] [--only NAME]...
+Usage: lamina-bench --at DIR [--reflinks DIR] --out DIR --mode WORD [--rounds N] [--scale N] [--only NAME]...
                     [--peer NAME=PROGRAM[,OPTION;...] [--for NAME]...]... [--least [--for NAME]...]
                     [--over-kernel PROGRAM [--for NAME]...]
                     [--control SOCKET]
        lamina-bench --serve SOCKET
        lamina-bench --mount-least -o lowerdir=A:B,upperdir=C MERGED
 
+DIR is on the filesystem to measure on; scenarios of shared blocks take the second one, if it is given.
 Peers: native and kernel are always there; PROGRAM is a mount program, for scenarios of these NAMEs.
 --least adds the least server there can be, which --mount-least is: a filesystem in its own memory.
 --over-kernel adds PROGRAM with kernel overlayfs as its upper: the kernel's work, asked for over FUSE.
@@ -54,6 +58,7 @@ Peers: native and kernel are always there; PROGRAM is a mount program, for scena
 fn parse(mut words: impl Iterator<Item = String>) -> Result<Arguments, String> {
     let mut arguments = Arguments {
         at: PathBuf::new(),
+        reflinks: None,
         out: PathBuf::new(),
         mode: "root".into(),
         rounds: 3,
@@ -67,6 +72,7 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Arguments, String> {
         let number = |text: String| text.parse::<usize>().map_err(|e| format!("{text}: {e}"));
         match word.as_str() {
             "--at" => arguments.at = value()?.into(),
+            "--reflinks" => arguments.reflinks = Some(value()?.into()),
             "--out" => arguments.out = value()?.into(),
             "--mode" => arguments.mode = value()?,
             "--rounds" => arguments.rounds = number(value()?)?.max(1),
@@ -101,6 +107,9 @@ fn run(arguments: Arguments) -> Result<(), String> {
     };
     let mut report = Report::new(&arguments.mode, &arguments.peers, arguments.rounds);
     for scenario in scenario::all().into_iter().filter(|scenario| is_wanted(scenario.name)) {
+        let at =
+            if scenario.shares_blocks { arguments.reflinks.as_ref() } else { Some(&arguments.at) };
+        let Some(at) = at else { continue };
         // In a round before the others, as it takes time.
         for round in 0..=arguments.rounds {
             // A different one is first each time, so that none always finds what another left warm.
@@ -110,7 +119,7 @@ fn run(arguments: Arguments) -> Result<(), String> {
                 if is_counted && !peer.has_server() || !peer.takes_part(scenario.name) {
                     continue;
                 }
-                let place = scenario::Place { at: &arguments.at, scale: arguments.scale };
+                let place = scenario::Place { at, scale: arguments.scale };
                 match scenario.run(peer, place, &control, is_counted) {
                     Ok(samples) if is_counted => report.count(&scenario, peer, samples),
                     Ok(samples) => report.add(&scenario, peer, samples),
@@ -119,7 +128,7 @@ fn run(arguments: Arguments) -> Result<(), String> {
             }
         }
         report.print(&scenario);
-        layers::clear(&arguments.at).map_err(|e| format!("{}: {e}", arguments.at.display()))?;
+        layers::clear(at).map_err(|e| format!("{}: {e}", at.display()))?;
     }
     report.write(&arguments.out)
 }

@@ -142,9 +142,13 @@ impl Report {
                 words.collect::<Vec<_>>().join(", ")
             ))
         });
-        text += "\nProcessor time of client and server, seconds.\n\n";
+        text += "\nProcessor time of client and server, and of the server alone, seconds.\n\n";
         self.table(&mut text, |row, peer| {
-            row.median(peer, |sample| sample.cpu.as_secs_f64()).map(|cpu| format!("{cpu:.3}"))
+            let both = row.median(peer, |sample| (sample.client + sample.server).as_secs_f64())?;
+            match row.median(peer, |sample| sample.server.as_secs_f64())? {
+                0.0 => Some(format!("{both:.3}")),
+                server => Some(format!("{both:.3} ({server:.3})")),
+            }
         });
         text += "\nPeak memory of the server, MiB.\n\n";
         self.table(&mut text, |row, peer| {

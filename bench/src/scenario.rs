@@ -1,21 +1,21 @@
 //! What is measured: scenarios, each a stack of layers and steps done on one mount of it.
 
-use std::fs::{self, File, OpenOptions};
-use std::hash::{DefaultHasher, Hasher};
-use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{FileExt, PermissionsExt};
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::io;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike;
-use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, openat, statat};
 
 use crate::control::{Control, Counts};
-use crate::layers::{self, Layers, bytes, shell};
+use crate::layers::{self, Layers};
 use crate::peer::{Mounted, Peer};
+use crate::steps::{
+    append_all, append_large, chmod_all, create_in, git_checkout, git_clone, git_status, list,
+    make, misses, misses_again, mmap_random, move_directory, open_read, random_read, read_all,
+    remove, sequential, sqlite, stat_beside_a_copy, storm, unlink_in, untar, walk, walk_step,
+    write_random, write_sequential, write_small,
+};
 
 /// Where, and how much of it.
 #[derive(Clone, Copy)]
@@ -33,6 +33,8 @@ pub struct Scenario {
     build: fn(&mut Layers, usize) -> io::Result<()>,
     /// Steps that change the tree: the plain one is copied for each run.
     is_changed: bool,
+    /// On a filesystem whose files can share blocks.
+    pub shares_blocks: bool,
     /// In their order.
     pub steps: Vec<Step>,
 }
@@ -77,8 +79,10 @@ const fn change(name: &'static str, run: Run) -> Step {
 pub struct Sample {
     /// Time on the wall.
     pub time: Duration,
-    /// Processor time of client and server.
-    pub cpu: Duration,
+    /// Processor time of the client.
+    pub client: Duration,
+    /// Processor time of the server.
+    pub server: Duration,
     /// Most memory of the server so far, bytes.
     pub memory: u64,
     /// Requests to the server.
@@ -120,7 +124,7 @@ impl Scenario {
             let begun = Instant::now();
             let check = (step.run)(&mounted.path, place.scale);
             let mut time = begun.elapsed();
-            let cpu = client_time().saturating_sub(client);
+            let client = client_time().saturating_sub(client);
             let after = mounted.cost();
             let requests = connection.map(|_| control.counted()).unwrap_or_default();
             let mut check = check.map_err(|e| format!("{} {}: {e}", self.name, step.name))?;
@@ -131,7 +135,8 @@ impl Scenario {
             }
             samples.push(Sample {
                 time,
-                cpu: cpu + after.cpu.saturating_sub(cost.cpu),
+                client,
+                server: after.cpu.saturating_sub(cost.cpu),
                 memory: after.memory,
                 requests,
                 check,
@@ -160,7 +165,10 @@ fn client_time() -> Duration {
 
 /// All of them.
 pub fn all() -> Vec<Scenario> {
-    let new = |name, build, is_changed, steps| Scenario { name, build, is_changed, steps };
+    let new = |name, build, is_changed, steps| {
+        let shares_blocks = false;
+        Scenario { name, build, is_changed, shares_blocks, steps }
+    };
     vec![
         new(
             "tree",
@@ -185,6 +193,10 @@ pub fn all() -> Vec<Scenario> {
         new("chmod", many_files, true, vec![change("lower", chmod_all)]),
         new("copyup1g", large_file, true, vec![change("append", append_large)]),
         new("sparse1g", sparse_file, true, vec![change("append", append_large)]),
+        Scenario {
+            shares_blocks: true,
+            ..new("reflink1g", large_file, true, vec![change("append", append_large)])
+        },
         new(
             "read",
             large_file,
@@ -194,6 +206,7 @@ pub fn all() -> Vec<Scenario> {
                 step("sequential-again", |at, _| sequential(at, 1)),
             ],
         ),
+        new("read4", large_file, false, vec![step("sequential", |at, _| sequential(at, 4))]),
         new(
             "random",
             large_file,
@@ -206,15 +219,30 @@ pub fn all() -> Vec<Scenario> {
             false,
             vec![step("read-4k", |at, scale| random_read(at, scale, 4))],
         ),
-        new("mmap", large_file, false, vec![step("random", mmap_random)]),
+        new("mmap", large_file, false, vec![step("random", |at, scale| mmap_random(at, scale, 1))]),
+        new(
+            "mmap4",
+            large_file,
+            false,
+            vec![step("random", |at, scale| mmap_random(at, scale, 4))],
+        ),
         new(
             "write",
             empty,
             true,
             vec![
-                step("sequential", write_sequential),
-                step("random-4k", write_random),
+                step("sequential", |at, scale| write_sequential(at, scale, 1)),
+                step("random-4k", |at, scale| write_random(at, scale, 1)),
                 step("small", write_small),
+            ],
+        ),
+        new(
+            "write4",
+            empty,
+            true,
+            vec![
+                step("sequential", |at, scale| write_sequential(at, scale, 4)),
+                step("random-4k", |at, scale| write_random(at, scale, 4)),
             ],
         ),
         new("compile", sources, true, vec![change("make", make), step("make-again", make)]),
@@ -307,7 +335,8 @@ fn large_file(layers: &mut Layers, scale: usize) -> io::Result<()> {
 
 fn huge_file(layers: &mut Layers, scale: usize) -> io::Result<()> {
     layers.empty(1)?;
-    layers.file(0, "large", (2 << 30) / scale)?;
+    // The plain tree has nothing to copy, and no room for as much.
+    layers.lower_file(0, "large", (4 << 30) / scale)?;
     layers.file(0, "beside", 10)
 }
 
@@ -361,340 +390,4 @@ fn repository(layers: &mut Layers, scale: usize) -> io::Result<()> {
         git add -A; git commit -qm one; git branch one
         for f in d1*/*; do echo more >> $f; done; git commit -qam two; git status -s"
     ))
-}
-
-// Steps.
-
-/// Lists and stats everything, as `find -ls` does; gives a sum of names, types and sizes.
-pub fn walk(at: &Path) -> io::Result<u64> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let mut waiting: Vec<(OwnedFd, Vec<u8>)> =
-        vec![(openat(CWD, at, flags, Mode::empty())?, Vec::new())];
-    let mut sum = 0_u64;
-    while let Some((dir, path)) = waiting.pop() {
-        for entry in Dir::read_from(&dir)? {
-            let entry = entry?;
-            let name = entry.file_name();
-            if matches!(name.to_bytes(), b"." | b"..") {
-                continue;
-            }
-            let stat = statat(&dir, name, AtFlags::SYMLINK_NOFOLLOW)?;
-            let kind = FileType::from_raw_mode(stat.st_mode);
-            let below = [&path[..], b"/", name.to_bytes()].concat();
-            let mut hasher = DefaultHasher::new();
-            hasher.write(&below);
-            hasher.write_u32(stat.st_mode);
-            if kind == FileType::RegularFile {
-                hasher.write_u64(stat.st_size.unsigned_abs());
-            }
-            sum = sum.wrapping_add(hasher.finish());
-            if kind == FileType::Directory {
-                waiting.push((openat(&dir, name, flags, Mode::empty())?, below));
-            }
-        }
-    }
-    Ok(sum)
-}
-
-fn walk_step(at: &Path, _: usize) -> io::Result<u64> {
-    walk(at)
-}
-
-fn list(at: &Path, _: usize) -> io::Result<u64> {
-    Ok(fs::read_dir(at.join("big"))?.count() as u64)
-}
-
-fn read_all(at: &Path, _: usize) -> io::Result<u64> {
-    let mut sum = 0_u64;
-    let mut waiting = vec![at.to_path_buf()];
-    let mut buffer = vec![0; 65536];
-    while let Some(dir) = waiting.pop() {
-        for entry in fs::read_dir(dir)? {
-            let entry = entry?;
-            let kind = entry.file_type()?;
-            if kind.is_dir() {
-                waiting.push(entry.path());
-            } else if kind.is_file() {
-                let mut file = File::open(entry.path())?;
-                loop {
-                    let n = file.read(&mut buffer)?;
-                    if n == 0 {
-                        break;
-                    }
-                    sum +=
-                        buffer.iter().take(n).step_by(64).map(|byte| u64::from(*byte)).sum::<u64>();
-                }
-            }
-        }
-    }
-    Ok(sum)
-}
-
-fn open_read(at: &Path, scale: usize) -> io::Result<u64> {
-    let mut sum = 0;
-    let mut buffer = [0; 4096];
-    for round in 0..(50 / scale).max(2) {
-        for n in 0..1000 {
-            let mut file = File::open(at.join(format!("d{}/f{n}", n % 10)))?;
-            let read = file.read(&mut buffer)?;
-            if round == 0 {
-                sum += buffer.iter().take(read).map(|byte| u64::from(*byte)).sum::<u64>();
-            }
-        }
-    }
-    Ok(sum)
-}
-
-fn untar(at: &Path, scale: usize) -> io::Result<u64> {
-    let count = 20_000 / scale;
-    // Made once, beside the layers.
-    let tar = tar_path(at);
-    if !tar.exists() {
-        let tree = tar.with_extension("tree");
-        for n in 0..count {
-            let path = tree.join(format!("t/d{}/f{n}", n / 50));
-            fs::create_dir_all(path.parent().unwrap_or(&tree))?;
-            fs::write(&path, bytes(&format!("f{n}"), n * 97 % 8000))?;
-        }
-        shell(&tree, &format!("tar cf '{}' t; rm -rf t", tar.display()))?;
-    }
-    let file = tar.display();
-    shell(at, &format!("tar xf '{file}'"))?;
-    Ok(count as u64)
-}
-
-fn tar_path(at: &Path) -> PathBuf {
-    // `at` is the mountpoint, or the plain copy, in the directory of the run.
-    let run = at.parent().unwrap_or(at);
-    run.parent().unwrap_or(run).join("layers").join("small.tar")
-}
-
-fn remove(at: &Path, name: &str) -> io::Result<u64> {
-    fs::remove_dir_all(at.join(name))?;
-    Ok(0)
-}
-
-fn append_all(at: &Path, scale: usize) -> io::Result<u64> {
-    for n in 0..5000 / scale {
-        let path = at.join(format!("d{}/f{n}", n % 20));
-        OpenOptions::new().append(true).open(path)?.write_all(b"more")?;
-    }
-    Ok(0)
-}
-
-fn chmod_all(at: &Path, scale: usize) -> io::Result<u64> {
-    for n in 0..5000 / scale {
-        fs::set_permissions(
-            at.join(format!("d{}/f{n}", n % 20)),
-            PermissionsExt::from_mode(0o600),
-        )?;
-    }
-    Ok(0)
-}
-
-fn append_large(at: &Path, _: usize) -> io::Result<u64> {
-    let path = at.join("large");
-    OpenOptions::new().append(true).open(&path)?.write_all(b"more")?;
-    Ok(fs::metadata(path)?.len())
-}
-
-fn sequential(at: &Path, _: usize) -> io::Result<u64> {
-    let mut file = File::open(at.join("large"))?;
-    let mut buffer = vec![0; 128 << 10];
-    let mut total = 0;
-    loop {
-        match file.read(&mut buffer)? {
-            0 => return Ok(total),
-            n => total += n as u64,
-        }
-    }
-}
-
-fn random_read(at: &Path, scale: usize, jobs: u64) -> io::Result<u64> {
-    let path = at.join("large");
-    let blocks = fs::metadata(&path)?.len() / 4096;
-    let count = 65_536 / scale as u64 / jobs;
-    let job = |job: u64| -> io::Result<u64> {
-        let file = File::open(&path)?;
-        let mut buffer = [0; 4096];
-        let mut sum = 0_u64;
-        for n in 0..count {
-            let block = (n + job * count).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 20;
-            file.read_exact_at(&mut buffer, block % blocks * 4096)?;
-            sum += u64::from(buffer[0]);
-        }
-        Ok(sum)
-    };
-    std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..jobs).map(|n| scope.spawn(move || job(n))).collect();
-        threads
-            .into_iter()
-            .map(|thread| thread.join().map_err(|_| io::Error::other("panic"))?)
-            .sum()
-    })
-}
-
-fn mmap_random(at: &Path, scale: usize) -> io::Result<u64> {
-    // Maps in another program, since this one has no unsafe code.
-    let script = "
-import mmap, sys
-f = open('large', 'rb'); m = mmap.mmap(f.fileno(), 0, prot=mmap.PROT_READ)
-n = len(m) // 4096; s = 0
-for i in range(int(sys.argv[1])): s += m[(i * 0x9e3779b97f4a7c15 >> 20) % n * 4096]
-print(s)";
-    let count = (20_000 / scale).to_string();
-    let out = Command::new("python3").args(["-c", script, &count]).current_dir(at).output()?;
-    String::from_utf8_lossy(&out.stdout).trim().parse().map_err(io::Error::other)
-}
-
-fn write_sequential(at: &Path, scale: usize) -> io::Result<u64> {
-    let mut file = File::create(at.join("new"))?;
-    let block = bytes("block", 128 << 10);
-    for _ in 0..4096 / scale {
-        file.write_all(&block)?;
-    }
-    file.metadata().map(|meta| meta.len())
-}
-
-fn write_random(at: &Path, scale: usize) -> io::Result<u64> {
-    let file = OpenOptions::new().write(true).open(at.join("new"))?;
-    let blocks = file.metadata()?.len() / 4096;
-    let block = bytes("small block", 4096);
-    for n in 0..32_768 / scale as u64 {
-        let at = (n.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 20) % blocks;
-        file.write_all_at(&block, at * 4096)?;
-    }
-    Ok(blocks)
-}
-
-fn write_small(at: &Path, scale: usize) -> io::Result<u64> {
-    let mut file = OpenOptions::new().append(true).create(true).open(at.join("log"))?;
-    for _ in 0..20_000 / scale {
-        file.write_all(b"a line of a log file\n")?;
-    }
-    file.metadata().map(|meta| meta.len())
-}
-
-fn make(at: &Path, _: usize) -> io::Result<u64> {
-    shell(&at.join("src"), "make -s -j2")?;
-    Ok(0)
-}
-
-fn git(at: &Path, script: &str) -> io::Result<u64> {
-    shell(
-        at,
-        &format!(
-            "export GIT_CONFIG_COUNT=1 GIT_CONFIG_KEY_0=safe.directory GIT_CONFIG_VALUE_0='*'; {script}"
-        ),
-    )?;
-    Ok(0)
-}
-
-fn git_status(at: &Path, _: usize) -> io::Result<u64> {
-    git(at, "cd repo; test -z \"$(git status -s)\"")
-}
-
-fn git_checkout(at: &Path, _: usize) -> io::Result<u64> {
-    git(at, "cd repo; git checkout -q one; test -z \"$(git status -s)\"")
-}
-
-fn git_clone(at: &Path, _: usize) -> io::Result<u64> {
-    git(at, "git clone -q repo clone; cd clone; test -z \"$(git status -s)\"")
-}
-
-fn misses(at: &Path, scale: usize) -> io::Result<u64> {
-    let dir = openat(CWD, at.join("usr/lib"), OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
-    let mut found = 0;
-    for n in 0..4000 / scale {
-        let name = format!("lib{n}.so");
-        found += u64::from(statat(dir.as_fd(), name, AtFlags::SYMLINK_NOFOLLOW).is_ok());
-    }
-    Ok(found)
-}
-
-/// Several times: what the kernel knows is told in no time.
-fn misses_again(at: &Path, scale: usize) -> io::Result<u64> {
-    (0..5).map(|_| misses(at, scale)).sum()
-}
-
-fn create_in(at: &Path) -> io::Result<u64> {
-    (0..1000).try_for_each(|n| File::create_new(at.join(format!("big/new{n}"))).map(drop))?;
-    Ok(0)
-}
-
-fn unlink_in(at: &Path) -> io::Result<u64> {
-    (0..1000).try_for_each(|n| fs::remove_file(at.join(format!("big/name-of-file-{n}"))))?;
-    Ok(0)
-}
-
-fn storm(at: &Path, scale: usize) -> io::Result<u64> {
-    let one = |who: usize| -> io::Result<()> {
-        let own = at.join(format!("storm/p{who}"));
-        fs::create_dir_all(&own)?;
-        for n in 0..2000 / scale {
-            let (file, other) = (own.join(format!("f{n}")), own.join(format!("g{n}")));
-            fs::write(&file, "some content")?;
-            fs::rename(&file, &other)?;
-            fs::symlink_metadata(&other)?;
-            if n % 2 == 0 {
-                fs::remove_file(&other)?;
-            }
-        }
-        Ok(())
-    };
-    std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..4).map(|n| scope.spawn(move || one(n))).collect();
-        threads
-            .into_iter()
-            .try_for_each(|thread| thread.join().map_err(|_| io::Error::other("panic"))?)
-    })?;
-    walk(at)
-}
-
-fn move_directory(at: &Path, _: usize) -> io::Result<u64> {
-    // mv(1) copies where rename(2) does not work.
-    shell(at, "mv d moved")?;
-    Ok(0)
-}
-
-fn sqlite(at: &Path, scale: usize) -> io::Result<u64> {
-    let rows = 20_000 / scale;
-    shell(
-        at,
-        &format!(
-            "sqlite3 db \"PRAGMA journal_mode=wal; CREATE TABLE t(a INTEGER PRIMARY KEY, b TEXT);\" > /dev/null
-            i=0; while [ $i -lt 20 ]; do
-              sqlite3 db \"WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i+1 FROM n WHERE i < {}) INSERT INTO t(b) SELECT hex(i * 7919) FROM n\"
-              i=$((i+1))
-            done
-            test \"$(sqlite3 db 'PRAGMA integrity_check; SELECT count(*) FROM t' | tr '\\n' ' ')\" = 'ok {} '",
-            rows / 20,
-            rows / 20 * 20
-        ),
-    )?;
-    Ok(0)
-}
-
-/// How long the slowest in a hundred of many stat(2) takes beside a large copy-up, in microseconds.
-fn stat_beside_a_copy(at: &Path, _: usize) -> io::Result<u64> {
-    let large = at.join("large");
-    let beside = &at.join("beside");
-    std::thread::scope(|scope| {
-        let copy = scope.spawn(|| OpenOptions::new().append(true).open(large)?.write_all(b"x"));
-        let mut times = Vec::new();
-        while !copy.is_finished() {
-            // Names that nobody asked for yet, so that no cache of the kernel answers.
-            let begun = Instant::now();
-            fs::metadata(beside)?;
-            let miss = fs::metadata(at.join(format!("miss{}", times.len())));
-            times.push(begun.elapsed());
-            assert!(miss.is_err());
-            std::thread::sleep(Duration::from_micros(500));
-        }
-        copy.join().map_err(|_| io::Error::other("panic"))??;
-        times.sort_unstable();
-        Ok(times
-            .get(times.len().saturating_sub(1) * 99 / 100)
-            .map_or(0, |time| u64::try_from(time.as_micros()).unwrap_or(u64::MAX)))
-    })
 }
