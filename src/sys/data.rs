@@ -1,6 +1,7 @@
 //! File data: whole copies by the cheapest way that the two filesystems share.
 
 use std::os::fd::BorrowedFd;
+use std::time::Duration;
 
 use rustix::fs::SeekFrom;
 use rustix::io::{Errno, retry_on_intr};
@@ -11,8 +12,10 @@ use super::stat::Statx;
 const CHUNK: usize = 1024 * 1024;
 /// Bytes up to which read and write are the faster way.
 const SMALL: u64 = 64 * 1024;
-/// Bytes copied by one copy_file_range(2) of a whole copy: some milliseconds.
-const CHUNK_IN_KERNEL: usize = 16 * CHUNK;
+/// Fewest and most bytes copied by one copy_file_range(2) of a whole copy.
+const CHUNKS_IN_KERNEL: [usize; 2] = [CHUNK / 4, 16 * CHUNK];
+/// Processor time that one of them shall take: whoever waits for a processor gets it in between.
+const MOMENT: Duration = Duration::from_micros(500);
 
 /// What of a file is copied.
 #[derive(Clone, Copy, Debug)]
@@ -54,6 +57,7 @@ pub fn copy(
         return Ok(());
     }
     let is_small = dense && len <= SMALL;
+    let mut pace = Pace { chunk: CHUNK, before: spent() };
     let mut offset = 0;
     let mut in_kernel = !is_small;
     while offset < len {
@@ -69,7 +73,7 @@ pub fn copy(
                 return Err(Errno::INTR);
             }
             let copied = if in_kernel {
-                match copy_in_kernel(from, to, done, end - done) {
+                match copy_in_kernel(from, to, done, (end - done).min(pace.chunk as u64)) {
                     Err(Errno::XDEV | Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => {
                         in_kernel = false;
                         continue;
@@ -83,6 +87,9 @@ pub fn copy(
                 break;
             }
             done += copied;
+            if done < end {
+                pace.rest();
+            }
         }
         if done < end {
             // The source ends here, whatever its size said.
@@ -92,6 +99,37 @@ pub fn copy(
     }
     // What was written whole has its size.
     if is_small { Ok(()) } else { retry_on_intr(|| rustix::fs::ftruncate(to, len)) }
+}
+
+/// How fast a copy goes on beside others who need the processor.
+struct Pace {
+    /// Bytes for the next call.
+    chunk: usize,
+    /// Processor time of the thread when the last call began.
+    before: Duration,
+}
+
+impl Pace {
+    /// Lets others have the processor after a call, and has the next one take a [`MOMENT`]. Where a server copies, or
+    /// blocks are shared, a call takes none, and the next is larger.
+    fn rest(&mut self) {
+        let now = spent();
+        let last = now.saturating_sub(self.before);
+        let [least, most] = CHUNKS_IN_KERNEL;
+        if last > 2 * MOMENT {
+            self.chunk = (self.chunk / 2).max(least);
+        } else if last < MOMENT / 2 {
+            self.chunk = (self.chunk * 2).min(most);
+        }
+        rustix::thread::sched_yield();
+        self.before = now;
+    }
+}
+
+/// Processor time of this thread.
+fn spent() -> Duration {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::try_from(now).unwrap_or_default()
 }
 
 /// Returns the next data or hole before `end`; `None` past the last data.
@@ -113,7 +151,7 @@ fn copy_in_kernel(
     offset: u64,
     len: u64,
 ) -> Result<u64, Errno> {
-    let len = usize::try_from(len).unwrap_or(usize::MAX).min(CHUNK_IN_KERNEL);
+    let len = usize::try_from(len).unwrap_or(usize::MAX);
     in_kernel((from, offset), (to, offset), len).map(|copied| copied as u64)
 }
 
@@ -220,4 +258,22 @@ pub fn sync(file: BorrowedFd<'_>, data_only: bool) -> Result<(), Errno> {
 /// Those of the call.
 pub fn sync_filesystem(file: BorrowedFd<'_>) -> Result<(), Errno> {
     retry_on_intr(|| rustix::fs::syncfs(file))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn calls_that_take_no_time_become_larger_and_long_ones_smaller() {
+        let [least, most] = CHUNKS_IN_KERNEL;
+        let mut pace = Pace { chunk: CHUNK, before: spent() };
+        (0..10).for_each(|_| pace.rest());
+        assert_eq!(pace.chunk, most);
+        for _ in 0..10 {
+            while spent() - pace.before < 3 * MOMENT {}
+            pace.rest();
+        }
+        assert_eq!(pace.chunk, least);
+    }
 }
