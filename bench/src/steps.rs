@@ -148,18 +148,22 @@ pub fn append_large(at: &Path, _: usize) -> io::Result<u64> {
 
 pub fn sequential(at: &Path, jobs: u64) -> io::Result<u64> {
     let path = at.join("large");
-    let share = fs::metadata(&path)?.len() / jobs;
+    let len = fs::metadata(&path)?.len();
     in_jobs(jobs, |job| {
         let file = File::open(&path)?;
         let mut buffer = vec![0; 128 << 10];
-        let (mut at, end) = (job * share, (job + 1) * share);
+        let (start, end) = (len * job / jobs, len * (job + 1) / jobs);
+        let mut at = start;
         while at < end {
-            match file.read_at(&mut buffer, at)? {
+            let room =
+                usize::try_from(end - at).map_or(buffer.len(), |left| left.min(buffer.len()));
+            match file.read_at(&mut buffer[..room], at)? {
                 0 => break,
                 n => at += n as u64,
             }
         }
-        Ok(share)
+        // What was read, not what should have been.
+        Ok(at - start)
     })
 }
 
