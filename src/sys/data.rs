@@ -57,7 +57,7 @@ pub fn copy(
         return Ok(());
     }
     let is_small = dense && len <= SMALL;
-    let mut pace = Pace { chunk: CHUNK, before: spent() };
+    let mut pace = Pace::default();
     let mut offset = 0;
     let mut in_kernel = !is_small;
     while offset < len {
@@ -105,8 +105,15 @@ pub fn copy(
 struct Pace {
     /// Bytes for the next call.
     chunk: usize,
-    /// Processor time of the thread when the last call began.
-    before: Duration,
+    /// Processor time of the thread when the last call began; of the first it is not known: the clock is a system call,
+    /// which files of one call need not pay.
+    before: Option<Duration>,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self { chunk: CHUNK, before: None }
+    }
 }
 
 impl Pace {
@@ -114,15 +121,16 @@ impl Pace {
     /// blocks are shared, a call takes none, and the next is larger.
     fn rest(&mut self) {
         let now = spent();
-        let last = now.saturating_sub(self.before);
-        let [least, most] = CHUNKS_IN_KERNEL;
-        if last > 2 * MOMENT {
-            self.chunk = (self.chunk / 2).max(least);
-        } else if last < MOMENT / 2 {
-            self.chunk = (self.chunk * 2).min(most);
+        if let Some(before) = self.before.replace(now) {
+            let last = now.saturating_sub(before);
+            let [least, most] = CHUNKS_IN_KERNEL;
+            if last > 2 * MOMENT {
+                self.chunk = (self.chunk / 2).max(least);
+            } else if last < MOMENT / 2 {
+                self.chunk = (self.chunk * 2).min(most);
+            }
         }
         rustix::thread::sched_yield();
-        self.before = now;
     }
 }
 
@@ -267,11 +275,12 @@ mod tests {
     #[test]
     fn calls_that_take_no_time_become_larger_and_long_ones_smaller() {
         let [least, most] = CHUNKS_IN_KERNEL;
-        let mut pace = Pace { chunk: CHUNK, before: spent() };
+        let mut pace = Pace::default();
         (0..10).for_each(|_| pace.rest());
         assert_eq!(pace.chunk, most);
         for _ in 0..10 {
-            while spent() - pace.before < 3 * MOMENT {}
+            let before = spent();
+            while spent() - before < 3 * MOMENT {}
             pace.rest();
         }
         assert_eq!(pace.chunk, least);
