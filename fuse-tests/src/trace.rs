@@ -153,6 +153,12 @@ fn parse(log: &str) -> Counts {
         let resumed = event.strip_prefix("<... ");
         if resumed.is_none() {
             let Some((name, arguments)) = event.split_once('(') else { continue };
+            let name = match name {
+                // Before strace 6.14.
+                "syscall_0x1d0" => "getxattrat",
+                "syscall_0x1d1" => "listxattrat",
+                name => name,
+            };
             let first = arguments.split(',').next().unwrap_or_default();
             let device = first.contains(DEVICE);
             let carries = device && matches!(name, "read" | "readv" | "write" | "writev");

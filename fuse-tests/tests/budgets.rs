@@ -328,6 +328,27 @@ fn unlinking_a_lower_file() {
     }
 }
 
+/// What is copied is asked where it comes from when it is first looked at; its xattrs, listed for that, say as well
+/// whether it may be removed.
+#[test]
+fn unlinking_a_copied_file() {
+    needs_counts!();
+    let mut c = mounted(|_| ());
+    fs::rename(c.m("plain"), c.m("moved")).unwrap();
+    c.remount();
+    names(c.m(""));
+    let counts = counted(&c, || assert_eq!(names(c.m("moved")).len(), 101));
+    for calls in [["listxattrat", "llistxattr"], ["getxattrat", "lgetxattr"]] {
+        let asked: usize = calls.iter().filter_map(|call| counts.calls.get(*call)).sum();
+        assert!(asked <= 101, "{calls:?}: {counts:?}");
+    }
+    know(&c, &["", "moved"]);
+    let counts = counted(&c, || fs::remove_file(c.m("moved/f1")).unwrap());
+    counts.assert_requests("unlink a copy", "UNLINK");
+    // statx, a handle, unlinkat.
+    counts.assert_calls("unlink a copy", 3);
+}
+
 #[test]
 fn reading_an_evicted_file() {
     needs_counts!();

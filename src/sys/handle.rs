@@ -6,6 +6,8 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use rustix::io::{Errno, retry_on_intr};
 use rustix::ioctl::{Getter, Updater, ioctl, opcode};
 
+use super::last_errno;
+
 /// btrfs, as statfs(2) has it.
 pub const BTRFS_MAGIC: u64 = 0x9123_683e;
 /// ext2, ext3 and ext4.
@@ -105,10 +107,6 @@ pub fn open(mount: BorrowedFd<'_>, handle: &Handle) -> Result<Option<OwnedFd>, E
         }
         Err(errno) => Err(errno),
     }
-}
-
-fn last_errno() -> Errno {
-    Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)
 }
 
 /// `struct fsuuid2`: length, then the bytes.

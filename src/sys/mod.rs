@@ -19,3 +19,9 @@ pub mod tree;
 pub mod userns;
 pub mod verity;
 pub mod xattr;
+
+/// What a call without a wrapper failed with.
+fn last_errno() -> rustix::io::Errno {
+    let error = std::io::Error::last_os_error();
+    rustix::io::Errno::from_io_error(&error).unwrap_or(rustix::io::Errno::IO)
+}

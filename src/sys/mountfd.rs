@@ -8,6 +8,8 @@ use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
 use rustix::io::{Errno, retry_on_intr};
 use rustix::mount::{OpenTreeFlags, open_tree};
 
+use super::last_errno;
+
 /// `struct mount_attr` of mount_setattr(2).
 #[repr(C)]
 struct MountAttr {
@@ -79,9 +81,5 @@ fn set(mount: &OwnedFd, attributes: u64, namespace: RawFd) -> Result<(), Errno> 
             size_of::<MountAttr>(),
         )
     };
-    if done == 0 {
-        return Ok(());
-    }
-    let error = std::io::Error::last_os_error();
-    Err(Errno::from_io_error(&error).unwrap_or(Errno::IO))
+    if done == 0 { Ok(()) } else { Err(last_errno()) }
 }

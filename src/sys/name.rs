@@ -187,13 +187,7 @@ pub fn set_times(at: At<'_>, times: &Timestamps) -> Result<(), Errno> {
 /// # Errors
 /// Those of the call.
 pub fn set_times_handle(handle: impl AsFd, times: &Timestamps) -> Result<(), Errno> {
-    match set_times_open(&handle, times) {
-        // `O_PATH`, as above.
-        Err(Errno::BADF) => {}
-        done => return done,
-    }
-    let path = FdPath::of(handle);
-    retry_on_intr(|| rustix::fs::utimensat(rustix::fs::CWD, path.bytes(), times, AtFlags::empty()))
+    retry_on_intr(|| rustix::fs::utimensat(&handle, c"", times, AtFlags::EMPTY_PATH))
 }
 
 /// Calls `visit` with every name of a directory but `.` and `..`: name, inode number, `d_type`.

@@ -57,6 +57,8 @@ pub(super) struct Identity {
     pub(super) on_disk: bool,
     /// What the index has of it.
     pub(super) indexed: Option<Indexed>,
+    /// Its xattrs were listed, and none of them protects it.
+    pub(super) unprotected: bool,
     /// How many nodes had died when the index was asked, see [`Table::deaths`](super::node::Table::deaths).
     pub(super) asked: Option<u64>,
 }
@@ -64,7 +66,7 @@ pub(super) struct Identity {
 impl Identity {
     /// What shows a number and nothing else is known of.
     pub(super) fn of(number: u64) -> Self {
-        Self { number, on_disk: false, indexed: None, asked: None }
+        Self { number, on_disk: false, indexed: None, unprotected: false, asked: None }
     }
 }
 
@@ -302,7 +304,8 @@ impl Union {
         let asked = Some(self.table.deaths(number));
         let part = dir.part(found.layer).ok_or(Errno::STALE)?;
         let indexed = self.find_indexed(part, name, &found.stat)?;
-        Ok((Identity { number, on_disk: indexed.is_some(), indexed, asked }, None))
+        let on_disk = indexed.is_some();
+        Ok((Identity { on_disk, indexed, asked, ..Identity::of(number) }, None))
     }
 
     /// Returns node and attributes of what was found under (parent, name), whose names are locked.
@@ -338,7 +341,7 @@ impl Union {
         found: Found,
         identity: Identity,
     ) -> Result<Option<(Arc<Node>, Attr)>> {
-        let Identity { number: mut ino, on_disk, mut indexed, mut asked } = identity;
+        let Identity { number: mut ino, on_disk, mut indexed, unprotected, mut asked } = identity;
         let mut object = found.object();
         let several = found.is_alias();
         let Found { mut stat, mut layer, mut parts } = found;
@@ -359,6 +362,8 @@ impl Union {
                 let node = Node::new(id, ino, kind, place);
                 if layer != UPPER {
                     node.protection.found_lower(&stat);
+                } else if unprotected {
+                    node.protection.found(0);
                 }
                 let links = match indexed.take() {
                     Some(indexed) => Some(indexed.links()),

@@ -267,7 +267,8 @@ impl Union {
         };
         let Some((device, inode)) = object else { return Ok(None) };
         let number = self.numbers.of(device, inode);
-        let mut identity = Identity { on_disk: true, ..Identity::of(number) };
+        let unprotected = !marks::lists_any(&list, &marks::PROTATTR_XATTRS);
+        let mut identity = Identity { on_disk: true, unprotected, ..Identity::of(number) };
         if let (true, Some(record)) = (is_shared, &record) {
             identity.asked = Some(self.table.deaths(number));
             let links = || self.links_of_origin(dir, name, found, record);
