@@ -12,6 +12,7 @@ mod steps;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use control::Control;
 // For the files that are shared with lamina, which name these as their own.
@@ -100,6 +101,9 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Arguments, String> {
     Ok(arguments)
 }
 
+/// Who takes longer for a scenario is timed once.
+const LONG: Duration = Duration::from_secs(60);
+
 fn run(arguments: Arguments) -> Result<(), String> {
     let control = Control::new(arguments.control)?;
     let is_wanted = |name: &str| {
@@ -110,20 +114,31 @@ fn run(arguments: Arguments) -> Result<(), String> {
         let at =
             if scenario.shares_blocks { arguments.reflinks.as_ref() } else { Some(&arguments.at) };
         let Some(at) = at else { continue };
+        let mut long = vec![false; arguments.peers.len()];
         // In a round before the others, as it takes time.
         for round in 0..=arguments.rounds {
             // A different one is first each time, so that none always finds what another left warm.
             for n in 0..arguments.peers.len() {
-                let peer = &arguments.peers[(n + round) % arguments.peers.len()];
+                let index = (n + round) % arguments.peers.len();
+                let peer = &arguments.peers[index];
                 let is_counted = round == 0;
-                if is_counted && !peer.has_server() || !peer.takes_part(scenario.name) {
+                let takes_part = peer.takes_part(scenario.name) && (round < 2 || !long[index]);
+                if is_counted && !peer.has_server() || !takes_part {
                     continue;
                 }
                 let place = scenario::Place { at, scale: arguments.scale };
-                match scenario.run(peer, place, &control, is_counted) {
-                    Ok(samples) if is_counted => report.count(&scenario, peer, samples),
-                    Ok(samples) => report.add(&scenario, peer, samples),
-                    Err(text) => report.failed(&scenario, peer, &text),
+                let samples = match scenario.run(peer, place, &control, is_counted) {
+                    Ok(samples) => samples,
+                    Err(text) => {
+                        report.failed(&scenario, peer, &text);
+                        continue;
+                    }
+                };
+                long[index] = samples.iter().map(|sample| sample.time).sum::<Duration>() > LONG;
+                if is_counted {
+                    report.count(&scenario, peer, samples);
+                } else {
+                    report.add(&scenario, peer, samples);
                 }
             }
         }
