@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd};
 
-use rustix::fs::{AtFlags, FileType, Gid, Mode, RenameFlags, Timestamps, Uid, makedev};
+use rustix::fs::{AtFlags, FileType, Gid, Mode, RenameFlags, SeekFrom, Timestamps, Uid, makedev};
 use rustix::io::{Errno, retry_on_intr};
 
 use super::open::FdPath;
@@ -198,9 +198,27 @@ pub fn set_times_handle(handle: impl AsFd, times: &Timestamps) -> Result<(), Err
 /// Those of openat(2) and getdents64(2); a short listing is never passed off as a whole one.
 pub fn list(
     dir: BorrowedFd<'_>,
+    visit: impl FnMut(&[u8], u64, FileType) -> Result<(), Errno>,
+) -> Result<(), Errno> {
+    visit_all(super::open::directory(dir, b".")?.as_fd(), visit)
+}
+
+/// Does what [`list`] does by the descriptor itself, whose position nobody else may use meanwhile.
+///
+/// # Errors
+/// Those of lseek(2) and getdents64(2): `EBADF` if it is not open for reading.
+pub fn list_here(
+    dir: BorrowedFd<'_>,
+    visit: impl FnMut(&[u8], u64, FileType) -> Result<(), Errno>,
+) -> Result<(), Errno> {
+    rustix::fs::seek(dir, SeekFrom::Start(0))?;
+    visit_all(dir, visit)
+}
+
+fn visit_all(
+    dir: BorrowedFd<'_>,
     mut visit: impl FnMut(&[u8], u64, FileType) -> Result<(), Errno>,
 ) -> Result<(), Errno> {
-    let dir = super::open::directory(dir, b".")?;
     let mut buffer = Vec::with_capacity(32 * 1024);
     let mut entries = rustix::fs::RawDir::new(dir, buffer.spare_capacity_mut());
     while let Some(entry) = entries.next() {
