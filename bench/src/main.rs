@@ -101,7 +101,7 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Arguments, String> {
     Ok(arguments)
 }
 
-/// Who takes longer for a scenario is timed once.
+/// Who takes longer for a scenario is not timed again.
 const LONG: Duration = Duration::from_secs(60);
 
 fn run(arguments: Arguments) -> Result<(), String> {

@@ -103,7 +103,7 @@ impl Report {
     fn markdown(&self) -> String {
         let mut text = format!(
             "# {}: {} rounds, interleaved\n\nTime in multiples of kernel overlay's: median (least-most). \
-             Lower is better. Who takes more than a minute for a scenario is timed once.\n\n",
+             Lower is better. Who takes more than a minute for a scenario is not timed again.\n\n",
             self.mode, self.rounds
         );
         if self.peers.iter().any(|peer| peer == LEAST) {

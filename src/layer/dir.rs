@@ -1,6 +1,6 @@
 //! A directory of a layer: where it lies, and its handle when needed.
 //!
-//! Locks: `Dir::place`, held over no system call; `Dir::position`, over one listing, a leaf but for what that visits.
+//! Locks: `Dir::place`, held over no system call.
 
 use std::borrow::Cow;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
 use once_cell::race::OnceBox;
-use parking_lot::{Mutex, RwLock};
+use parking_lot::RwLock;
 use rustix::fs::FileType;
 use smallvec::SmallVec;
 
@@ -88,8 +88,9 @@ pub struct Dir {
     place: RwLock<Option<Place>>,
     /// Which marks of its own the directory has, once that is known: [`KNOWN`] and others.
     marked: AtomicU8,
-    /// Held by who lists the directory: its handle has one position.
-    position: Mutex<()>,
+    /// Somebody has listed it by its handle, which has one position, and is read through once: sshfs says of a directory
+    /// that is read again from its start that it is empty.
+    listed: AtomicBool,
     /// Set for the root, and for a directory removed while somebody still uses it.
     pinned: OnceBox<Arc<OwnedFd>>,
 }
@@ -143,7 +144,7 @@ impl Dir {
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
             place: RwLock::new(place),
             marked: AtomicU8::new(0),
-            position: Mutex::new(()),
+            listed: AtomicBool::new(false),
             pinned: OnceBox::new(),
         }
     }
@@ -430,18 +431,16 @@ impl Dir {
             if begun {
                 return Err(Errno::STALE);
             }
-            let mut visit = |name: &[u8], inode, kind| {
+            let visit = |name: &[u8], inode, kind| {
                 begun = true;
                 visit(name, inode, kind)
             };
-            let Some(_alone) = self.position.try_lock() else {
-                return sys::name::list(dir, visit);
-            };
-            match sys::name::list_here(dir, &mut visit) {
-                // `O_PATH`: it may be searched only, or is a mount's root.
-                Err(Errno::BADF) => sys::name::list(dir, visit),
-                listed => listed,
+            let is_first = !self.listed.swap(true, Ordering::Relaxed);
+            // Not if it is an `O_PATH` handle, as where it may be searched only.
+            if is_first && sys::name::rewind(dir).is_ok() {
+                return sys::name::list_here(dir, visit);
             }
+            sys::name::list(dir, visit)
         })?
         .at("getdents64", || self.describe(b""))
     }

@@ -200,22 +200,22 @@ pub fn list(
     dir: BorrowedFd<'_>,
     visit: impl FnMut(&[u8], u64, FileType) -> Result<(), Errno>,
 ) -> Result<(), Errno> {
-    visit_all(super::open::directory(dir, b".")?.as_fd(), visit)
+    list_here(super::open::directory(dir, b".")?.as_fd(), visit)
 }
 
-/// Does what [`list`] does by the descriptor itself, whose position nobody else may use meanwhile.
+/// Sets a directory's descriptor to its start.
 ///
 /// # Errors
-/// Those of lseek(2) and getdents64(2): `EBADF` if it is not open for reading.
-pub fn list_here(
-    dir: BorrowedFd<'_>,
-    visit: impl FnMut(&[u8], u64, FileType) -> Result<(), Errno>,
-) -> Result<(), Errno> {
-    rustix::fs::seek(dir, SeekFrom::Start(0))?;
-    visit_all(dir, visit)
+/// Those of lseek(2): `EBADF` of an `O_PATH` descriptor, `ESPIPE` where directories have no positions.
+pub fn rewind(dir: BorrowedFd<'_>) -> Result<(), Errno> {
+    rustix::fs::seek(dir, SeekFrom::Start(0)).map(drop)
 }
 
-fn visit_all(
+/// Does what [`list`] does by the descriptor itself, from its position on, which nobody else may use meanwhile.
+///
+/// # Errors
+/// Those of getdents64(2).
+pub fn list_here(
     dir: BorrowedFd<'_>,
     mut visit: impl FnMut(&[u8], u64, FileType) -> Result<(), Errno>,
 ) -> Result<(), Errno> {

@@ -267,7 +267,9 @@ impl Union {
         };
         let Some((device, inode)) = object else { return Ok(None) };
         let number = self.numbers.of(device, inode);
-        let unprotected = !marks::lists_any(&list, &marks::PROTATTR_XATTRS);
+        // One with other names may be protected under one of them before it is known under this.
+        let unprotected =
+            !has_other_names(&found.stat) && !marks::lists_any(&list, &marks::PROTATTR_XATTRS);
         let mut identity = Identity { on_disk: true, unprotected, ..Identity::of(number) };
         if let (true, Some(record)) = (is_shared, &record) {
             identity.asked = Some(self.table.deaths(number));
