@@ -6,8 +6,8 @@ usage() {
 Usage: scripts/test.sh
 
 Installs what is missing and runs every test: scripts/check.sh, scripts/test-mounts.sh, scripts/demo.sh,
-and, if that took less than 24 minutes, a share of the suites on what scripts/install.sh installs. Stops at the first failure, with a status
-that is not 0.
+and a share of the suites on what scripts/install.sh installs, which a machine is too slow for that takes
+24 minutes for the rest. Stops at the first failure, with a status that is not 0.
 END
 }
 
