@@ -8,6 +8,7 @@ use std::io::{Read, Write};
 use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
+use std::time::Duration;
 
 use fuse_tests::case::{Case, forget_all, gone, names, put, sh, text};
 use fuse_tests::trace::{Counts, count, no_counts, with_faults};
@@ -30,6 +31,10 @@ macro_rules! needs_counts {
 /// Two lower layers with a merged directory, one that each layer has alone, and a mount that has told the kernel what
 /// it need not ask.
 fn mounted(prepare: impl Fn(&Case)) -> Case {
+    mounted_with("io=noopen", prepare)
+}
+
+fn mounted_with(options: &str, prepare: impl Fn(&Case)) -> Case {
     let mut c = Case::new(2);
     for n in 0..100 {
         put(c.l(n % 2, &format!("merged/f{n}")), format!("content {n}"));
@@ -40,13 +45,16 @@ fn mounted(prepare: impl Fn(&Case)) -> Case {
     }
     symlink("f1", c.l(1, "plain/link")).unwrap();
     prepare(&c);
-    c.mount_with("io=noopen");
+    c.mount_with(options);
     names(c.m(""));
     text(c.m("warm"));
     put(c.m("warm-too"), "x");
     fs::remove_file(c.m("warm-too")).unwrap();
     c
 }
+
+/// One thread reads nothing ahead, which, overtaken, does some calls twice.
+const NOT_AHEAD: &str = "io=noopen,threads=1";
 
 fn counted(c: &Case, work: impl FnOnce()) -> Counts {
     count(c.server(), &c.sandbox.root().join("strace"), work)
@@ -147,7 +155,7 @@ fn a_cold_walk() {
     needs_counts!();
     const DIRS: usize = 20;
     const FILES: usize = 200;
-    let c = mounted(|c| {
+    let c = mounted_with(NOT_AHEAD, |c| {
         for dir in 0..DIRS {
             for file in 0..FILES {
                 put(c.l(dir % 2, &format!("walk/d{dir}/f{file}")), "x");
@@ -167,8 +175,8 @@ fn a_cold_walk() {
     counts.assert_calls("a cold walk", entries + 12 * DIRS + 40);
 }
 
-/// Each layer that has part in a directory costs seven calls, and one that closes: it is opened once, looked at, asked for
-/// marks of both kinds; set to its start, and listed in two calls.
+/// Each layer that has part in a directory costs six calls, and one that closes: it is opened once, looked at, asked for
+/// its xattrs; set to its start, and listed in two calls.
 #[test]
 fn a_directory_in_many_layers() {
     needs_counts!();
@@ -180,7 +188,7 @@ fn a_directory_in_many_layers() {
             put(c.l(layer, &format!("many/d{dir}/f{layer}")), "x");
         }
     }
-    c.mount_with("io=noopen");
+    c.mount_with(NOT_AHEAD);
     names(c.m(""));
     let entries = 1 + DIRS + DIRS * LAYERS;
     let counts = cheapest(&c, || {
@@ -189,7 +197,7 @@ fn a_directory_in_many_layers() {
         assert_eq!(listed.trim().parse::<usize>().unwrap(), entries);
     });
     let parts = (DIRS + 1) * LAYERS;
-    counts.assert_calls("a walk through many layers", entries + 7 * parts);
+    counts.assert_calls("a walk through many layers", entries + 6 * parts + 4);
     let lists = counts.calls.get("flistxattr").copied().unwrap_or(0);
     assert!(lists <= parts + 2, "{lists} of {parts}: {counts:?}");
     for by_name in ["llistxattr", "listxattrat"] {
@@ -198,6 +206,43 @@ fn a_directory_in_many_layers() {
     let opened: usize =
         ["openat", "openat2"].iter().filter_map(|call| counts.calls.get(*call)).sum();
     assert!(opened <= parts + 2, "{opened} of {parts}: {counts:?}");
+}
+
+// Who lists a directory and then one in it finds the next ready.
+#[test]
+fn a_walk_is_read_ahead() {
+    needs_counts!();
+    let c = mounted(|c| {
+        for layer in 0..2 {
+            for dir in ["m", "z", "a", "k", "b"] {
+                put(c.l(layer, &format!("walk/{dir}/f{layer}")), "x");
+                put(c.l(layer, &format!("walk/{dir}/s/f{layer}")), "x");
+            }
+        }
+    });
+    let list = |path: &Path| -> Vec<PathBuf> {
+        fs::read_dir(path).unwrap().map(|entry| entry.unwrap().path()).collect()
+    };
+    for order in ["as listed", "reversed"] {
+        forget_all();
+        let mut dirs = list(&c.m("walk"));
+        if order == "reversed" {
+            dirs.reverse();
+        }
+        let step = |dir: &Path| {
+            assert_eq!(list(dir).len(), 3);
+            assert_eq!(list(&dir.join("s")).len(), 2);
+            // Time for what nobody waits for.
+            std::thread::sleep(Duration::from_millis(200));
+        };
+        step(&dirs[0]);
+        let counts = counted(&c, || assert_eq!(list(&dirs[1]).len(), 3));
+        // Its own directory in two layers, read ahead again.
+        let calls =
+            ["openat2", "getdents64"].map(|call| counts.calls.get(call).copied().unwrap_or(0));
+        assert!(calls[0] == 0 && calls[1] <= 4, "{order}: {counts:?}");
+        counts.assert_calls(order, 12);
+    }
 }
 
 // Files come to the upper with the directory that they are in: no name of their own is published.

@@ -180,6 +180,25 @@ const OTHERS: &[Row] = &[
         expected: "d/ d/mid=2 d/top=3",
     },
     Row {
+        name: "what .wh..wh..opq hides need not make sense",
+        layers: &[
+            "file d/lowest 644 0",
+            "file d/low 644 1\nxattr d user.overlay.redirect x//y",
+            "file d/mid 644 2\nfile d/.wh..wh..opq",
+            "file d/top 644 3",
+        ],
+        expected: "d/ d/mid=2 d/top=3",
+    },
+    Row {
+        name: ".wh..wh..opq in a directory whose directories merge",
+        layers: &[
+            "file d/s/low 644 1",
+            "file d/s/mid 644 2\nfile d/.wh..wh..opq",
+            "file d/s/top 644 3",
+        ],
+        expected: "d/ d/s/ d/s/mid=2 d/s/top=3",
+    },
+    Row {
         name: ".wh..wh..opq at the root of a layer",
         layers: &["file low 644 1", "file mid 644 2\nfile .wh..wh..opq", "file top 644 3"],
         expected: "mid=2 top=3",

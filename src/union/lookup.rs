@@ -40,7 +40,7 @@ impl Entry {
 }
 
 /// What the layers hold under a name.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub(super) struct Found {
     /// Attributes of the topmost object.
     pub(super) stat: Statx,
@@ -197,6 +197,9 @@ impl Union {
 
     /// Finds what `top` holds under a name; for a directory also its parts further down, which are
     /// in the `others` of the layers that hold it, or where a redirect leads to.
+    ///
+    /// A `.wh..wh..opq` in a lower part is left for the listing, which sees it anyway and is made before anything is
+    /// looked up in a directory of several parts.
     fn find_from(
         &self,
         dir: &Dir,
@@ -205,6 +208,24 @@ impl Union {
         others: &[layer::Index],
     ) -> Result<Option<Found>> {
         let Some(mut found) = self.find_in(top, name, !others.is_empty())? else { return Ok(None) };
+        if let Err(error) = self.find_beneath(dir, top, name, others, &mut found) {
+            // What is hidden need not be readable.
+            let hides = |part: &Arc<layer::Dir>| has_opaque_name(part).unwrap_or(false);
+            let last = found.parts.iter().position(hides).ok_or(error)?;
+            found.parts.truncate(last + 1);
+        }
+        Ok(Some(found))
+    }
+
+    /// Adds the parts of a directory beneath its topmost.
+    fn find_beneath(
+        &self,
+        dir: &Dir,
+        top: &Arc<layer::Dir>,
+        name: &[u8],
+        others: &[layer::Index],
+        found: &mut Found,
+    ) -> Result<()> {
         let mut part = top;
         let mut others = others.iter();
         while let Some(last) = found.parts.last() {
@@ -215,16 +236,17 @@ impl Union {
                 // Nothing but a redirect leads further; it need not be opened to be asked for one.
                 let list = part.call("listxattr", name, |at| xattr::list(Target::Name(at)))?;
                 if marks::lists_any(&list, &marks::REDIRECT_XATTRS) && !is_closed(last)? {
-                    self.follow_listed(dir, &mut found, part, name, &list)?;
+                    self.follow_listed(dir, found, part, name, &list)?;
                 }
                 break;
             };
             let (list, opaque) = last.xattrs()?;
-            if opaque == marks::Opaque::Yes || has_opaque_name(last)? {
+            let is_upper = last.layer.index == UPPER;
+            if opaque == marks::Opaque::Yes || is_upper && has_opaque_name(last)? {
                 break;
             }
             if marks::lists_any(&list, &marks::REDIRECT_XATTRS) {
-                self.follow_listed(dir, &mut found, part, name, &list)?;
+                self.follow_listed(dir, found, part, name, &list)?;
                 break;
             }
             part = dir.part(*layer).ok_or(Errno::STALE)?;
@@ -235,7 +257,7 @@ impl Union {
             }
             found.parts.extend(below.parts);
         }
-        Ok(Some(found))
+        Ok(())
     }
 
     /// Finds further parts of `found` where the redirect leads that its xattrs have.

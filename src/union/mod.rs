@@ -6,6 +6,7 @@
 //! process leaves the tree before or after the operation.
 
 mod acl;
+mod ahead;
 mod attr;
 mod copy_attr;
 mod copy_up;
@@ -48,6 +49,7 @@ use lru::LruCache;
 use parking_lot::{Mutex, RwLock};
 pub use rustix::fs::{RenameFlags, StatVfs, XattrFlags};
 
+use self::ahead::Ahead;
 pub use self::attr::{Attr, FileType, SetAttr, SetTime, Time, Writer};
 pub use self::create::Caller;
 pub use self::file::{Data, Whence, Written};
@@ -79,8 +81,8 @@ use crate::sys::name::At;
 /// Names remembered in listings before those of released directories are given up.
 const LISTED_MAX: usize = 250_000;
 
-/// Directory handles kept open for the next call.
-const HANDLES_MAX: usize = 896;
+/// Directory handles kept open for the next call: those of 200 directories in ten layers, which one listing opens.
+const HANDLES_MAX: usize = 2048;
 
 /// Data handles kept open of files that nobody is known to have open.
 const IDLE_MAX: usize = 896;
@@ -191,6 +193,7 @@ pub struct Union {
     idle: Mutex<LruCache<NodeId, ()>>,
     /// Names in all listings, about.
     listed: AtomicUsize,
+    ahead: Ahead,
     poisoned: AtomicBool,
     interrupts: Interrupts,
     uid: u32,
@@ -315,6 +318,7 @@ impl Union {
             handles,
             idle: Mutex::new(LruCache::new(idle)),
             listed: AtomicUsize::new(0),
+            ahead: Ahead::default(),
             poisoned: AtomicBool::new(false),
             interrupts: Interrupts::default(),
             uid: rustix::process::geteuid().as_raw(),

@@ -140,8 +140,9 @@ impl Union {
         let mut positions: HashTable<usize> = HashTable::new();
         let hasher = RandomState::new();
         let parts: Vec<_> = dir.parts().collect();
-        for part in &parts {
-            for (name, fact, kind, inode) in read_part(part)? {
+        for part in parts.iter().copied() {
+            let (found, is_last) = read_part(part)?;
+            for (name, fact, kind, inode) in found {
                 let known = (parts.len() > 1).then(|| {
                     let hash = |draft: Option<&Draft>| hasher.hash_one(draft.map(|it| &*it.name));
                     let is_it = |at: &usize| drafts.get(*at).is_some_and(|it| it.name == name);
@@ -159,6 +160,11 @@ impl Union {
                     draft.object = (part.device, inode);
                 }
                 draft.push(part.layer.index, fact, inode);
+            }
+            // Of the upper part that was asked before.
+            if is_last && part.layer.index != UPPER {
+                dir.ends_with(part);
+                break;
             }
         }
         let mut listing = Listing::default();
@@ -236,6 +242,8 @@ impl Union {
             }
         }
         drop(names);
+        // The kernel asks so for what follows the first entries, unless their attributes were of use.
+        self.ahead.showed(&node, Vec::new(), at_end);
         self.listed_to_the_end(dir, at_end);
         Ok(())
     }
@@ -263,11 +271,18 @@ impl Union {
             return Ok(());
         };
         let mut aliases = Vec::new();
+        let mut dirs = Vec::new();
+        let ready = if offset == 0 { self.ahead.begin(&node) } else { None };
         let mut rest = listing.children_from(offset.saturating_sub(2)).peekable();
         let at_end = rest.peek().is_none();
         for (number, child) in rest {
             let offset = number + 3;
-            let looked = self.find_child(dir, &child).and_then(|found| {
+            let known = ready.as_ref().and_then(|ready| ready.find(number, &child));
+            let looked = match known {
+                Some(found) => Ok(Some(found.clone())),
+                None => self.find_child(dir, &child),
+            };
+            let looked = looked.and_then(|found| {
                 let Some(found) = found else { return Ok(None) };
                 let may_be_alias = found.is_alias();
                 let (entered, attr) = self.enter(&node, child.name, found)?;
@@ -294,11 +309,15 @@ impl Union {
                 self.release(&entered, entered.take_back(1));
                 break;
             }
+            if kind == FileType::Directory {
+                dirs.push((ino, child.name.into()));
+            }
             if may_be_alias {
                 aliases.push(entered);
             }
         }
         drop(names);
+        self.ahead.showed(&node, dirs, at_end);
         for alias in aliases {
             self.link_alias(&alias);
         }
@@ -406,9 +425,11 @@ type Found = (Box<[u8]>, Fact, FileType, u64);
 /// Inode number that stands for a name with a `.wh.` file and no object.
 const MARK_ONLY: u64 = 0;
 
-/// Reads the names of one part, with whiteouts of every form turned into facts.
-fn read_part(part: &Arc<layer::Dir>) -> Result<Vec<Found>> {
+/// Reads the names of one part, with whiteouts of every form turned into facts; tells whether one of them is the mark
+/// that hides all beneath.
+fn read_part(part: &Arc<layer::Dir>) -> Result<(Vec<Found>, bool)> {
     let mut found: Vec<Found> = Vec::new();
+    let mut is_opaque = false;
     // Names with a `.wh.` file beside them.
     let mut marked: Vec<Box<[u8]>> = Vec::new();
     let mut unsure: Vec<usize> = Vec::new();
@@ -416,6 +437,7 @@ fn read_part(part: &Arc<layer::Dir>) -> Result<Vec<Found>> {
         if part.layer.is_leftover(name) {
             return Ok(());
         }
+        is_opaque |= name == marks::OPAQUE_NAME;
         if let Some(hidden) = marks::whiteout_target(name) {
             marked.push(hidden.into());
         } else if !marks::is_reserved_name(name) {
@@ -456,7 +478,7 @@ fn read_part(part: &Arc<layer::Dir>) -> Result<Vec<Found>> {
         entry.3 = stat.stx_ino;
     }
     if marked.is_empty() {
-        return Ok(found);
+        return Ok((found, is_opaque));
     }
     let mut marked: HashSet<Box<[u8]>> = marked.into_iter().collect();
     for (name, fact, ..) in &mut found {
@@ -469,11 +491,11 @@ fn read_part(part: &Arc<layer::Dir>) -> Result<Vec<Found>> {
     }
     let alone = |hidden: Box<[u8]>| (hidden, Fact::Whiteout, FileType::Regular, MARK_ONLY);
     found.extend(marked.into_iter().map(alone));
-    Ok(found)
+    Ok((found, is_opaque))
 }
 
 /// Tells whether a directory holds nothing but whiteouts and marks, by what is on the disk now.
 pub(super) fn shows_nothing(part: &Arc<layer::Dir>) -> Result<bool> {
-    let found = read_part(part)?;
+    let (found, _) = read_part(part)?;
     Ok(found.iter().all(|(_, fact, ..)| matches!(fact, Fact::Absent | Fact::Whiteout)))
 }

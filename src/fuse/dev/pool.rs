@@ -35,6 +35,9 @@ pub(super) trait Serve: Send + Sync + 'static {
 
     /// Takes back what a reply gave that did not arrive.
     fn take_back(&self, reply: &mut Reply);
+
+    /// Does what nobody waits for, after an answer, while other threads serve. Must not panic.
+    fn rest(&self) {}
 }
 
 /// Where workers take requests from.
@@ -258,6 +261,9 @@ impl<S: Serve> Pool<S> {
             };
             if let Err(errno) = sent {
                 self.undelivered(channel, bytes, &mut reply, errno);
+            }
+            if group.standing > 1 {
+                self.session.rest();
             }
             if group.finish() {
                 return Ok(true);

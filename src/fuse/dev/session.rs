@@ -72,6 +72,10 @@ impl Serve for Session {
         }
     }
 
+    fn rest(&self) {
+        self.dispatch.read_ahead();
+    }
+
     fn take_back(&self, reply: &mut Reply) {
         let Gives { lookup, open, open_dir, listed } = std::mem::take(&mut reply.gives);
         // What cannot be taken back was logged, and there is nobody to tell.

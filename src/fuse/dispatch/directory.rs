@@ -4,6 +4,7 @@ use super::{Answer, Dispatcher, Keep};
 use crate::error::{Errno, Result};
 use crate::options::IoMode;
 use crate::union::{DirEntry, Entry, NodeId, Visit};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// For directories.
 const KEEP_DIRECTORY: Keep = Keep { pages: true, listing: true, no_flush: false };
@@ -79,6 +80,13 @@ impl Dispatcher {
             });
             unless_taken(listed, taken)
         })
+    }
+
+    /// Reads what a walk will ask for next; to be called when the answer is out.
+    pub(in super::super) fn read_ahead(&self) {
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| self.union.read_ahead())) {
+            self.panicked("read_ahead", &*panic);
+        }
     }
 }
 

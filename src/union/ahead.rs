@@ -1,0 +1,547 @@
+//! Reading ahead of a walk.
+//!
+//! Programs that walk a tree (find, du, tar, cp, rm, git) list a directory, and then the directories in it, most in the
+//! order in which they were listed, others from the last to the first (a stack), or by name. Once one does, what comes
+//! next is read before it is asked for, by a thread that has given its answer, while others serve: the names of the next
+//! directories are merged, and what they show is looked up.
+//!
+//! What was read ahead may be shown, because lower layers do not change and the listing tells what the upper has: what its
+//! numbers have come to stand for in the upper is not taken from here. It is given up once its directory is listed, or
+//! something is listed that was not foreseen.
+//!
+//! Locks: `Ahead::reader` is held over the calls of whoever reads ahead, and tried only. `Ahead::walk` is a leaf.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use parking_lot::Mutex;
+
+use super::attr::FileType;
+use super::listing::Child;
+use super::lookup::Found;
+use super::node::{Name, Node, NodeId};
+use super::{Union, lock};
+use crate::error::Result;
+use crate::layer::UPPER;
+
+/// Directories read ahead at most.
+const DIRS_MAX: usize = 8;
+
+/// Objects looked up ahead at most, and parts of directories opened: a share of the handles that are kept.
+const OBJECTS_MAX: usize = 4096;
+const PARTS_MAX: usize = super::HANDLES_MAX * 3 / 4;
+
+/// So many directories of one tell in what order the others come.
+const STEPS_TELLING: usize = 3;
+
+/// Stands for no inode number.
+const NOTHING: u64 = 0;
+
+/// Directories that are remembered of one.
+const NEXT_MAX: usize = 8192;
+
+/// What is read ahead in a union, one walk at a time.
+#[derive(Debug, Default)]
+pub(super) struct Ahead {
+    walk: Mutex<Walk>,
+    /// There is something to read.
+    due: AtomicBool,
+    /// Number of the directory that is being read, until it is listed.
+    reading: AtomicU64,
+    /// Held by whoever reads ahead.
+    reader: Mutex<()>,
+}
+
+/// A walk as far as it has come, and what is ready for its next steps.
+#[derive(Debug, Default)]
+struct Walk {
+    /// The directory listed last, and the ones above it that the walk came through, topmost first.
+    levels: Vec<Level>,
+    /// The last directory was listed as foreseen.
+    foreseen: bool,
+    ready: Vec<Ready>,
+}
+
+/// A directory that was listed.
+#[derive(Debug)]
+struct Level {
+    dir: NodeId,
+    /// The directories in it that are still to come.
+    next: VecDeque<Next>,
+    /// In what order they are thought to.
+    order: Order,
+    /// They stand in that order.
+    arranged: bool,
+    /// How many of them were listed.
+    steps: usize,
+    /// How many of them were read ahead.
+    read: usize,
+    /// The last of those has directories in it, which come before the next here.
+    deeper: bool,
+}
+
+/// A directory still to come.
+#[derive(Debug)]
+struct Next {
+    /// Its inode number.
+    ino: u64,
+    /// Its position in the listing.
+    at: u64,
+    name: Name,
+}
+
+/// The order in which a program goes through the directories of one.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Order {
+    /// As they were listed.
+    #[default]
+    Listed,
+    /// From the last to the first.
+    Reversed,
+    ByName,
+}
+
+impl Order {
+    const ALL: [Self; 3] = [Self::Listed, Self::Reversed, Self::ByName];
+
+    fn compare(self, one: &Next, other: &Next) -> std::cmp::Ordering {
+        match self {
+            Self::Listed => one.at.cmp(&other.at),
+            Self::Reversed => other.at.cmp(&one.at),
+            Self::ByName => one.name.cmp(&other.name),
+        }
+    }
+}
+
+impl Level {
+    fn new(dir: NodeId, order: Order) -> Self {
+        let next = VecDeque::new();
+        Self { dir, next, order, arranged: true, steps: 0, read: 0, deeper: false }
+    }
+
+    /// Puts what is to come in the order that it is thought to come in.
+    fn arrange(&mut self) {
+        if !std::mem::replace(&mut self.arranged, true) {
+            let order = self.order;
+            self.next.make_contiguous().sort_unstable_by(|one, other| order.compare(one, other));
+            self.read = 0;
+            self.deeper = false;
+        }
+    }
+
+    /// Tells whether a directory that is to come was read ahead.
+    fn has_read(&self, ino: u64) -> bool {
+        self.next.iter().take(self.read).any(|next| next.ino == ino)
+    }
+
+    /// Notes that a directory is listed now; tells whether it is one of those to come, in an order that is known.
+    fn comes(&mut self, ino: u64) -> bool {
+        if !self.next.iter().any(|next| next.ino == ino) {
+            return false;
+        }
+        let is_first = |order: &Order| {
+            let first = self.next.iter().min_by(|one, other| order.compare(one, other));
+            first.is_some_and(|first| first.ino == ino)
+        };
+        // The first few tell the order; most go as they went above.
+        if self.steps < STEPS_TELLING && !is_first(&self.order) {
+            match Order::ALL.into_iter().find(is_first) {
+                Some(order) => (self.order, self.arranged) = (order, false),
+                None if self.steps == 0 => return false,
+                // Some are left out.
+                None => {}
+            }
+        }
+        self.arrange();
+        self.steps += 1;
+        let at = self.next.iter().position(|next| next.ino == ino).unwrap_or_default();
+        self.next.drain(..=at);
+        self.read = self.read.saturating_sub(at + 1);
+        self.deeper &= self.read > 0;
+        true
+    }
+}
+
+/// What a directory shows, looked up ahead.
+#[derive(Debug)]
+pub(super) struct Ready {
+    dir: NodeId,
+    ino: u64,
+    /// In the order of its listing.
+    found: Vec<FoundAhead>,
+    /// Parts of directories among that.
+    parts: usize,
+}
+
+#[derive(Debug)]
+struct FoundAhead {
+    /// Its number in the listing.
+    number: u64,
+    name: Name,
+    found: Found,
+}
+
+impl Ready {
+    /// Returns what lies under a name of the listing. What a lower layer has there stays, as long as the upper has
+    /// nothing; numbers begin anew when a listing is read again.
+    pub(super) fn find(&self, number: u64, child: &Child<'_>) -> Option<&Found> {
+        let at = self.found.binary_search_by_key(&number, |ahead| ahead.number).ok()?;
+        let ahead = self.found.get(at)?;
+        (*ahead.name == *child.name && ahead.found.layer == child.top).then_some(&ahead.found)
+    }
+}
+
+impl Walk {
+    /// Notes that the listing of a directory begins. Returns what is ready of it, and what need not be kept any more.
+    fn begin(&mut self, dir: NodeId, ino: u64) -> (Option<Ready>, Vec<Ready>) {
+        if let Some(again) = self.levels.iter().position(|level| level.dir == dir) {
+            self.levels.truncate(again);
+        } else if let Some(level) = (0..self.levels.len()).rev().find(|n| self.comes_in(*n, ino)) {
+            self.levels.truncate(level + 1);
+            self.foreseen = true;
+        } else {
+            self.levels.clear();
+            self.foreseen = false;
+        }
+        let order = self.levels.last().map(|level| level.order).unwrap_or_default();
+        self.levels.push(Level::new(dir, order));
+        let at = self.ready.iter().position(|ready| ready.dir == dir);
+        let ready = at.map(|at| self.ready.remove(at));
+        let is_to_come = |ready: &Ready| self.levels.iter().any(|level| level.has_read(ready.ino));
+        let all = std::mem::take(&mut self.ready).into_iter();
+        let (kept, passed) = all.partition(is_to_come);
+        self.ready = kept;
+        (ready, passed)
+    }
+
+    fn comes_in(&mut self, level: usize, ino: u64) -> bool {
+        self.levels.get_mut(level).is_some_and(|level| level.comes(ino))
+    }
+
+    /// Notes that the listing of a directory showed these directories, and whether it is at its end; tells whether there
+    /// is something to read ahead.
+    fn showed(&mut self, dir: NodeId, dirs: Vec<(u64, Name)>, at_end: bool) -> bool {
+        if let Some(level) = self.levels.last_mut().filter(|level| level.dir == dir) {
+            level.arranged &= dirs.is_empty();
+            let room = NEXT_MAX.saturating_sub(level.next.len());
+            let numbered = dirs.into_iter().zip(level.next.len() as u64..);
+            level.next.extend(numbered.take(room).map(|((ino, name), at)| Next { ino, at, name }));
+        }
+        self.foreseen && at_end
+    }
+
+    /// Returns the number of the directory to be read next.
+    fn next(&mut self) -> Option<u64> {
+        let (found, parts) = self
+            .ready
+            .iter()
+            .fold((0, 0), |(found, parts), ready| (found + ready.found.len(), parts + ready.parts));
+        let read: usize = self.levels.iter().map(|level| level.read).sum();
+        let read = read.max(self.ready.len());
+        if !self.foreseen || read >= DIRS_MAX || found >= OBJECTS_MAX || parts >= PARTS_MAX {
+            return None;
+        }
+        for level in self.levels.iter_mut().rev() {
+            level.arrange();
+            if level.deeper {
+                return None;
+            }
+            if let Some(next) = level.next.get(level.read) {
+                level.read += 1;
+                return Some(next.ino);
+            }
+        }
+        None
+    }
+
+    /// Keeps what was read of a directory, if it is still to come. Returns what need not be kept.
+    fn keep(&mut self, ready: Ready, has_dirs: bool) -> Option<Ready> {
+        let Some(level) = self.levels.iter_mut().find(|level| level.has_read(ready.ino)) else {
+            return Some(ready);
+        };
+        level.deeper |= has_dirs;
+        if self.ready.iter().any(|known| known.dir == ready.dir) {
+            return Some(ready);
+        }
+        self.ready.push(ready);
+        None
+    }
+}
+
+impl Ahead {
+    /// Notes that the listing of a directory begins, and returns what is ready of it.
+    pub(super) fn begin(&self, node: &Node) -> Option<Ready> {
+        if self.reading.load(Ordering::Relaxed) == node.ino {
+            self.reading.store(NOTHING, Ordering::Relaxed);
+        }
+        let (ready, passed) = self.walk.lock().begin(node.id, node.ino);
+        // With no lock held, as that closes handles.
+        drop(passed);
+        ready
+    }
+
+    /// Notes that the listing of a directory showed directories, by number and name, and whether it is at its end.
+    pub(super) fn showed(&self, node: &Node, dirs: Vec<(u64, Name)>, at_end: bool) {
+        if self.walk.lock().showed(node.id, dirs, at_end) {
+            self.due.store(true, Ordering::Release);
+        }
+    }
+}
+
+impl Union {
+    /// Reads what a walk will ask for next, if there is one. To be called by a thread that nobody waits for; costs nothing
+    /// where there is nothing to do.
+    pub fn read_ahead(&self) {
+        let ahead = &self.ahead;
+        if !ahead.due.load(Ordering::Acquire) {
+            return;
+        }
+        let Some(_reader) = ahead.reader.try_lock() else { return };
+        ahead.due.store(false, Ordering::Release);
+        loop {
+            let next = ahead.walk.lock().next();
+            let Some(ino) = next else { return };
+            if let Err(error) = self.read_directory(ino) {
+                // Whoever lists it is told.
+                tracing::debug!(%error, "not read ahead");
+            }
+        }
+    }
+
+    fn read_directory(&self, ino: u64) -> Result<()> {
+        let Some(pin) = self.pin_by_number(ino) else { return Ok(()) };
+        let dir = lock::directory(&pin.node)?;
+        if pin.node.place.read().gone || self.listed.load(Ordering::Relaxed) > super::LISTED_MAX {
+            return Ok(());
+        }
+        self.ahead.reading.store(ino, Ordering::Relaxed);
+        let names = self.names_listed(dir)?;
+        let Some(listing) = &names.listing else { return Ok(()) };
+        let mut ready = Ready { dir: pin.node.id, ino, found: Vec::new(), parts: 0 };
+        let mut has_dirs = false;
+        for (number, child) in listing.children_from(0) {
+            // Whoever lists it now looks it up as well.
+            if self.ahead.reading.load(Ordering::Relaxed) != ino {
+                return Ok(());
+            }
+            has_dirs |= child.kind == FileType::Directory;
+            let is_full = ready.found.len() >= OBJECTS_MAX / 4 || ready.parts >= PARTS_MAX;
+            if child.top == UPPER || is_full {
+                continue;
+            }
+            if let Ok(Some(found)) = self.find_child(dir, &child) {
+                ready.parts += child.parts.len();
+                ready.found.push(FoundAhead { number, name: child.name.into(), found });
+            }
+        }
+        drop(names);
+        let unused = self.ahead.walk.lock().keep(ready, has_dirs);
+        drop(unused);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::fs::Permissions;
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+    use crate::idmap::OuterId;
+    use crate::union::{Caller, DirEntry, Entry, LayerSpec, RenameFlags, SetAttr, Visit};
+
+    const TOP: NodeId = NodeId(100);
+
+    /// A walk that has listed a directory with these directories in it; their numbers are their positions.
+    fn walk(names: &[&str]) -> Walk {
+        let mut walk = Walk::default();
+        list(&mut walk, TOP, 100, names, 0);
+        walk
+    }
+
+    fn list(walk: &mut Walk, dir: NodeId, ino: u64, names: &[&str], first: u64) -> bool {
+        walk.begin(dir, ino);
+        let dirs = names.iter().zip(first..);
+        walk.showed(dir, dirs.map(|(name, ino)| (ino, name.as_bytes().into())).collect(), false);
+        walk.showed(dir, Vec::new(), true)
+    }
+
+    /// Reads ahead as far as that goes.
+    fn read(walk: &mut Walk, has_dirs: bool) -> Vec<u64> {
+        let next = || {
+            let ino = walk.next()?;
+            let ready = Ready { dir: NodeId(ino), ino, found: Vec::new(), parts: 0 };
+            assert!(walk.keep(ready, has_dirs).is_none());
+            Some(ino)
+        };
+        std::iter::from_fn(next).collect()
+    }
+
+    fn step(walk: &mut Walk, ino: u64) -> bool {
+        list(walk, NodeId(ino), ino, &[], 0)
+    }
+
+    #[test]
+    fn the_first_directory_tells_the_order() {
+        let names = ["m", "z", "a", "k"];
+        for (order, foreseen) in [
+            ([0, 1, 2, 3], true),
+            ([3, 2, 1, 0], true),
+            ([2, 3, 0, 1], true),
+            ([1, 0, 3, 2], false),
+        ] {
+            let mut walk = walk(&names);
+            assert!(read(&mut walk, false).is_empty(), "nobody walks yet");
+            assert_eq!(step(&mut walk, order[0]), foreseen, "{order:?}");
+            let expected = if foreseen { &order[1..] } else { &[] };
+            assert_eq!(read(&mut walk, false), expected);
+        }
+    }
+
+    #[test]
+    fn the_second_corrects_the_first() {
+        let mut walk = walk(&["a", "z", "m", "k"]);
+        step(&mut walk, 0);
+        assert_eq!(read(&mut walk, false), [1, 2, 3]);
+        assert!(step(&mut walk, 3));
+        assert_eq!(read(&mut walk, false), [2, 1]);
+    }
+
+    #[test]
+    fn no_more_is_read_than_is_used() {
+        let names = ["a"; 30];
+        let mut walk = walk(&names);
+        step(&mut walk, 0);
+        assert_eq!(read(&mut walk, false), [1, 2, 3, 4, 5, 6, 7, 8]);
+        assert_eq!(walk.begin(NodeId(1), 1).0.unwrap().ino, 1);
+        assert_eq!(read(&mut walk, false), [9]);
+        // Some are passed by.
+        let (ready, passed) = walk.begin(NodeId(4), 4);
+        assert_eq!((ready.unwrap().ino, passed.len()), (4, 2));
+        assert_eq!(read(&mut walk, false), [10, 11, 12]);
+        // Something else altogether.
+        let (ready, passed) = walk.begin(NodeId(77), 77);
+        assert!(ready.is_none() && passed.len() == DIRS_MAX && read(&mut walk, false).is_empty());
+    }
+
+    #[test]
+    fn what_lies_deeper_comes_first() {
+        let mut walk = walk(&["a", "b", "c"]);
+        list(&mut walk, NodeId(0), 0, &["d", "e"], 10);
+        // As many as there are in the directory listed last, and one beside it.
+        assert_eq!(read(&mut walk, true), [10]);
+        list(&mut walk, NodeId(10), 10, &[], 0);
+        assert_eq!(read(&mut walk, true), [11]);
+        list(&mut walk, NodeId(11), 11, &[], 0);
+        assert_eq!(read(&mut walk, true), [1]);
+        assert!(read(&mut walk, true).is_empty());
+        assert!(step(&mut walk, 1));
+        assert_eq!(read(&mut walk, true), [2]);
+        // Listed once more.
+        assert!(step(&mut walk, 1));
+        assert!(step(&mut walk, 2));
+    }
+
+    type Shown = BTreeMap<String, (u32, u64)>;
+
+    /// Lists a directory to its end: its directories in order, and mode and size by name.
+    fn list_all(union: &Union, dir: NodeId) -> (Vec<NodeId>, Shown) {
+        let (mut dirs, mut shown, mut offset, mut before) = (Vec::new(), Shown::new(), 0, None);
+        while before != Some(offset) {
+            before = Some(offset);
+            let visit = &mut |listed: DirEntry<'_>, entry: Option<&Entry>| {
+                offset = listed.offset;
+                if let Some(Entry { node, attr }) = entry {
+                    dirs.extend((listed.kind == FileType::Directory).then_some(*node));
+                    let name = String::from_utf8_lossy(listed.name).into_owned();
+                    shown.insert(name, (attr.mode & 0o7777, attr.size));
+                }
+                Visit::Taken
+            };
+            union.readdirplus(dir, before.unwrap_or_default(), visit).unwrap();
+        }
+        (dirs, shown)
+    }
+
+    // What is read ahead is read before whatever happens until it is shown.
+    #[test]
+    fn what_changes_after_it_was_read_is_shown() {
+        let dir = tempfile::tempdir().unwrap();
+        let union = super::super::testing::open_in(dir.path(), |config| {
+            for layer in ["l", "l2"] {
+                for sub in 0..4 {
+                    let path = dir.path().join(layer).join(format!("top/d{sub}"));
+                    std::fs::create_dir_all(path.join("s")).unwrap();
+                    for name in ["gone", "changed", "moved", "target", "grown", "same"] {
+                        let path = path.join(name);
+                        std::fs::write(&path, "x").unwrap();
+                        std::fs::set_permissions(&path, Permissions::from_mode(0o644)).unwrap();
+                    }
+                }
+            }
+            let open = std::fs::File::open(dir.path().join("l2")).unwrap().into();
+            config.lowers.push(LayerSpec { dir: open, path: "l2".into() });
+        });
+        let top = union.lookup(NodeId::ROOT, b"top").unwrap().unwrap().node;
+        let (dirs, _) = list_all(&union, top);
+        let (_, before) = list_all(&union, dirs[0]);
+        union.read_ahead();
+        let next = dirs[1];
+        let is_ready = || union.ahead.walk.lock().ready.iter().any(|ready| ready.dir == next);
+        assert!(is_ready());
+
+        let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+        let caller = Caller { uid: OuterId::asked(uid), gid: OuterId::asked(gid), umask: 0 };
+        let find =
+            |parent, name: &str| union.lookup(parent, name.as_bytes()).unwrap().unwrap().node;
+        union.unlink(next, b"gone").unwrap();
+        union.mknod(&caller, next, b"new", libc::S_IFREG | 0o600, (0, 0)).unwrap();
+        let mode = SetAttr { mode: Some(0o400), ..SetAttr::default() };
+        union.setattr(find(next, "changed"), &mode).unwrap();
+        union.rename(next, b"moved", next, b"target", RenameFlags::empty()).unwrap();
+        let size = SetAttr { size: Some(77), ..SetAttr::default() };
+        union.setattr(find(next, "grown"), &size).unwrap();
+        union.mkdir(&caller, find(next, "s"), b"below", 0o700).unwrap();
+        assert!(is_ready());
+
+        let (subdirs, shown) = list_all(&union, next);
+        assert!(!is_ready());
+        let mut expected = before;
+        for name in ["gone", "moved"] {
+            expected.remove(name);
+        }
+        expected.insert("new".into(), (0o600, 0));
+        expected.insert("changed".into(), (0o400, 1));
+        expected.insert("grown".into(), (0o644, 77));
+        // Of a directory its filesystem tells the size.
+        expected.insert("s".into(), shown["s"]);
+        assert_eq!(shown, expected);
+        let (_, below) = list_all(&union, subdirs[0]);
+        assert_eq!(below.keys().collect::<Vec<_>>(), ["below"]);
+    }
+
+    // A listing that is read again numbers its names anew.
+    #[test]
+    fn numbers_of_another_listing_are_not_taken_for_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("l/top");
+        for sub in ["a", "b"] {
+            std::fs::create_dir_all(path.join(sub)).unwrap();
+            for name in 0..20 {
+                std::fs::write(path.join(sub).join(format!("f{name}")), vec![0; name]).unwrap();
+            }
+        }
+        let union = super::super::testing::open_in(dir.path(), |_| ());
+        let top = union.lookup(NodeId::ROOT, b"top").unwrap().unwrap().node;
+        let (dirs, _) = list_all(&union, top);
+        let (_, mut expected) = list_all(&union, dirs[0]);
+        union.read_ahead();
+        let node = union.node(dirs[1]).unwrap();
+        assert!(union.ahead.walk.lock().ready.iter().any(|ready| ready.dir == node.id));
+        union.unlink(node.id, b"f3").unwrap();
+        expected.remove("f3");
+        union.distrust(&mut node.dir.as_ref().unwrap().names.write());
+        assert_eq!(list_all(&union, node.id).1, expected);
+    }
+}
