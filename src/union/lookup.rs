@@ -6,15 +6,14 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::Union;
 use super::attr::{Attr, FileType};
 use super::flatten::Pin;
 use super::index::Indexed;
 use super::listing::Child;
-use super::lock;
 use super::node::{Dir, Links, Name, Node, NodeId, Place};
 use super::readdir::Names;
 use super::resolve::Fact;
+use super::{Union, lock, parts};
 use crate::error::{Errno, Result};
 use crate::layer::{self, UPPER};
 use crate::marks;
@@ -67,6 +66,21 @@ impl Identity {
     /// What shows a number and nothing else is known of.
     pub(super) fn of(number: u64) -> Self {
         Self { number, on_disk: false, indexed: None, unprotected: false, asked: None }
+    }
+}
+
+/// A lower part of a directory, and its marks.
+struct Opened {
+    part: Arc<layer::Dir>,
+    xattrs: Result<(Vec<u8>, marks::Opaque)>,
+}
+
+impl Opened {
+    /// `None` where that cannot be done, whyever, or it is none.
+    fn new(above: &Arc<layer::Dir>, name: &[u8]) -> Option<Self> {
+        let (part, _) = above.open_child(name).filter(|_| !above.layer.is_leftover(name))?;
+        let xattrs = part.xattrs();
+        Some(Self { part, xattrs })
     }
 }
 
@@ -227,6 +241,13 @@ impl Union {
         found: &mut Found,
     ) -> Result<()> {
         let mut part = top;
+        // Of a few each may end the search before the next is opened.
+        let mut opened = match parts::are_many(others) {
+            true => parts::each(others, |layer| Opened::new(dir.part(*layer)?, name)),
+            false => Vec::new(),
+        }
+        .into_iter();
+        let mut known = None;
         let mut others = others.iter();
         while let Some(last) = found.parts.last() {
             if part.layer.index >= self.lowest {
@@ -240,7 +261,7 @@ impl Union {
                 }
                 break;
             };
-            let (list, opaque) = last.xattrs()?;
+            let (list, opaque) = known.take().unwrap_or_else(|| last.xattrs())?;
             let is_upper = last.layer.index == UPPER;
             if opaque == marks::Opaque::Yes || is_upper && has_opaque_name(last)? {
                 break;
@@ -250,6 +271,11 @@ impl Union {
                 break;
             }
             part = dir.part(*layer).ok_or(Errno::STALE)?;
+            if let Some(Opened { part, xattrs }) = opened.next().flatten() {
+                found.parts.push(part);
+                known = Some(xattrs);
+                continue;
+            }
             let has_more = !others.as_slice().is_empty();
             let Some(below) = self.find_in(part, name, has_more)? else { break };
             if below.parts.is_empty() {

@@ -26,6 +26,7 @@ mod metacopy;
 mod node;
 mod origin;
 mod owner;
+mod parts;
 mod probe;
 mod protect;
 mod publish;

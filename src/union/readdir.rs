@@ -20,7 +20,7 @@ use super::listing::{Child, Listing};
 use super::lookup::Entry;
 use super::node::{Dir, Node, NodeId, end_open};
 use super::resolve::{Fact, Merge, Next};
-use super::{Union, lock};
+use super::{Union, lock, parts};
 use crate::error::{Errno, Result};
 use crate::layer::{self, UPPER};
 use crate::marks;
@@ -139,11 +139,11 @@ impl Union {
         let mut drafts: Vec<Draft> = Vec::new();
         let mut positions: HashTable<usize> = HashTable::new();
         let hasher = RandomState::new();
-        let parts: Vec<_> = dir.parts().collect();
-        for part in parts.iter().copied() {
-            let (found, is_last) = read_part(part)?;
+        let all: Vec<_> = dir.parts().collect();
+        for (part, read) in all.iter().copied().zip(parts::each(&all, |part| read_part(part))) {
+            let (found, is_last) = read?;
             for (name, fact, kind, inode) in found {
-                let known = (parts.len() > 1).then(|| {
+                let known = (all.len() > 1).then(|| {
                     let hash = |draft: Option<&Draft>| hasher.hash_one(draft.map(|it| &*it.name));
                     let is_it = |at: &usize| drafts.get(*at).is_some_and(|it| it.name == name);
                     let rehash = |at: &usize| hash(drafts.get(*at));

@@ -1,0 +1,49 @@
+//! The same call for many parts of a directory: a stack may have hundreds, and the client waits.
+
+use crate::sys;
+
+/// Fewer are done sooner than a thread is started.
+const PARTS_MIN: usize = 48;
+
+/// Tells whether there are so many that a second thread helps.
+pub(super) fn are_many<T>(items: &[T]) -> bool {
+    items.len() >= PARTS_MIN && sys::process::cpus() > 1
+}
+
+/// Returns what `work` makes of each item, in order. Where there are many a second thread does half of them.
+pub(super) fn each<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
+    let shared = are_many(items);
+    let (own, others) = items.split_at(if shared { items.len() / 2 } else { items.len() });
+    let help = || {
+        if let Err(errno) = sys::process::unbind() {
+            tracing::debug!(%errno, "a helper stays on the CPU of its caller");
+        }
+        others.iter().map(&work).collect::<Vec<_>>()
+    };
+    std::thread::scope(|scope| {
+        let start = || std::thread::Builder::new().name("helper".into()).spawn_scoped(scope, help);
+        let helper = if shared { start().ok() } else { None };
+        let mut done: Vec<_> = own.iter().map(&work).collect();
+        done.extend(match helper {
+            Some(helper) => helper.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+            None => others.iter().map(&work).collect(),
+        });
+        done
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_is_done_once_in_order() {
+        for count in [0, 1, PARTS_MIN - 1, PARTS_MIN, 501] {
+            let items: Vec<_> = (0..count).collect();
+            assert_eq!(
+                each(&items, |item| item * 2),
+                items.iter().map(|item| item * 2).collect::<Vec<_>>()
+            );
+        }
+    }
+}
