@@ -119,7 +119,7 @@ variants() {
         printf '%s\n' --for "$word"
     done
     printf '%s\n' --over-kernel "$1"
-    for word in small copyup chmod git storm dirs rmlower bigdir; do printf '%s\n' --for "$word"; done
+    for word in small copyup chmod git storm dirs rmlower bigdir deep400 beside; do printf '%s\n' --for "$word"; done
 }
 # For whoever may not look into the home of root.
 mkdir "$dir/bin"
