@@ -24,6 +24,11 @@ impl HandleCache {
         Self { shards: std::array::from_fn(|_| Mutex::new(LruCache::new(each))) }
     }
 
+    /// Returns how many handles are kept open at most.
+    pub fn bound(&self) -> usize {
+        self.shards.iter().map(|shard| shard.lock().cap().get()).sum()
+    }
+
     /// Returns the open handle of directory `id`, if it is still there.
     pub fn get(&self, id: u64) -> Option<Arc<OwnedFd>> {
         self.shard(id).lock().get(&id).cloned()

@@ -6,8 +6,8 @@
 //! directories are merged, and what they show is looked up.
 //!
 //! What was read ahead may be shown, because lower layers do not change and the listing tells what the upper has: what its
-//! numbers have come to stand for in the upper is not taken from here. It is given up once its directory is listed, or
-//! something is listed that was not foreseen.
+//! numbers have come to stand for in the upper is not taken from here. It is given up once the listing of its directory
+//! begins, or something is listed that was not foreseen.
 //!
 //! Locks: `Ahead::reader` is held over the calls of whoever reads ahead, and tried only. `Ahead::walk` is a leaf.
 
@@ -24,12 +24,15 @@ use super::{Union, lock};
 use crate::error::Result;
 use crate::layer::UPPER;
 
-/// Directories read ahead at most.
+/// Directories read ahead at most, after a few that were foreseen.
 const DIRS_MAX: usize = 8;
 
-/// Objects looked up ahead at most, and parts of directories opened: a share of the handles that are kept.
+/// Objects looked up ahead at most, and those of one directory: as many as one answer has.
 const OBJECTS_MAX: usize = 4096;
-const PARTS_MAX: usize = super::HANDLES_MAX * 3 / 4;
+const OBJECTS_EACH: usize = 512;
+
+/// Objects looked up before others may change the directory.
+const OBJECTS_AT_ONCE: usize = 16;
 
 /// So many directories of one tell in what order the others come.
 const STEPS_TELLING: usize = 3;
@@ -37,16 +40,18 @@ const STEPS_TELLING: usize = 3;
 /// Stands for no inode number.
 const NOTHING: u64 = 0;
 
-/// Directories that are remembered of one.
+/// Directories that are remembered to come.
 const NEXT_MAX: usize = 8192;
 
 /// What is read ahead in a union, one walk at a time.
 #[derive(Debug, Default)]
 pub(super) struct Ahead {
     walk: Mutex<Walk>,
+    /// Somebody reads ahead, where there is something to.
+    used: AtomicBool,
     /// There is something to read.
     due: AtomicBool,
-    /// Number of the directory that is being read, until it is listed.
+    /// Number of the directory that is being read, while it is to come.
     reading: AtomicU64,
     /// Held by whoever reads ahead.
     reader: Mutex<()>,
@@ -57,8 +62,8 @@ pub(super) struct Ahead {
 struct Walk {
     /// The directory listed last, and the ones above it that the walk came through, topmost first.
     levels: Vec<Level>,
-    /// The last directory was listed as foreseen.
-    foreseen: bool,
+    /// How many directories were listed as foreseen since one was not.
+    foreseen: usize,
     ready: Vec<Ready>,
 }
 
@@ -66,7 +71,9 @@ struct Walk {
 #[derive(Debug)]
 struct Level {
     dir: NodeId,
-    /// The directories in it that are still to come.
+    /// How many directories it was found to have.
+    shown: u64,
+    /// Those of them that are still to come.
     next: VecDeque<Next>,
     /// In what order they are thought to.
     order: Order,
@@ -116,7 +123,7 @@ impl Order {
 impl Level {
     fn new(dir: NodeId, order: Order) -> Self {
         let next = VecDeque::new();
-        Self { dir, next, order, arranged: true, steps: 0, read: 0, deeper: false }
+        Self { dir, shown: 0, next, order, arranged: true, steps: 0, read: 0, deeper: false }
     }
 
     /// Puts what is to come in the order that it is thought to come in.
@@ -198,10 +205,10 @@ impl Walk {
             self.levels.truncate(again);
         } else if let Some(level) = (0..self.levels.len()).rev().find(|n| self.comes_in(*n, ino)) {
             self.levels.truncate(level + 1);
-            self.foreseen = true;
+            self.foreseen += 1;
         } else {
             self.levels.clear();
-            self.foreseen = false;
+            self.foreseen = 0;
         }
         let order = self.levels.last().map(|level| level.order).unwrap_or_default();
         self.levels.push(Level::new(dir, order));
@@ -221,24 +228,27 @@ impl Walk {
     /// Notes that the listing of a directory showed these directories, and whether it is at its end; tells whether there
     /// is something to read ahead.
     fn showed(&mut self, dir: NodeId, dirs: Vec<(u64, Name)>, at_end: bool) -> bool {
-        if let Some(level) = self.levels.last_mut().filter(|level| level.dir == dir) {
+        let known: usize = self.levels.iter().map(|level| level.next.len()).sum();
+        if let Some(level) = self.levels.iter_mut().find(|level| level.dir == dir) {
             level.arranged &= dirs.is_empty();
-            let room = NEXT_MAX.saturating_sub(level.next.len());
-            let numbered = dirs.into_iter().zip(level.next.len() as u64..);
-            level.next.extend(numbered.take(room).map(|((ino, name), at)| Next { ino, at, name }));
+            for (ino, name) in dirs.into_iter().take(NEXT_MAX.saturating_sub(known)) {
+                level.next.push_back(Next { ino, at: level.shown, name });
+                level.shown += 1;
+            }
         }
-        self.foreseen && at_end
+        self.foreseen > 0 && at_end
     }
 
-    /// Returns the number of the directory to be read next.
-    fn next(&mut self) -> Option<u64> {
+    /// Returns the number of the directory to be read next, unless as many parts as may be are open.
+    fn next(&mut self, parts_max: usize) -> Option<u64> {
         let (found, parts) = self
             .ready
             .iter()
             .fold((0, 0), |(found, parts), ready| (found + ready.found.len(), parts + ready.parts));
         let read: usize = self.levels.iter().map(|level| level.read).sum();
         let read = read.max(self.ready.len());
-        if !self.foreseen || read >= DIRS_MAX || found >= OBJECTS_MAX || parts >= PARTS_MAX {
+        let dirs_max = DIRS_MAX.min(2 * self.foreseen);
+        if read >= dirs_max || found >= OBJECTS_MAX || parts >= parts_max {
             return None;
         }
         for level in self.levels.iter_mut().rev() {
@@ -246,24 +256,30 @@ impl Walk {
             if level.deeper {
                 return None;
             }
-            if let Some(next) = level.next.get(level.read) {
+            while let Some(next) = level.next.get(level.read) {
                 level.read += 1;
-                return Some(next.ino);
+                if !self.ready.iter().any(|ready| ready.ino == next.ino) {
+                    return Some(next.ino);
+                }
             }
         }
         None
     }
 
-    /// Keeps what was read of a directory, if it is still to come. Returns what need not be kept.
-    fn keep(&mut self, ready: Ready, has_dirs: bool) -> Option<Ready> {
-        let Some(level) = self.levels.iter_mut().find(|level| level.has_read(ready.ino)) else {
-            return Some(ready);
+    /// Keeps what was read of a directory, beside what is ready of it, if it is still to come. Returns what need not be
+    /// kept.
+    fn keep(&mut self, read: Ready, has_dirs: bool) -> Option<Ready> {
+        let Some(level) = self.levels.iter_mut().find(|level| level.has_read(read.ino)) else {
+            return Some(read);
         };
         level.deeper |= has_dirs;
-        if self.ready.iter().any(|known| known.dir == ready.dir) {
-            return Some(ready);
+        match self.ready.iter_mut().find(|ready| ready.dir == read.dir) {
+            Some(ready) => {
+                ready.parts += read.parts;
+                ready.found.extend(read.found);
+            }
+            None => self.ready.push(read),
         }
-        self.ready.push(ready);
         None
     }
 }
@@ -271,10 +287,16 @@ impl Walk {
 impl Ahead {
     /// Notes that the listing of a directory begins, and returns what is ready of it.
     pub(super) fn begin(&self, node: &Node) -> Option<Ready> {
-        if self.reading.load(Ordering::Relaxed) == node.ino {
+        if !self.used.load(Ordering::Relaxed) {
+            return None;
+        }
+        let mut walk = self.walk.lock();
+        let (ready, passed) = walk.begin(node.id, node.ino);
+        let reading = self.reading.load(Ordering::Relaxed);
+        if !walk.levels.iter().any(|level| level.has_read(reading)) {
             self.reading.store(NOTHING, Ordering::Relaxed);
         }
-        let (ready, passed) = self.walk.lock().begin(node.id, node.ino);
+        drop(walk);
         // With no lock held, as that closes handles.
         drop(passed);
         ready
@@ -282,61 +304,82 @@ impl Ahead {
 
     /// Notes that the listing of a directory showed directories, by number and name, and whether it is at its end.
     pub(super) fn showed(&self, node: &Node, dirs: Vec<(u64, Name)>, at_end: bool) {
-        if self.walk.lock().showed(node.id, dirs, at_end) {
+        if self.used.load(Ordering::Relaxed) && self.walk.lock().showed(node.id, dirs, at_end) {
             self.due.store(true, Ordering::Release);
         }
+    }
+
+    /// Returns the number of the directory to be read next.
+    fn next(&self, parts_max: usize) -> Option<u64> {
+        let mut walk = self.walk.lock();
+        let next = walk.next(parts_max);
+        self.reading.store(next.unwrap_or(NOTHING), Ordering::Relaxed);
+        next
     }
 }
 
 impl Union {
-    /// Reads what a walk will ask for next, if there is one. To be called by a thread that nobody waits for; costs nothing
-    /// where there is nothing to do.
+    /// Reads directories that a walk will ask for next, if there are any. To be called, after each answer, by a thread that
+    /// nobody waits for; costs nothing where there is nothing to do.
     pub fn read_ahead(&self) {
         let ahead = &self.ahead;
         if !ahead.due.load(Ordering::Acquire) {
+            if !ahead.used.load(Ordering::Relaxed) {
+                ahead.used.store(true, Ordering::Relaxed);
+            }
             return;
         }
         let Some(_reader) = ahead.reader.try_lock() else { return };
-        ahead.due.store(false, Ordering::Release);
-        loop {
-            let next = ahead.walk.lock().next();
-            let Some(ino) = next else { return };
-            if let Err(error) = self.read_directory(ino) {
+        // A share of the handles that are kept, so that those read first are still open when they are used.
+        let parts_max = self.handles.bound() / 4 * 3;
+        // Not for as long as the walk goes on: the thread is to notice when the mount ends.
+        for _ in 0..DIRS_MAX {
+            let Some(ino) = ahead.next(parts_max) else {
+                ahead.due.store(false, Ordering::Release);
+                return;
+            };
+            if let Err(error) = self.read_directory(ino, parts_max) {
                 // Whoever lists it is told.
                 tracing::debug!(%error, "not read ahead");
             }
         }
     }
 
-    fn read_directory(&self, ino: u64) -> Result<()> {
+    fn read_directory(&self, ino: u64, parts_max: usize) -> Result<()> {
         let Some(pin) = self.pin_by_number(ino) else { return Ok(()) };
         let dir = lock::directory(&pin.node)?;
-        if pin.node.place.read().gone || self.listed.load(Ordering::Relaxed) > super::LISTED_MAX {
+        let listed = self.listed.load(Ordering::Relaxed);
+        if pin.node.place.read().gone || listed > super::LISTED_MAX / 2 {
             return Ok(());
         }
-        self.ahead.reading.store(ino, Ordering::Relaxed);
-        let names = self.names_listed(dir)?;
-        let Some(listing) = &names.listing else { return Ok(()) };
-        let mut ready = Ready { dir: pin.node.id, ino, found: Vec::new(), parts: 0 };
-        let mut has_dirs = false;
-        for (number, child) in listing.children_from(0) {
-            // Whoever lists it now looks it up as well.
-            if self.ahead.reading.load(Ordering::Relaxed) != ino {
-                return Ok(());
+        let (mut objects, mut parts) = (0, 0);
+        let mut from = Some(0);
+        while let Some(first) = from.take() {
+            let names = self.names_listed(dir)?;
+            let Some(listing) = &names.listing else { return Ok(()) };
+            let mut read = Ready { dir: pin.node.id, ino, found: Vec::new(), parts: 0 };
+            let mut has_dirs = false;
+            for (number, child) in listing.children_from(first).take(OBJECTS_AT_ONCE) {
+                // Whoever lists it now looks it up as well.
+                if self.ahead.reading.load(Ordering::Relaxed) != ino {
+                    return Ok(());
+                }
+                from = Some(number + 1);
+                has_dirs |= child.kind == FileType::Directory;
+                let is_full = objects + read.found.len() >= OBJECTS_EACH;
+                if child.top == UPPER || is_full || parts + read.parts >= parts_max {
+                    continue;
+                }
+                if let Ok(Some(found)) = self.find_child(dir, &child) {
+                    read.parts += child.parts.len();
+                    read.found.push(FoundAhead { number, name: child.name.into(), found });
+                }
             }
-            has_dirs |= child.kind == FileType::Directory;
-            let is_full = ready.found.len() >= OBJECTS_MAX / 4 || ready.parts >= PARTS_MAX;
-            if child.top == UPPER || is_full {
-                continue;
-            }
-            if let Ok(Some(found)) = self.find_child(dir, &child) {
-                ready.parts += child.parts.len();
-                ready.found.push(FoundAhead { number, name: child.name.into(), found });
-            }
+            objects += read.found.len();
+            parts += read.parts;
+            let unused = self.ahead.walk.lock().keep(read, has_dirs);
+            drop(unused);
         }
-        drop(names);
-        let unused = self.ahead.walk.lock().keep(ready, has_dirs);
-        drop(unused);
         Ok(())
     }
 }
@@ -345,6 +388,7 @@ impl Union {
 mod tests {
     use std::collections::BTreeMap;
     use std::fs::Permissions;
+    use std::io::Write;
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
@@ -370,7 +414,7 @@ mod tests {
     /// Reads ahead as far as that goes.
     fn read(walk: &mut Walk, has_dirs: bool) -> Vec<u64> {
         let next = || {
-            let ino = walk.next()?;
+            let ino = walk.next(1000)?;
             let ready = Ready { dir: NodeId(ino), ino, found: Vec::new(), parts: 0 };
             assert!(walk.keep(ready, has_dirs).is_none());
             Some(ino)
@@ -394,7 +438,8 @@ mod tests {
             let mut walk = walk(&names);
             assert!(read(&mut walk, false).is_empty(), "nobody walks yet");
             assert_eq!(step(&mut walk, order[0]), foreseen, "{order:?}");
-            let expected = if foreseen { &order[1..] } else { &[] };
+            // Two after the first.
+            let expected = if foreseen { &order[1..3] } else { &[] };
             assert_eq!(read(&mut walk, false), expected);
         }
     }
@@ -403,7 +448,7 @@ mod tests {
     fn the_second_corrects_the_first() {
         let mut walk = walk(&["a", "z", "m", "k"]);
         step(&mut walk, 0);
-        assert_eq!(read(&mut walk, false), [1, 2, 3]);
+        assert_eq!(read(&mut walk, false), [1, 2]);
         assert!(step(&mut walk, 3));
         assert_eq!(read(&mut walk, false), [2, 1]);
     }
@@ -412,14 +457,17 @@ mod tests {
     fn no_more_is_read_than_is_used() {
         let names = ["a"; 30];
         let mut walk = walk(&names);
-        step(&mut walk, 0);
-        assert_eq!(read(&mut walk, false), [1, 2, 3, 4, 5, 6, 7, 8]);
-        assert_eq!(walk.begin(NodeId(1), 1).0.unwrap().ino, 1);
-        assert_eq!(read(&mut walk, false), [9]);
+        let mut dirs = 0..;
+        for expected in [&[1, 2][..], &[3, 4, 5], &[6, 7, 8], &[9, 10, 11], &[12]] {
+            let ino = dirs.next().unwrap();
+            let (ready, passed) = walk.begin(NodeId(ino), ino);
+            assert_eq!((ready.map(|ready| ready.ino), passed.len()), ((ino > 0).then_some(ino), 0));
+            assert_eq!(read(&mut walk, false), expected);
+        }
         // Some are passed by.
-        let (ready, passed) = walk.begin(NodeId(4), 4);
-        assert_eq!((ready.unwrap().ino, passed.len()), (4, 2));
-        assert_eq!(read(&mut walk, false), [10, 11, 12]);
+        let (ready, passed) = walk.begin(NodeId(7), 7);
+        assert_eq!((ready.unwrap().ino, passed.len()), (7, 2));
+        assert_eq!(read(&mut walk, false), [13, 14, 15]);
         // Something else altogether.
         let (ready, passed) = walk.begin(NodeId(77), 77);
         assert!(ready.is_none() && passed.len() == DIRS_MAX && read(&mut walk, false).is_empty());
@@ -475,7 +523,7 @@ mod tests {
                     std::fs::create_dir_all(path.join("s")).unwrap();
                     for name in ["gone", "changed", "moved", "target", "grown", "same"] {
                         let path = path.join(name);
-                        std::fs::write(&path, "x").unwrap();
+                        std::fs::File::create(&path).unwrap().write_all(b"x").unwrap();
                         std::fs::set_permissions(&path, Permissions::from_mode(0o644)).unwrap();
                     }
                 }
@@ -483,6 +531,7 @@ mod tests {
             let open = std::fs::File::open(dir.path().join("l2")).unwrap().into();
             config.lowers.push(LayerSpec { dir: open, path: "l2".into() });
         });
+        union.read_ahead();
         let top = union.lookup(NodeId::ROOT, b"top").unwrap().unwrap().node;
         let (dirs, _) = list_all(&union, top);
         let (_, before) = list_all(&union, dirs[0]);
@@ -529,10 +578,12 @@ mod tests {
         for sub in ["a", "b"] {
             std::fs::create_dir_all(path.join(sub)).unwrap();
             for name in 0..20 {
-                std::fs::write(path.join(sub).join(format!("f{name}")), vec![0; name]).unwrap();
+                let file = std::fs::File::create(path.join(sub).join(format!("f{name}"))).unwrap();
+                file.set_len(name).unwrap();
             }
         }
         let union = super::super::testing::open_in(dir.path(), |_| ());
+        union.read_ahead();
         let top = union.lookup(NodeId::ROOT, b"top").unwrap().unwrap().node;
         let (dirs, _) = list_all(&union, top);
         let (_, mut expected) = list_all(&union, dirs[0]);

@@ -8,7 +8,9 @@
 //!    ([`two_directories`]). Held over the calls that change or look up a name, never over file
 //!    data. A lookup takes it for reading.
 //! 4. `Node::links`, then `Node::data`, then `Node::place`.
-//! 5. The leaves: table shards, numbers, handle cache, `layer::Dir::place`.
+//! 5. The leaves: table shards, numbers, handle cache, `layer::Dir::place`, `Ahead::walk`.
+//!
+//! `Ahead::reader` comes before all of them, and is tried only.
 //!
 //! A directory that is to move is brought to the upper with none of these held over the copying
 //! (`flatten`): what others change beneath it meanwhile is never less in the upper than before, and a

@@ -241,12 +241,10 @@ impl Union {
         found: &mut Found,
     ) -> Result<()> {
         let mut part = top;
-        // Of a few each may end the search before the next is opened.
-        let mut opened = match parts::are_many(others) {
-            true => parts::each(others, |layer| Opened::new(dir.part(*layer)?, name)),
-            false => Vec::new(),
-        }
-        .into_iter();
+        // All but the last, as what that is marked with matters only if it leads elsewhere.
+        let most = others.split_last().map_or(&[][..], |(_, most)| most);
+        let open = |layer: &layer::Index| Opened::new(dir.part(*layer)?, name);
+        let mut opened = parts::pieces(most).flat_map(|piece| parts::each(piece, open));
         let mut known = None;
         let mut others = others.iter();
         while let Some(last) = found.parts.last() {
@@ -276,8 +274,7 @@ impl Union {
                 known = Some(xattrs);
                 continue;
             }
-            let has_more = !others.as_slice().is_empty();
-            let Some(below) = self.find_in(part, name, has_more)? else { break };
+            let Some(below) = self.find_in(part, name, false)? else { break };
             if below.parts.is_empty() {
                 break;
             }
@@ -301,7 +298,8 @@ impl Union {
         }
     }
 
-    /// Finds the parts of a listed name, asking opaque marks where more lies beneath.
+    /// Finds the parts of a listed name, asking opaque marks where more lies beneath, but see
+    /// [`Union::find_from`].
     pub(super) fn find_child(&self, dir: &Dir, child: &Child<'_>) -> Result<Option<Found>> {
         let top = dir.part(child.top).ok_or(Errno::STALE)?;
         let others = child.parts.get(1..).unwrap_or_default();

@@ -8,7 +8,7 @@
 //! names locked (see [`super::lock`]).
 
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use hashbrown::HashTable;
@@ -268,9 +268,12 @@ pub(crate) struct Dir {
     pub(crate) upper: OnceLock<Arc<layer::Dir>>,
     /// Parts of lower layers, topmost first; never changes. [`Dir::lowers`] has those that show.
     lowers: Box<[Arc<layer::Dir>]>,
-    /// How many of them show: fewer once one was listed that hides the rest, and none once the upper part is opaque
-    /// and holds all that the directory shows. Changed with the names locked for writing.
-    shown: AtomicUsize,
+    /// How many of them are parts at all: fewer once one was listed that hides the rest. Changed with the names locked
+    /// for writing.
+    count: AtomicUsize,
+    /// The upper part is opaque and holds all that the directory shows: lower parts show no more.
+    /// Set once, with the names locked for writing.
+    sealed: AtomicBool,
     pub(crate) opened: AtomicU32,
     /// `system.posix_acl_default` of the directory, once asked for.
     pub(crate) default_acl: Mutex<Option<Option<Arc<[u8]>>>>,
@@ -281,29 +284,34 @@ impl Dir {
         Self {
             names: RwLock::default(),
             upper: upper.map(OnceLock::from).unwrap_or_default(),
-            shown: AtomicUsize::new(lowers.len()),
+            count: AtomicUsize::new(lowers.len()),
             lowers: lowers.into(),
+            sealed: AtomicBool::new(false),
             opened: AtomicU32::new(0),
             default_acl: Mutex::new(None),
         }
     }
 
-    /// Parts of lower layers that show, topmost first; until the directory is listed there may be more that a
-    /// `.wh..wh..opq` in one of them hides.
+    /// Parts of lower layers that show, topmost first; until the directory is listed there may be some that a
+    /// `.wh..wh..opq` in one above them hides.
     pub(crate) fn lowers(&self) -> &[Arc<layer::Dir>] {
-        self.lowers.get(..self.shown.load(Ordering::Acquire)).unwrap_or_default()
+        if self.sealed.load(Ordering::Acquire) { &[] } else { self.all_lowers() }
+    }
+
+    fn all_lowers(&self) -> &[Arc<layer::Dir>] {
+        self.lowers.get(..self.count.load(Ordering::Acquire)).unwrap_or_default()
     }
 
     /// Takes note that a lower part hides those beneath it.
     pub(crate) fn ends_with(&self, part: &Arc<layer::Dir>) {
         if let Some(at) = self.lowers.iter().position(|lower| Arc::ptr_eq(lower, part)) {
-            self.shown.fetch_min(at + 1, Ordering::AcqRel);
+            self.count.fetch_min(at + 1, Ordering::AcqRel);
         }
     }
 
     /// Takes note that the upper part is all there is from now on.
     pub(crate) fn seal(&self) {
-        self.shown.store(0, Ordering::Release);
+        self.sealed.store(true, Ordering::Release);
     }
 
     /// Parts from the topmost down.
@@ -321,8 +329,9 @@ impl Dir {
         if layer == UPPER {
             return self.upper.get();
         }
-        let found = self.lowers.binary_search_by_key(&layer, |part| part.layer.index).ok()?;
-        self.lowers.get(found)
+        let lowers = self.all_lowers();
+        let found = lowers.binary_search_by_key(&layer, |part| part.layer.index).ok()?;
+        lowers.get(found)
     }
 
     /// Made of more than one layer's part.

@@ -5,14 +5,18 @@ use crate::sys;
 /// Fewer are done sooner than a thread is started.
 const PARTS_MIN: usize = 48;
 
-/// Tells whether there are so many that a second thread helps.
-pub(super) fn are_many<T>(items: &[T]) -> bool {
-    items.len() >= PARTS_MIN && sys::process::cpus() > 1
+/// As many are begun before one is found to be the last.
+const PARTS_MAX: usize = 128;
+
+/// Splits items that may end before the last: into single ones, or where there are many, so that each piece is worth a
+/// second thread.
+pub(super) fn pieces<T>(items: &[T]) -> std::slice::Chunks<'_, T> {
+    items.chunks(if items.len() < PARTS_MIN { 1 } else { PARTS_MAX })
 }
 
 /// Returns what `work` makes of each item, in order. Where there are many a second thread does half of them.
 pub(super) fn each<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
-    let shared = are_many(items);
+    let shared = items.len() >= PARTS_MIN && sys::process::cpus() > 1;
     let (own, others) = items.split_at(if shared { items.len() / 2 } else { items.len() });
     let help = || {
         if let Err(errno) = sys::process::unbind() {

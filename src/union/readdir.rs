@@ -140,7 +140,9 @@ impl Union {
         let mut positions: HashTable<usize> = HashTable::new();
         let hasher = RandomState::new();
         let all: Vec<_> = dir.parts().collect();
-        for (part, read) in all.iter().copied().zip(parts::each(&all, |part| read_part(part))) {
+        let read = |piece| parts::each(piece, |part: &&Arc<layer::Dir>| read_part(part));
+        let reads = parts::pieces(&all).flat_map(|piece| piece.iter().copied().zip(read(piece)));
+        for (part, read) in reads {
             let (found, is_last) = read?;
             for (name, fact, kind, inode) in found {
                 let known = (all.len() > 1).then(|| {
@@ -161,7 +163,7 @@ impl Union {
                 }
                 draft.push(part.layer.index, fact, inode);
             }
-            // Of the upper part that was asked before.
+            // The upper part was asked when it was found, and has nothing beneath it then.
             if is_last && part.layer.index != UPPER {
                 dir.ends_with(part);
                 break;

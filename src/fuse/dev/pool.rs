@@ -262,7 +262,7 @@ impl<S: Serve> Pool<S> {
             if let Err(errno) = sent {
                 self.undelivered(channel, bytes, &mut reply, errno);
             }
-            if group.standing > 1 {
+            if group.standing > 1 && group.workers.load(Ordering::Relaxed) > 1 {
                 self.session.rest();
             }
             if group.finish() {
