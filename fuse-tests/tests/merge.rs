@@ -226,11 +226,26 @@ const OTHERS: &[Row] = &[
 ];
 
 /// What only root can make.
-const TRUSTED: &[Row] = &[Row {
-    name: "opaque by trusted.overlay.opaque",
-    layers: &["file d/low 644 1", "file d/mid 644 2\nxattr d trusted.overlay.opaque y", "dir d"],
-    expected: "d/ d/mid=2",
-}];
+const TRUSTED: &[Row] = &[
+    Row {
+        name: "opaque by trusted.overlay.opaque",
+        layers: &[
+            "file d/low 644 1",
+            "file d/mid 644 2\nxattr d trusted.overlay.opaque y",
+            "dir d",
+        ],
+        expected: "d/ d/mid=2",
+    },
+    Row {
+        name: "no redirect leads to what .wh..wh..opq hides",
+        layers: &[
+            "file d/y/low 644 1",
+            "dir d/x\nxattr d/x trusted.overlay.redirect y\nfile d/.wh..wh..opq",
+            "file d/top 644 3",
+        ],
+        expected: "d/ d/top=3 d/x/",
+    },
+];
 
 /// The tree in the words of [`Row::expected`].
 fn show(root: &Path, tree: &Snapshot) -> String {
