@@ -200,6 +200,18 @@ impl Case {
             .sum()
     }
 
+    /// Waits until no thread of the server is at work, also for nobody.
+    pub fn settle(&self) {
+        let tasks = format!("/proc/{}/task", self.server());
+        let rests = |task: fs::DirEntry| {
+            let stat = fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+            stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('S'))
+        };
+        wait_until("the server to rest", BOUND, || {
+            fs::read_dir(&tasks).unwrap().flatten().all(rests)
+        });
+    }
+
     /// Bytes the server has read and written by system calls so far.
     pub fn server_io(&self) -> u64 {
         self.server_numbers("io", &["rchar:", "wchar:"])

@@ -8,7 +8,6 @@ use std::io::{Read, Write};
 use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
-use std::time::Duration;
 
 use fuse_tests::case::{Case, forget_all, gone, names, put, sh, text};
 use fuse_tests::trace::{Counts, count, no_counts, with_faults};
@@ -235,8 +234,7 @@ fn a_walk_is_read_ahead() {
         let step = |dir: &Path| {
             assert_eq!(list(dir).len(), 3);
             assert_eq!(list(&dir.join("s")).len(), 2);
-            // Time for what nobody waits for.
-            std::thread::sleep(Duration::from_millis(200));
+            c.settle();
         };
         step(&dirs[0]);
         let counts = counted(&c, || assert_eq!(list(&dirs[1]).len(), 3));
@@ -246,6 +244,31 @@ fn a_walk_is_read_ahead() {
         assert!(calls[0] == 0 && calls[1] <= 4, "{order}: {counts:?}");
         counts.assert_calls(order, 12);
     }
+}
+
+// Nor is more looked up ahead than an answer has, when nothing else is used.
+#[test]
+fn reading_ahead_is_worth_it() {
+    needs_counts!();
+    const DIRS: usize = 12;
+    const FILES: usize = 600;
+    let c = mounted(|c| {
+        for dir in 0..DIRS {
+            for file in 0..FILES {
+                put(c.l(0, &format!("walk/d{dir:02}/f{file}")), "x");
+            }
+        }
+    });
+    forget_all();
+    let counts = counted(&c, || {
+        for dir in names(c.m("walk")) {
+            assert_eq!(names(c.m(&format!("walk/{dir}"))).len(), FILES);
+            c.settle();
+        }
+    });
+    // The first answer of each has what a buffer of 32 KiB holds, some 200; the rest are names alone.
+    let looked = counts.calls.get("statx").copied().unwrap_or(0);
+    assert!(looked <= DIRS * 240, "{looked}: {counts:?}");
 }
 
 // Files come to the upper with the directory that they are in: no name of their own is published.

@@ -9,6 +9,7 @@ use fuse_tests::tree::{self, Snapshot};
 use fuse_tests::{env, ran_in_user_namespace, skip};
 
 /// A stack and what is seen of it.
+#[derive(Clone, Copy)]
 struct Row {
     name: &'static str,
     /// Bottom first.
@@ -297,11 +298,19 @@ fn kernel_reads_xattr_whiteouts() -> bool {
 }
 
 fn check(rows: &[Row], with_kernel: bool) {
+    check_deep(rows, with_kernel, 1);
+}
+
+/// Checks stacks whose lowest and topmost layer are there `copies` times, which shows no difference.
+fn check_deep(rows: &[Row], with_kernel: bool, copies: usize) {
     let mut problems = Vec::new();
     for row in rows {
         let mut sandbox = Sandbox::new();
-        for layer in row.layers {
-            sandbox.layer(layer);
+        for (at, layer) in row.layers.iter().enumerate() {
+            let is_outer = at == 0 || at + 1 == row.layers.len();
+            for _ in 0..if is_outer { copies } else { 1 } {
+                sandbox.layer(layer);
+            }
         }
         let mut specs = vec![
             ("ours", sandbox.spec(Kind::Lamina)),
@@ -351,6 +360,23 @@ fn tables_of_other_formats() {
     }
     check(OTHERS, false);
     check(TRUSTED, false);
+}
+
+// Two threads open and list the parts of such directories.
+#[test]
+fn tables_in_deep_stacks() {
+    if !env::is_machine_root() {
+        skip!("needs root");
+    }
+    if let Some(reason) = env::no_fuse() {
+        skip!("{reason}");
+    }
+    // A copy of a redirect leads to something else.
+    let leads = |row: &&Row| row.layers.iter().any(|layer| layer.contains("xattr "));
+    for rows in [KERNEL, OTHERS, TRUSTED] {
+        let rows: Vec<_> = rows.iter().filter(|row| !leads(row)).copied().collect();
+        check_deep(&rows, false, 32);
+    }
 }
 
 #[test]

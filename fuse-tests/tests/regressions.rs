@@ -17,7 +17,7 @@ use fuse_tests::env::{self, wait_until};
 use fuse_tests::fixture::Kind;
 use fuse_tests::tree;
 use fuse_tests::{both, needs_kernel_overlay, needs_root};
-use rustix::fs::{AtFlags, CWD, Timespec, Timestamps};
+use rustix::fs::{AtFlags, CWD, StatxFlags, Timespec, Timestamps};
 use rustix::io::Errno;
 use rustix::process::{Signal, kill_process};
 
@@ -741,4 +741,21 @@ fn only_marks_that_mean_something_are_written() {
     let files = ["# file: .", "# file: d", "# file: d/f"];
     assert_eq!(marks[..3], files);
     assert_eq!(marks[3..], [impure, impure, origin, origin]);
+}
+
+// The listing finds the mark that leaves one part of two, which was one directory of several all the same.
+#[test]
+fn listing_a_directory_does_not_change_its_link_count() {
+    let mut c = Case::new(2);
+    put(c.l(1, "d/low"), "x");
+    put(c.l(0, "d/.wh..wh..opq"), "");
+    put(c.l(0, "d/sub/top"), "x");
+    c.mount();
+    let links = || {
+        let asked = StatxFlags::NLINK;
+        rustix::fs::statx(CWD, c.m("d"), AtFlags::STATX_FORCE_SYNC, asked).unwrap().stx_nlink
+    };
+    let before = links();
+    assert_eq!(listed(c.m("d")), ["sub"]);
+    assert_eq!((before, links()), (1, 1));
 }

@@ -186,7 +186,7 @@ fn change_owners(root: &OwnedFd, from: &Maps, to: &Maps, at: &dyn Fn() -> String
             sys::xattr::get(Target::Handle(handle.as_fd()), CAPABILITY).at("getxattr", shown)?
         };
         sys::name::chown_handle(&handle, Some(uid), Some(gid)).at("fchownat", shown)?;
-        if !is_link && mode & 0o6000 != 0 {
+        if !is_link && mode & sys::stat::SETIDS != 0 {
             sys::name::chmod_handle(&handle, mode).at("chmod", shown)?;
         }
         if let Some(value) = capability {

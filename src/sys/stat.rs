@@ -10,6 +10,9 @@ use super::inode_flags::{APPEND, IMMUTABLE};
 /// What statx(2) says of one object.
 pub type Statx = rustix::fs::Statx;
 
+/// Mode bits by which a program runs with another's rights.
+pub const SETIDS: u32 = libc::S_ISUID | libc::S_ISGID;
+
 const WANTED: StatxFlags = StatxFlags::BASIC_STATS.union(StatxFlags::BTIME);
 
 /// Returns the attributes of the object behind `handle`.

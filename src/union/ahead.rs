@@ -6,13 +6,14 @@
 //! directories are merged, and what they show is looked up.
 //!
 //! What was read ahead may be shown, because lower layers do not change and the listing tells what the upper has: what its
-//! numbers have come to stand for in the upper is not taken from here. It is given up once the listing of its directory
-//! begins, or something is listed that was not foreseen.
+//! numbers have come to stand for in the upper is not taken from here. It is kept until another directory is listed: one
+//! that was not foreseen, or the one after its own.
 //!
 //! Locks: `Ahead::reader` is held over the calls of whoever reads ahead, and tried only. `Ahead::walk` is a leaf.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 
@@ -27,12 +28,22 @@ use crate::layer::UPPER;
 /// Directories read ahead at most, after a few that were foreseen.
 const DIRS_MAX: usize = 8;
 
-/// Objects looked up ahead at most, and those of one directory: as many as one answer has.
+/// Objects looked up ahead at most, and those of one directory.
 const OBJECTS_MAX: usize = 4096;
 const OBJECTS_EACH: usize = 512;
 
+/// Those of the first directories: as many as an answer of 32 KiB has. It depends on the program and on the kernel how
+/// many are of use: a program that looks at all it lists gets all with their attributes, others only the first answer.
+const OBJECTS_FIRST: usize = 192;
+
 /// Objects looked up before others may change the directory.
 const OBJECTS_AT_ONCE: usize = 16;
+
+/// Names in each part of a directory that is read ahead at most: who needs it waits meanwhile.
+const NAMES_MAX: usize = 8192;
+
+/// Directories above the one listed last that are remembered.
+const LEVELS_MAX: usize = 64;
 
 /// So many directories of one tell in what order the others come.
 const STEPS_TELLING: usize = 3;
@@ -58,13 +69,29 @@ pub(super) struct Ahead {
 }
 
 /// A walk as far as it has come, and what is ready for its next steps.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Walk {
     /// The directory listed last, and the ones above it that the walk came through, topmost first.
     levels: Vec<Level>,
-    /// How many directories were listed as foreseen since one was not.
+    /// Not 0 while directories are listed as foreseen: how many found something ready, and one.
     foreseen: usize,
     ready: Vec<Ready>,
+    /// What was ready of the directory listed last.
+    shown: Option<Arc<Ready>>,
+    /// Objects of one directory that are looked up.
+    each: usize,
+}
+
+impl Default for Walk {
+    fn default() -> Self {
+        Self {
+            levels: Vec::new(),
+            foreseen: 0,
+            ready: Vec::new(),
+            shown: None,
+            each: OBJECTS_FIRST,
+        }
+    }
 }
 
 /// A directory that was listed.
@@ -178,6 +205,8 @@ pub(super) struct Ready {
     found: Vec<FoundAhead>,
     /// Parts of directories among that.
     parts: usize,
+    /// How much of it was of use.
+    used: AtomicUsize,
 }
 
 #[derive(Debug)]
@@ -189,36 +218,62 @@ struct FoundAhead {
 }
 
 impl Ready {
+    fn new(dir: NodeId, ino: u64) -> Self {
+        Self { dir, ino, found: Vec::new(), parts: 0, used: AtomicUsize::new(0) }
+    }
+
     /// Returns what lies under a name of the listing. What a lower layer has there stays, as long as the upper has
     /// nothing; numbers begin anew when a listing is read again.
     pub(super) fn find(&self, number: u64, child: &Child<'_>) -> Option<&Found> {
         let at = self.found.binary_search_by_key(&number, |ahead| ahead.number).ok()?;
         let ahead = self.found.get(at)?;
-        (*ahead.name == *child.name && ahead.found.layer == child.top).then_some(&ahead.found)
+        let is_it = *ahead.name == *child.name && ahead.found.layer == child.top;
+        self.used.fetch_add(usize::from(is_it), Ordering::Relaxed);
+        is_it.then_some(&ahead.found)
     }
 }
 
 impl Walk {
-    /// Notes that the listing of a directory begins. Returns what is ready of it, and what need not be kept any more.
-    fn begin(&mut self, dir: NodeId, ino: u64) -> (Option<Ready>, Vec<Ready>) {
+    /// Notes that the listing of a directory begins: what is ready of it is to be shown. Returns what need not be kept
+    /// any more.
+    fn begin(&mut self, dir: NodeId, ino: u64) -> (Vec<Ready>, Option<Arc<Ready>>) {
+        let shown = self.shown.take();
+        if let Some(shown) = &shown {
+            self.learn(shown.used.load(Ordering::Relaxed), shown.found.len());
+        }
+        let at = self.ready.iter().position(|ready| ready.dir == dir);
+        self.shown = at.map(|at| Arc::new(self.ready.remove(at)));
         if let Some(again) = self.levels.iter().position(|level| level.dir == dir) {
             self.levels.truncate(again);
         } else if let Some(level) = (0..self.levels.len()).rev().find(|n| self.comes_in(*n, ino)) {
             self.levels.truncate(level + 1);
-            self.foreseen += 1;
+            // Who lists the same two again and again uses nothing.
+            if self.foreseen == 0 || self.shown.is_some() {
+                self.foreseen += 1;
+            }
         } else {
             self.levels.clear();
             self.foreseen = 0;
         }
         let order = self.levels.last().map(|level| level.order).unwrap_or_default();
+        if self.levels.len() == LEVELS_MAX {
+            self.levels.remove(0);
+        }
         self.levels.push(Level::new(dir, order));
-        let at = self.ready.iter().position(|ready| ready.dir == dir);
-        let ready = at.map(|at| self.ready.remove(at));
         let is_to_come = |ready: &Ready| self.levels.iter().any(|level| level.has_read(ready.ino));
         let all = std::mem::take(&mut self.ready).into_iter();
         let (kept, passed) = all.partition(is_to_come);
         self.ready = kept;
-        (ready, passed)
+        (passed, shown)
+    }
+
+    /// Looks up little more of the next directories than was of use, or more where all was.
+    fn learn(&mut self, used: usize, ready: usize) {
+        if used < ready {
+            self.each = (used + used / 8).max(OBJECTS_AT_ONCE);
+        } else if used >= self.each {
+            self.each = (2 * self.each).min(OBJECTS_EACH);
+        }
     }
 
     fn comes_in(&mut self, level: usize, ino: u64) -> bool {
@@ -285,21 +340,25 @@ impl Walk {
 }
 
 impl Ahead {
-    /// Notes that the listing of a directory begins, and returns what is ready of it.
-    pub(super) fn begin(&self, node: &Node) -> Option<Ready> {
+    /// Returns what is ready of a directory that is listed, and notes it where the listing begins.
+    pub(super) fn ready(&self, node: &Node, offset: u64) -> Option<Arc<Ready>> {
         if !self.used.load(Ordering::Relaxed) {
             return None;
         }
         let mut walk = self.walk.lock();
-        let (ready, passed) = walk.begin(node.id, node.ino);
-        let reading = self.reading.load(Ordering::Relaxed);
-        if !walk.levels.iter().any(|level| level.has_read(reading)) {
-            self.reading.store(NOTHING, Ordering::Relaxed);
+        let mut passed = None;
+        if offset == 0 {
+            passed = Some(walk.begin(node.id, node.ino));
+            let reading = self.reading.load(Ordering::Relaxed);
+            if !walk.levels.iter().any(|level| level.has_read(reading)) {
+                self.reading.store(NOTHING, Ordering::Relaxed);
+            }
         }
+        let shown = walk.shown.clone().filter(|shown| shown.dir == node.id);
         drop(walk);
-        // With no lock held, as that closes handles.
+        // Not with the walk locked, as that closes handles.
         drop(passed);
-        ready
+        shown
     }
 
     /// Notes that the listing of a directory showed directories, by number and name, and whether it is at its end.
@@ -309,12 +368,23 @@ impl Ahead {
         }
     }
 
-    /// Returns the number of the directory to be read next.
-    fn next(&self, parts_max: usize) -> Option<u64> {
+    /// Returns the number of the directory to be read next, and how many objects of it.
+    fn next(&self, parts_max: usize) -> Option<(u64, usize)> {
         let mut walk = self.walk.lock();
+        // Whoever sets it anew has changed what is seen here, or finds somebody who looks again.
+        self.due.store(false, Ordering::Release);
         let next = walk.next(parts_max);
         self.reading.store(next.unwrap_or(NOTHING), Ordering::Relaxed);
-        next
+        next.map(|ino| (ino, walk.each))
+    }
+
+    /// Gives all up: nobody walks any more.
+    fn end(&self) {
+        let mut walk = self.walk.lock();
+        self.reading.store(NOTHING, Ordering::Relaxed);
+        let ended = std::mem::take(&mut *walk);
+        drop(walk);
+        drop(ended);
     }
 }
 
@@ -332,52 +402,57 @@ impl Union {
         let Some(_reader) = ahead.reader.try_lock() else { return };
         // A share of the handles that are kept, so that those read first are still open when they are used.
         let parts_max = self.handles.bound() / 4 * 3;
-        // Not for as long as the walk goes on: the thread is to notice when the mount ends.
+        // Not for as long as the walk goes on: the thread is to serve as well.
         for _ in 0..DIRS_MAX {
-            let Some(ino) = ahead.next(parts_max) else {
-                ahead.due.store(false, Ordering::Release);
-                return;
-            };
-            if let Err(error) = self.read_directory(ino, parts_max) {
+            let Some((ino, objects)) = ahead.next(parts_max) else { return };
+            if let Err(error) = self.read_directory(ino, objects, parts_max) {
                 // Whoever lists it is told.
                 tracing::debug!(%error, "not read ahead");
             }
         }
+        ahead.due.store(true, Ordering::Release);
     }
 
-    fn read_directory(&self, ino: u64, parts_max: usize) -> Result<()> {
+    /// Ends what [`Union::read_ahead`] does in another thread.
+    pub fn end_reading_ahead(&self) {
+        self.ahead.end();
+    }
+
+    fn read_directory(&self, ino: u64, objects: usize, parts_max: usize) -> Result<()> {
         let Some(pin) = self.pin_by_number(ino) else { return Ok(()) };
         let dir = lock::directory(&pin.node)?;
         let listed = self.listed.load(Ordering::Relaxed);
         if pin.node.place.read().gone || listed > super::LISTED_MAX / 2 {
             return Ok(());
         }
-        let (mut objects, mut parts) = (0, 0);
-        let mut from = Some(0);
-        while let Some(first) = from.take() {
-            let names = self.names_listed(dir)?;
+        let (mut first, mut left, mut parts) = (0, objects, 0);
+        while left > 0 && parts < parts_max {
+            let names = self.names_up_to(dir, NAMES_MAX)?;
             let Some(listing) = &names.listing else { return Ok(()) };
-            let mut read = Ready { dir: pin.node.id, ino, found: Vec::new(), parts: 0 };
-            let mut has_dirs = false;
-            for (number, child) in listing.children_from(first).take(OBJECTS_AT_ONCE) {
+            let mut read = Ready::new(pin.node.id, ino);
+            let (mut seen, mut has_dirs) = (0, false);
+            for (number, child) in listing.children_from(first).take(OBJECTS_AT_ONCE.min(left)) {
                 // Whoever lists it now looks it up as well.
                 if self.ahead.reading.load(Ordering::Relaxed) != ino {
                     return Ok(());
                 }
-                from = Some(number + 1);
-                has_dirs |= child.kind == FileType::Directory;
-                let is_full = objects + read.found.len() >= OBJECTS_EACH;
-                if child.top == UPPER || is_full || parts + read.parts >= parts_max {
-                    continue;
+                if parts + read.parts >= parts_max {
+                    break;
                 }
-                if let Ok(Some(found)) = self.find_child(dir, &child) {
+                first = number + 1;
+                seen += 1;
+                has_dirs |= child.kind == FileType::Directory;
+                if child.top != UPPER
+                    && let Ok(Some(found)) = self.find_child(dir, &child)
+                {
                     read.parts += child.parts.len();
                     read.found.push(FoundAhead { number, name: child.name.into(), found });
                 }
             }
-            objects += read.found.len();
+            left = if seen < OBJECTS_AT_ONCE { 0 } else { left - seen };
             parts += read.parts;
             let unused = self.ahead.walk.lock().keep(read, has_dirs);
+            drop(names);
             drop(unused);
         }
         Ok(())
@@ -415,11 +490,14 @@ mod tests {
     fn read(walk: &mut Walk, has_dirs: bool) -> Vec<u64> {
         let next = || {
             let ino = walk.next(1000)?;
-            let ready = Ready { dir: NodeId(ino), ino, found: Vec::new(), parts: 0 };
-            assert!(walk.keep(ready, has_dirs).is_none());
+            assert!(walk.keep(Ready::new(NodeId(ino), ino), has_dirs).is_none());
             Some(ino)
         };
         std::iter::from_fn(next).collect()
+    }
+
+    fn shown(walk: &Walk) -> Option<u64> {
+        walk.shown.as_ref().map(|ready| ready.ino)
     }
 
     fn step(walk: &mut Walk, ino: u64) -> bool {
@@ -460,17 +538,56 @@ mod tests {
         let mut dirs = 0..;
         for expected in [&[1, 2][..], &[3, 4, 5], &[6, 7, 8], &[9, 10, 11], &[12]] {
             let ino = dirs.next().unwrap();
-            let (ready, passed) = walk.begin(NodeId(ino), ino);
-            assert_eq!((ready.map(|ready| ready.ino), passed.len()), ((ino > 0).then_some(ino), 0));
+            let (passed, _) = walk.begin(NodeId(ino), ino);
+            assert_eq!((shown(&walk), passed.len()), ((ino > 0).then_some(ino), 0));
             assert_eq!(read(&mut walk, false), expected);
         }
         // Some are passed by.
-        let (ready, passed) = walk.begin(NodeId(7), 7);
-        assert_eq!((ready.unwrap().ino, passed.len()), (7, 2));
+        let (passed, _) = walk.begin(NodeId(7), 7);
+        assert_eq!((shown(&walk), passed.len()), (Some(7), 2));
         assert_eq!(read(&mut walk, false), [13, 14, 15]);
         // Something else altogether.
-        let (ready, passed) = walk.begin(NodeId(77), 77);
-        assert!(ready.is_none() && passed.len() == DIRS_MAX && read(&mut walk, false).is_empty());
+        let (passed, _) = walk.begin(NodeId(77), 77);
+        assert!(shown(&walk).is_none() && passed.len() == DIRS_MAX);
+        assert!(read(&mut walk, false).is_empty());
+    }
+
+    #[test]
+    fn two_directories_listed_again_and_again_are_no_walk() {
+        let names = ["a"; 30];
+        let mut walk = walk(&names);
+        for _ in 0..9 {
+            list(&mut walk, TOP, 100, &names, 0);
+            assert!(step(&mut walk, 0));
+            assert_eq!(read(&mut walk, false), [1, 2]);
+        }
+    }
+
+    #[test]
+    fn a_deep_walk_remembers_the_innermost() {
+        let mut walk = Walk::default();
+        for depth in 0..1000 {
+            let dir = NodeId(depth);
+            list(&mut walk, dir, depth, &["a", "b"], depth + 1);
+        }
+        assert_eq!(walk.levels.len(), LEVELS_MAX);
+        assert!(step(&mut walk, 1001));
+    }
+
+    #[test]
+    fn as_much_is_looked_up_as_is_of_use() {
+        let mut walk = walk(&[]);
+        let mut shows = |ready, used| {
+            walk.learn(used, ready);
+            walk.each
+        };
+        assert_eq!(shows(10, 10), OBJECTS_FIRST);
+        assert_eq!(shows(192, 192), 384);
+        assert_eq!(shows(384, 384), OBJECTS_EACH);
+        assert_eq!(shows(512, 184), 207);
+        assert_eq!(shows(207, 184), 207);
+        assert_eq!(shows(207, 25), 28);
+        assert_eq!(shows(28, 0), OBJECTS_AT_ONCE);
     }
 
     #[test]
@@ -568,6 +685,44 @@ mod tests {
         assert_eq!(shown, expected);
         let (_, below) = list_all(&union, subdirs[0]);
         assert_eq!(below.keys().collect::<Vec<_>>(), ["below"]);
+    }
+
+    // What is in no listing yet is read as far as is worth it, and not at all once the mount is gone.
+    #[test]
+    fn what_nobody_asked_for_is_bounded() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("l/top");
+        for sub in ["a", "b", "c", "d"] {
+            std::fs::create_dir_all(path.join(sub)).unwrap();
+        }
+        // As many files, in the order of the listing.
+        let subs = std::fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path());
+        for (sub, count) in subs.zip([1, NAMES_MAX + 1, 300, 1]) {
+            std::fs::File::create(sub.join("0")).unwrap();
+            for name in 1..count {
+                std::fs::hard_link(sub.join("0"), sub.join(name.to_string())).unwrap();
+            }
+        }
+        let union = super::super::testing::open_in(dir.path(), |_| ());
+        union.read_ahead();
+        let top = union.lookup(NodeId::ROOT, b"top").unwrap().unwrap().node;
+        let (dirs, _) = list_all(&union, top);
+        let is_listed = |dir: NodeId| {
+            union.node(dir).unwrap().dir.as_ref().unwrap().names.read().listing.is_some()
+        };
+        let ready = |dir: NodeId| {
+            let walk = union.ahead.walk.lock();
+            walk.ready.iter().find(|ready| ready.dir == dir).map(|ready| ready.found.len())
+        };
+        list_all(&union, dirs[0]);
+        union.read_ahead();
+        assert_eq!((ready(dirs[1]), is_listed(dirs[1])), (None, false), "too many names");
+        assert_eq!((ready(dirs[2]), is_listed(dirs[2])), (Some(OBJECTS_FIRST), true));
+
+        list_all(&union, dirs[2]);
+        union.end_reading_ahead();
+        union.read_ahead();
+        assert_eq!((ready(dirs[3]), is_listed(dirs[3])), (None, false), "nobody is there any more");
     }
 
     // A listing that is read again numbers its names anew.

@@ -337,7 +337,7 @@ impl Union {
     pub(super) fn attr_from(&self, node: &Node, stat: &Statx) -> Attr {
         let nlink = match (&node.dir, node.links.get()) {
             _ if node.place.read().gone => 0,
-            (Some(dir), _) if self.static_nlink || dir.is_merged() => 1,
+            (Some(dir), _) if self.static_nlink || dir.was_merged() => 1,
             (None, Some(links)) => links.lock().count,
             _ => stat.stx_nlink,
         };
@@ -607,7 +607,7 @@ impl Union {
             .at("chmod", || "a file in upper")?;
         }
         // Capabilities may be left where the filesystem does not know them as such.
-        if kept & (libc::S_ISUID | libc::S_ISGID) == 0 && self.form(UPPER).is_none() {
+        if kept & sys::stat::SETIDS == 0 && self.form(UPPER).is_none() {
             node.known.found_unprivileged(since);
         }
         Ok(kept != mode & 0o7777)

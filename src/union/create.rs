@@ -445,7 +445,7 @@ impl Union {
             part.now_unmarked();
             parts.push(part);
         }
-        let unprivileged = u32::from(stat.stx_mode) & 0o6000 == 0;
+        let unprivileged = u32::from(stat.stx_mode) & sys::stat::SETIDS == 0;
         let identity = Identity::of(self.numbers.of(object.0, object.1));
         let found = Found { stat, layer: UPPER, parts };
         let entered = self.enter_as(parent, name, found, identity)?;

@@ -300,7 +300,7 @@ impl Union {
         let stat = sys::stat::of(&data.file)
             .and_then(|stat| self.seen_in_upper(Target::Open(data.file.as_fd()), stat))
             .at("statx", context)?;
-        if u32::from(stat.stx_mode) & (libc::S_ISUID | libc::S_ISGID) == 0 {
+        if u32::from(stat.stx_mode) & sys::stat::SETIDS == 0 {
             node.known.found_unprivileged(since);
         }
         Ok(())

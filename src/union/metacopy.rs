@@ -305,7 +305,7 @@ fn restore(file: BorrowedFd<'_>, stat: &Statx, capability: Option<&[u8]>) -> Res
             .at("setxattr", || A_FILE)?;
     }
     let mode = u32::from(stat.stx_mode);
-    if mode & (libc::S_ISUID | libc::S_ISGID) != 0 {
+    if mode & sys::stat::SETIDS != 0 {
         sys::name::chmod_handle(file, mode).at("chmod", || A_FILE)?;
     }
     sys::name::set_times_handle(file, &times_of(stat)).at("utimensat", || A_FILE)

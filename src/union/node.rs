@@ -338,6 +338,11 @@ impl Dir {
     pub(crate) fn is_merged(&self) -> bool {
         self.lowers().len() + usize::from(self.upper.get().is_some()) > 1
     }
+
+    /// It was found with more than one layer's part. Unlike [`Dir::is_merged`] this does not change by being listed.
+    pub(crate) fn was_merged(&self) -> bool {
+        self.is_merged() || self.lowers.len() > 1 && !self.sealed.load(Ordering::Acquire)
+    }
 }
 
 impl Node {

@@ -16,8 +16,10 @@ pub(super) fn pieces<T>(items: &[T]) -> std::slice::Chunks<'_, T> {
 
 /// Returns what `work` makes of each item, in order. Where there are many a second thread does half of them.
 pub(super) fn each<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
-    let shared = items.len() >= PARTS_MIN && sys::process::cpus() > 1;
-    let (own, others) = items.split_at(if shared { items.len() / 2 } else { items.len() });
+    if items.len() < PARTS_MIN || sys::process::cpus() == 1 {
+        return items.iter().map(work).collect();
+    }
+    let (own, others) = items.split_at(items.len() / 2);
     let help = || {
         if let Err(errno) = sys::process::unbind() {
             tracing::debug!(%errno, "a helper stays on the CPU of its caller");
@@ -25,12 +27,12 @@ pub(super) fn each<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> R + Sync)
         others.iter().map(&work).collect::<Vec<_>>()
     };
     std::thread::scope(|scope| {
-        let start = || std::thread::Builder::new().name("helper".into()).spawn_scoped(scope, help);
-        let helper = if shared { start().ok() } else { None };
+        let helper = std::thread::Builder::new().name("helper".into()).spawn_scoped(scope, help);
         let mut done: Vec<_> = own.iter().map(&work).collect();
         done.extend(match helper {
-            Some(helper) => helper.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
-            None => others.iter().map(&work).collect(),
+            Ok(helper) => helper.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+            // No thread is to be had.
+            Err(_) => others.iter().map(&work).collect(),
         });
         done
     })

@@ -115,32 +115,53 @@ impl Union {
 
     /// Returns the names of a directory for reading, always complete.
     pub(super) fn names_listed<'a>(&self, dir: &'a Dir) -> Result<RwLockReadGuard<'a, Names>> {
+        self.names_up_to(dir, usize::MAX)
+    }
+
+    /// Like [`Union::names_listed`], for names that nobody asked for yet.
+    ///
+    /// # Errors
+    /// `E2BIG` if a part has more than `most`.
+    pub(super) fn names_up_to<'a>(
+        &self,
+        dir: &'a Dir,
+        most: usize,
+    ) -> Result<RwLockReadGuard<'a, Names>> {
         let names = dir.names.read();
         if names.listing.is_some() {
             return Ok(names);
         }
         drop(names);
         let mut names = dir.names.write();
-        self.load(dir, &mut names)?;
+        self.load_up_to(dir, &mut names, most)?;
         Ok(RwLockWriteGuard::downgrade(names))
     }
 
     /// Reads the names of all parts, if that was not done before.
     pub(super) fn load<'a>(&self, dir: &Dir, names: &'a mut Names) -> Result<&'a mut Listing> {
+        self.load_up_to(dir, names, usize::MAX)
+    }
+
+    fn load_up_to<'a>(
+        &self,
+        dir: &Dir,
+        names: &'a mut Names,
+        most: usize,
+    ) -> Result<&'a mut Listing> {
         if names.listing.is_none() {
-            let listing = self.read_parts(dir)?;
+            let listing = self.read_parts(dir, most)?;
             self.listed.fetch_add(listing.weight(), Ordering::Relaxed);
             names.listing = Some(Box::new(listing));
         }
         names.listing.as_deref_mut().ok_or_else(|| Errno::IO.into())
     }
 
-    fn read_parts(&self, dir: &Dir) -> Result<Listing> {
+    fn read_parts(&self, dir: &Dir, most: usize) -> Result<Listing> {
         let mut drafts: Vec<Draft> = Vec::new();
         let mut positions: HashTable<usize> = HashTable::new();
         let hasher = RandomState::new();
         let all: Vec<_> = dir.parts().collect();
-        let read = |piece| parts::each(piece, |part: &&Arc<layer::Dir>| read_part(part));
+        let read = |piece| parts::each(piece, |part: &&Arc<layer::Dir>| read_part(part, most));
         let reads = parts::pieces(&all).flat_map(|piece| piece.iter().copied().zip(read(piece)));
         for (part, read) in reads {
             let (found, is_last) = read?;
@@ -274,7 +295,7 @@ impl Union {
         };
         let mut aliases = Vec::new();
         let mut dirs = Vec::new();
-        let ready = if offset == 0 { self.ahead.begin(&node) } else { None };
+        let ready = self.ahead.ready(&node, offset);
         let mut rest = listing.children_from(offset.saturating_sub(2)).peekable();
         let at_end = rest.peek().is_none();
         for (number, child) in rest {
@@ -428,8 +449,8 @@ type Found = (Box<[u8]>, Fact, FileType, u64);
 const MARK_ONLY: u64 = 0;
 
 /// Reads the names of one part, with whiteouts of every form turned into facts; tells whether one of them is the mark
-/// that hides all beneath.
-fn read_part(part: &Arc<layer::Dir>) -> Result<(Vec<Found>, bool)> {
+/// that hides all beneath. `E2BIG` if there are more than `most`.
+fn read_part(part: &Arc<layer::Dir>, most: usize) -> Result<(Vec<Found>, bool)> {
     let mut found: Vec<Found> = Vec::new();
     let mut is_opaque = false;
     // Names with a `.wh.` file beside them.
@@ -438,6 +459,9 @@ fn read_part(part: &Arc<layer::Dir>) -> Result<(Vec<Found>, bool)> {
     part.list(|name, inode, kind| {
         if part.layer.is_leftover(name) {
             return Ok(());
+        }
+        if found.len() + marked.len() >= most {
+            return Err(Errno::TOOBIG);
         }
         is_opaque |= name == marks::OPAQUE_NAME;
         if let Some(hidden) = marks::whiteout_target(name) {
@@ -498,6 +522,6 @@ fn read_part(part: &Arc<layer::Dir>) -> Result<(Vec<Found>, bool)> {
 
 /// Tells whether a directory holds nothing but whiteouts and marks, by what is on the disk now.
 pub(super) fn shows_nothing(part: &Arc<layer::Dir>) -> Result<bool> {
-    let (found, _) = read_part(part)?;
+    let (found, _) = read_part(part, usize::MAX)?;
     Ok(found.iter().all(|(_, fact, ..)| matches!(fact, Fact::Absent | Fact::Whiteout)))
 }

@@ -689,3 +689,48 @@ fn the_pool_grows_while_all_wait_and_shrinks_again() {
     drop(kernel);
     server.join().unwrap().unwrap();
 }
+
+/// A session that rests until the mount is gone.
+#[derive(Default)]
+struct Resting {
+    ended: Mutex<bool>,
+    changed: Condvar,
+}
+
+impl Serve for Arc<Resting> {
+    fn serve<'a>(&self, bytes: &[u8], reply: &'a mut Reply) -> Option<&'a [u8]> {
+        let (header, _) = decode(bytes, true).unwrap();
+        reply.clear();
+        Some(reply.finish(header.unique))
+    }
+
+    fn take_back(&self, _reply: &mut Reply) {}
+
+    fn rest(&self) {
+        let mut ended = self.ended.lock();
+        let bound = Duration::from_secs(20);
+        self.changed.wait_while_for(&mut ended, |ended| !*ended, bound);
+    }
+
+    fn end(&self) {
+        *self.ended.lock() = true;
+        self.changed.notify_all();
+    }
+}
+
+/// Who rests is told that the mount is gone, by another thread that finds it so.
+#[test]
+fn nobody_rests_longer_than_the_mount_is_there() {
+    let (device, kernel) = sockets();
+    let kernel = Kernel(kernel);
+    let session = Arc::new(Resting::default());
+    let resting = Arc::clone(&session);
+    let server = std::thread::spawn(move || {
+        let groups = vec![Group::new(Source::Device, 2, 2)];
+        pool::run("rest", resting, BUFFER, Arc::new(device), groups, || ())
+    });
+    kernel.ask(&request(op::GETATTR, 1, 1, &sample(op::GETATTR)));
+    drop(kernel);
+    server.join().unwrap().unwrap();
+    assert!(*session.ended.lock());
+}

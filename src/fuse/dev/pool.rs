@@ -38,6 +38,9 @@ pub(super) trait Serve: Send + Sync + 'static {
 
     /// Does what nobody waits for, after an answer, while other threads serve. Must not panic.
     fn rest(&self) {}
+
+    /// Ends what another thread does by [`Serve::rest`], as the mount is gone.
+    fn end(&self) {}
 }
 
 /// Where workers take requests from.
@@ -269,6 +272,7 @@ impl<S: Serve> Pool<S> {
                 return Ok(true);
             }
         }
+        self.session.end();
         Ok(false)
     }
 

@@ -76,6 +76,10 @@ impl Serve for Session {
         self.dispatch.read_ahead();
     }
 
+    fn end(&self) {
+        self.dispatch.end_reading_ahead();
+    }
+
     fn take_back(&self, reply: &mut Reply) {
         let Gives { lookup, open, open_dir, listed } = std::mem::take(&mut reply.gives);
         // What cannot be taken back was logged, and there is nobody to tell.

@@ -88,6 +88,11 @@ impl Dispatcher {
             self.panicked("read_ahead", &*panic);
         }
     }
+
+    /// Ends that in another thread.
+    pub(in super::super) fn end_reading_ahead(&self) {
+        self.union.end_reading_ahead();
+    }
 }
 
 /// Forgets the failure of a listing that has entries to show.

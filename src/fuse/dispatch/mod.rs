@@ -24,6 +24,7 @@ use crate::error::{Errno, Error, Result};
 use crate::idmap::OuterId;
 use crate::options::IoMode;
 use crate::sys::process::may_keep_setuid;
+use crate::sys::stat::SETIDS;
 use crate::union::{
     Attr, Caller, Entry, NodeId, RenameFlags, SetAttr, SetTime, StatVfs, Union, Writer,
 };
@@ -68,9 +69,6 @@ pub(super) struct Dispatcher {
     /// How long the kernel may keep what it is told of a name.
     pub(super) valid: Duration,
 }
-
-/// What a program runs with another's rights by.
-const SETIDS: u32 = libc::S_ISUID | libc::S_ISGID;
 
 /// Who changes attributes, where the kernel leaves setuid and setgid to us.
 #[derive(Clone, Copy, Debug)]
