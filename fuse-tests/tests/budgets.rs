@@ -252,8 +252,8 @@ fn a_walk_is_read_ahead() {
 #[test]
 fn reading_ahead_is_worth_it() {
     needs_counts!();
-    const DIRS: usize = 12;
-    const FILES: usize = 600;
+    const DIRS: usize = 8;
+    const FILES: usize = 300;
     let c = mounted(|c| {
         for dir in 0..DIRS {
             for file in 0..FILES {
