@@ -11,7 +11,7 @@ use std::sync::Mutex;
 
 use fuse_tests::case::{Case, forget_all, gone, names, put, sh, text};
 use fuse_tests::trace::{Counts, count, no_counts, with_faults};
-use fuse_tests::{needs_root, skip};
+use fuse_tests::{env, needs_root, skip};
 use rustix::fs::{Mode, OFlags, Timespec, Timestamps};
 
 /// One test at a time: what one makes the kernel forget, another would count.
@@ -21,10 +21,18 @@ macro_rules! needs_counts {
     () => {
         let _alone = ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         needs_root!();
-        if let Some(reason) = no_counts() {
+        if let Some(reason) = no_counts().or_else(other_mode) {
             skip!("{reason}");
         }
     };
+}
+
+/// Why a mount costs something else, if so.
+fn other_mode() -> Option<String> {
+    let options = env::extra_options();
+    let is_other =
+        options.contains("writeback") || options.replace("io=noopen", "").contains("io=");
+    is_other.then(|| format!("budgets are those of io=noopen, not of {options}"))
 }
 
 /// Two lower layers with a merged directory, one that each layer has alone, and a mount that has told the kernel what
