@@ -256,7 +256,7 @@ fn a_walk_is_read_ahead() {
     }
 }
 
-// Nor is more looked up ahead than an answer has, when nothing else is used.
+// Not much more is looked up ahead than an answer has, when nothing else is used.
 #[test]
 fn reading_ahead_is_worth_it() {
     needs_counts!();

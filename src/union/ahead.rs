@@ -6,8 +6,8 @@
 //! directories are merged, and what they show is looked up.
 //!
 //! What was read ahead may be shown, because lower layers do not change and the listing tells what the upper has: what its
-//! numbers have come to stand for in the upper is not taken from here. It is kept until another directory is listed: one
-//! that was not foreseen, or the one after its own.
+//! numbers have come to stand for in the upper is not taken from here. It is kept until its directory has been listed, or
+//! one is that was not foreseen.
 //!
 //! Locks: `Ahead::reader` is held over the calls of whoever reads ahead, and tried only. `Ahead::walk` is a leaf.
 
@@ -39,7 +39,7 @@ const OBJECTS_FIRST: usize = 208;
 /// Objects looked up before others may change the directory.
 const OBJECTS_AT_ONCE: usize = 16;
 
-/// Names in each part of a directory that is read ahead at most: who needs it waits meanwhile.
+/// Names of a directory that is read ahead, about: who needs it waits meanwhile.
 const NAMES_MAX: usize = 8192;
 
 /// Directories above the one listed last that are remembered.
@@ -73,11 +73,11 @@ pub(super) struct Ahead {
 struct Walk {
     /// The directory listed last, and the ones above it that the walk came through, topmost first.
     levels: Vec<Level>,
-    /// Not 0 while directories are listed as foreseen: how many found something ready, and one.
+    /// 0 if the last directory was not foreseen; else one more than the directories that found something ready.
     foreseen: usize,
     ready: Vec<Ready>,
     /// What was ready of the directory listed last.
-    shown: Option<Arc<Ready>>,
+    current: Option<Arc<Ready>>,
     /// Objects of one directory that are looked up.
     each: usize,
 }
@@ -88,7 +88,7 @@ impl Default for Walk {
             levels: Vec::new(),
             foreseen: 0,
             ready: Vec::new(),
-            shown: None,
+            current: None,
             each: OBJECTS_FIRST,
         }
     }
@@ -237,18 +237,18 @@ impl Walk {
     /// Notes that the listing of a directory begins: what is ready of it is to be shown. Returns what need not be kept
     /// any more.
     fn begin(&mut self, dir: NodeId, ino: u64) -> (Vec<Ready>, Option<Arc<Ready>>) {
-        let shown = self.shown.take();
+        let shown = self.current.take();
         if let Some(shown) = &shown {
             self.learn(shown.used.load(Ordering::Relaxed), shown.found.len());
         }
         let at = self.ready.iter().position(|ready| ready.dir == dir);
-        self.shown = at.map(|at| Arc::new(self.ready.remove(at)));
+        self.current = at.map(|at| Arc::new(self.ready.remove(at)));
         if let Some(again) = self.levels.iter().position(|level| level.dir == dir) {
             self.levels.truncate(again);
         } else if let Some(level) = (0..self.levels.len()).rev().find(|n| self.comes_in(*n, ino)) {
             self.levels.truncate(level + 1);
             // Who lists the same two again and again uses nothing.
-            if self.foreseen == 0 || self.shown.is_some() {
+            if self.foreseen == 0 || self.current.is_some() {
                 self.foreseen += 1;
             }
         } else {
@@ -354,7 +354,7 @@ impl Ahead {
                 self.reading.store(NOTHING, Ordering::Relaxed);
             }
         }
-        let shown = walk.shown.clone().filter(|shown| shown.dir == node.id);
+        let shown = walk.current.clone().filter(|shown| shown.dir == node.id);
         drop(walk);
         // Not with the walk locked, as that closes handles.
         drop(passed);
@@ -371,7 +371,7 @@ impl Ahead {
     /// Returns the number of the directory to be read next, and how many objects of it.
     fn next(&self, parts_max: usize) -> Option<(u64, usize)> {
         let mut walk = self.walk.lock();
-        // Whoever sets it anew has changed what is seen here, or finds somebody who looks again.
+        // Before, so that whoever changes what is seen here sets it anew; the next answer picks that up at the latest.
         self.due.store(false, Ordering::Release);
         let next = walk.next(parts_max);
         self.reading.store(next.unwrap_or(NOTHING), Ordering::Relaxed);
@@ -451,6 +451,10 @@ impl Union {
             }
             left = if seen < OBJECTS_AT_ONCE { 0 } else { left - seen };
             parts += read.parts;
+            if left == 0 || parts >= parts_max {
+                let is_dir = |(_, child): (u64, Child<'_>)| child.kind == FileType::Directory;
+                has_dirs |= listing.children_from(first).any(is_dir);
+            }
             let unused = self.ahead.walk.lock().keep(read, has_dirs);
             drop(names);
             drop(unused);
@@ -497,7 +501,7 @@ mod tests {
     }
 
     fn shown(walk: &Walk) -> Option<u64> {
-        walk.shown.as_ref().map(|ready| ready.ino)
+        walk.current.as_ref().map(|ready| ready.ino)
     }
 
     fn step(walk: &mut Walk, ino: u64) -> bool {
@@ -553,7 +557,7 @@ mod tests {
     }
 
     #[test]
-    fn two_directories_listed_again_and_again_are_no_walk() {
+    fn a_walk_that_uses_nothing_gets_no_more() {
         let names = ["a"; 30];
         let mut walk = walk(&names);
         for _ in 0..9 {

@@ -121,7 +121,7 @@ impl Union {
     /// Like [`Union::names_listed`], for names that nobody asked for yet.
     ///
     /// # Errors
-    /// `E2BIG` if a part has more than `most`.
+    /// `E2BIG` if there are more than `most`.
     pub(super) fn names_up_to<'a>(
         &self,
         dir: &'a Dir,
@@ -165,6 +165,9 @@ impl Union {
         let reads = parts::pieces(&all).flat_map(|piece| piece.iter().copied().zip(read(piece)));
         for (part, read) in reads {
             let (found, is_last) = read?;
+            if drafts.len() > most {
+                return Err(Errno::TOOBIG.into());
+            }
             for (name, fact, kind, inode) in found {
                 let known = (all.len() > 1).then(|| {
                     let hash = |draft: Option<&Draft>| hasher.hash_one(draft.map(|it| &*it.name));
