@@ -1000,6 +1000,9 @@ fn an_ordinary_user_mounts_and_unmounts() {
     if env::is_other_program() {
         fuse_tests::skip!("another program has no `unmount`");
     }
+    if env::extra_options().contains("io=passthrough") {
+        fuse_tests::skip!("io=passthrough is refused to an ordinary user");
+    }
     let stage = Stage::new();
     let program = stage.path("lamina");
     env::copy_program(env::program(), &program);
