@@ -746,6 +746,7 @@ fn only_marks_that_mean_something_are_written() {
 // The listing finds the mark that leaves one part of two, which was one directory of several all the same.
 #[test]
 fn listing_a_directory_does_not_change_its_link_count() {
+    needs_root!();
     let mut c = Case::new(2);
     put(c.l(1, "d/low"), "x");
     put(c.l(0, "d/.wh..wh..opq"), "");
