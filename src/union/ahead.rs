@@ -42,7 +42,7 @@ const OBJECTS_AT_ONCE: usize = 16;
 /// Names of a directory that is read ahead, about: who needs it waits meanwhile.
 const NAMES_MAX: usize = 8192;
 
-/// Directories above the one listed last that are remembered.
+/// Directories that are remembered as listed: the last one, and those above it.
 const LEVELS_MAX: usize = 64;
 
 /// So many directories of one tell in what order the others come.
